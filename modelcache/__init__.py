@@ -1,0 +1,73 @@
+"""modelcache: a multiprocess cache for machine-learning models with crash-safe writes.
+
+``path = modelcache.get("https://host/model.onnx", digest="sha256:…")`` for scripts, `Cache` for programs.
+Names are loaded when they are first used: importing the package costs next to nothing.
+"""
+
+TYPE_CHECKING = False  # typing takes 10 ms to import; type checkers take this name for its constant.
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .api import aget as aget
+    from .api import aget_many as aget_many
+    from .api import close as close
+    from .api import entries as entries
+    from .api import get as get
+    from .api import get_many as get_many
+    from .api import health as health
+    from .api import lookup as lookup
+    from .api import prewarm as prewarm
+    from .api import put as put
+    from .api import stats as stats
+    from .api import verify as verify
+    from .cache import Cache as Cache
+    from .config import RetryPolicy as RetryPolicy
+    from .config import Timeout as Timeout
+    from .digest import Digest as Digest
+    from .errors import ModelCacheError as ModelCacheError
+    from .events import Event as Event
+    from .records import Entry as Entry
+    from .report import Health as Health
+    from .report import Stats as Stats
+    from .sources.http import HttpSource as HttpSource
+
+_HOMES = {
+    "Cache": "cache",
+    "Digest": "digest",
+    "Entry": "records",
+    "Event": "events",
+    "Health": "report",
+    "HttpSource": "sources.http",
+    "ModelCacheError": "errors",
+    "RetryPolicy": "config",
+    "Stats": "report",
+    "Timeout": "config",
+    "aget": "api",
+    "aget_many": "api",
+    "close": "api",
+    "entries": "api",
+    "get": "api",
+    "get_many": "api",
+    "health": "api",
+    "lookup": "api",
+    "prewarm": "api",
+    "put": "api",
+    "stats": "api",
+    "verify": "api",
+}
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> "Any":
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> "list[str]":
+    return [*globals(), *_HOMES]

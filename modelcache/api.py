@@ -1,0 +1,134 @@
+"""The module-level functions: those of one `Cache` that a process shares, for scripts.
+
+The default cache is made when it is first needed, from the environment at that time. A program that needs other
+settings, or two caches, makes its own `Cache`.
+"""
+
+import os
+
+from . import hit, layout, reference
+
+TYPE_CHECKING = False  # typing takes 10 ms to import; type checkers take this name for its constant.
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from .cache import Cache, RefLike
+    from .intake import Content
+    from .records import Entry
+    from .report import Health, Stats
+    from .verification import Finding, Report
+    from .warmup import PrewarmReport
+
+_default: "Cache | None" = None
+_asked = False
+
+
+def default_cache() -> "Cache":
+    """Return the cache behind the module-level functions."""
+    global _default
+    if _default is None:
+        from .cache import Cache
+
+        # Two threads may both come here first: one of the two objects stays, and both are the same directory.
+        _default = Cache()
+    return _default
+
+
+def get(
+    ref: "RefLike",
+    *,
+    digest: "str | None" = None,
+    mirrors: "Iterable[RefLike]" = (),
+    max_age: "float | None" = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    verify: str = "stat",
+) -> str:
+    """Return the path of the model *ref*, fetched if it is not here. See `Cache.get`."""
+    global _asked
+    if not _asked and digest is None and max_age is None and not force_download and verify == "stat":
+        # The first get of a process, as a rule its only one: a hit needs no Cache, which takes 20 ms to import.
+        _asked = True
+        root = layout.default_root(os.environ)
+        found = hit.look(root, reference.parse(ref).key) if hit.format_is_known(root) else None
+        if found is not None:
+            return found.path
+    return default_cache().get(
+        ref,
+        digest=digest,
+        mirrors=mirrors,
+        max_age=max_age,
+        local_files_only=local_files_only,
+        force_download=force_download,
+        verify=verify,
+    )
+
+
+async def aget(ref: "RefLike", **options: "Any") -> str:
+    """Do what `get` does without blocking the event loop. See `Cache.aget`."""
+    return await default_cache().aget(ref, **options)
+
+
+def get_many(refs: "Iterable[RefLike]", *, jobs: "int | None" = None, **options: "Any") -> "dict[str, str]":
+    """Return the paths of *refs* by ref. See `Cache.get_many`."""
+    return default_cache().get_many(refs, jobs=jobs, **options)
+
+
+async def aget_many(refs: "Iterable[RefLike]", *, jobs: "int | None" = None, **options: "Any") -> "dict[str, str]":
+    """Do what `get_many` does without blocking the event loop. See `Cache.aget_many`."""
+    return await default_cache().aget_many(refs, jobs=jobs, **options)
+
+
+def lookup(ref: "RefLike") -> "Entry | None":
+    """Return the entry of *ref*, None if it is not cached. See `Cache.lookup`."""
+    return default_cache().lookup(ref)
+
+
+def entries() -> "list[Entry]":
+    """Return every entry. See `Cache.entries`."""
+    return default_cache().entries()
+
+
+def put(content: "Content", *, name: str, digest: "str | None" = None) -> "Entry":
+    """Store *content* under *name*. See `Cache.put`."""
+    return default_cache().put(content, name=name, digest=digest)
+
+
+def verify(
+    *refs: "RefLike",
+    repair: bool = False,
+    jobs: "int | None" = None,
+    on_finding: "Callable[[Finding], object] | None" = None,
+) -> "Report":
+    """Read and hash what is cached. See `Cache.verify`."""
+    return default_cache().verify(*refs, repair=repair, jobs=jobs, on_finding=on_finding)
+
+
+def prewarm(
+    manifest: "RefLike",
+    *,
+    jobs: "int | None" = None,
+    locked: bool = False,
+    ready_file: "RefLike | None" = None,
+) -> "PrewarmReport":
+    """Get every model of *manifest*. See `Cache.prewarm`."""
+    return default_cache().prewarm(manifest, jobs=jobs, locked=locked, ready_file=ready_file)
+
+
+def health() -> "Health":
+    """Return whether the default cache can do its work. See `Cache.health`."""
+    return default_cache().health()
+
+
+def stats() -> "Stats":
+    """Return what the default cache has counted in this process. See `Cache.stats`."""
+    return default_cache().stats()
+
+
+def close() -> None:
+    """Close the default cache; the next call makes a new one."""
+    global _default, _asked
+    cache, _default, _asked = _default, None, False
+    if cache is not None:
+        cache.close()

@@ -1,0 +1,709 @@
+"""The cache: wires the parts below into the calls that users make, and owns their lifetimes. No algorithm of its own.
+
+A hit is answered from memory with one ``stat``. Memory is trusted for `MEMORY_S` seconds, then the record is read again, so
+that what another process refreshed or removed is seen here soon; an object that is gone is seen at once.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from time import monotonic, time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from . import hit, layout, reference
+from .config import RetryPolicy, Settings, Timeout
+from .digest import Digest
+from .errors import (
+    BatchError,
+    ClosedError,
+    EntryNotFoundError,
+    LocalNotFoundError,
+    ModelCacheError,
+    NetworkError,
+    PinnedError,
+    UsageError,
+)
+from .events import Event
+from .records import Entries, Entry
+from .reference import Ref
+from .report import Health, Stats
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from .fetch import Fetcher
+    from .flights import Flights
+    from .intake import Content
+    from .retry import Deadline
+    from .sources import Source
+    from .verification import Finding, Report
+    from .warmup import PrewarmReport, Wanted, Warmed
+
+MEMORY_S = 10.0
+_MEMORY_REFS_MAX = 65_536
+_VERIFY = ("stat", "full")
+RefLike = str | os.PathLike[str]
+
+
+class _Warm:
+    """A hit in memory. ``pinned_digest`` is what the caller asked for, if it was the full text."""
+
+    __slots__ = ("digest", "key", "mtime_ns", "path", "size", "until")
+
+    def __init__(self, entry: Entry) -> None:
+        self.key, self.digest, self.path = entry.key, entry.digest, entry.path
+        self.size, self.mtime_ns = entry.size, entry.mtime_ns
+        self.until = monotonic() + MEMORY_S
+
+
+class Cache:
+    """A cache of models in one directory, shared with every process that names the same directory.
+
+    Args:
+        root: The directory; made when something is first stored. Default: ``MODELCACHE_DIR``, then
+            ``$XDG_CACHE_HOME/modelcache``, then ``~/.cache/modelcache``.
+        sources: Instances that serve a scheme in place of the built-in or installed one, such as
+            ``HttpSource(headers={"Authorization": "Bearer …"})``.
+        retry: How often and how far apart a source is asked again.
+        timeout: Limits on connecting, reading, stalling and on the whole get.
+        lock_timeout: Longest wait for another process that fetches the same model, in seconds.
+        offline: Never open a connection. Default: ``MODELCACHE_OFFLINE`` or ``HF_HUB_OFFLINE``.
+        max_bandwidth: Limit on what all fetches of this object receive together, in bytes per second.
+        on_event: Called with each `Event`, in the thread that caused it.
+
+    The environment is read here, once. All methods may be called from any thread; a Cache may be used after a fork.
+
+    Raises:
+        ConfigurationError: An argument or a variable makes no sense.
+        FormatError: The root was written by a newer modelcache.
+    """
+
+    def __init__(
+        self,
+        root: RefLike | None = None,
+        *,
+        sources: Iterable[Source] | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: Timeout | None = None,
+        lock_timeout: float | None = None,
+        offline: bool | None = None,
+        max_bandwidth: int | None = None,
+        on_event: Callable[[Event], object] | None = None,
+    ) -> None:
+        settings = Settings.from_environment(os.environ)
+        self.root = layout.default_root(os.environ if root is None else {"MODELCACHE_DIR": os.fspath(root)})
+        self.offline = settings.offline if offline is None else offline
+        self._retry = retry or settings.retry
+        self._timeout = timeout or settings.timeout
+        self._lock_timeout = settings.lock_timeout if lock_timeout is None else lock_timeout
+        self._concurrency = settings.concurrency
+        self._bandwidth = max_bandwidth
+        self._listener = on_event
+        self._sources = tuple(sources or ())
+        if max_bandwidth is not None and max_bandwidth < 1:
+            raise UsageError(problem=f"max_bandwidth={max_bandwidth} makes no sense: bytes per second, from 1")
+        if not hit.format_is_known(self.root):
+            from .commit import check_format
+
+            check_format(self.root)
+        self._entries = Entries(self.root)
+        self._warm: dict[RefLike, _Warm] = {}
+        self._hits = 0
+        self._misses = 0
+        self._guard = threading.Lock()
+        self._swept = False
+        self._fetching: tuple[Fetcher, Flights[Entry]] | None = None
+        self._executor: tuple[int, ThreadPoolExecutor] | None = None
+        self._deadlines: weakref.WeakSet[Deadline] = weakref.WeakSet()
+        self._closed = False
+
+    # -- getting ---------------------------------------------------------------------------------------------------
+
+    def get(
+        self,
+        ref: RefLike,
+        *,
+        digest: str | None = None,
+        mirrors: Iterable[RefLike] = (),
+        max_age: float | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        verify: str = "stat",
+    ) -> str:
+        """Return the path of the model *ref*, fetched if it is not here.
+
+        Without *digest* the first use is trusted and recorded, and served from then on.
+
+        Args:
+            ref: A URL, a path, or a name that was put.
+            digest: What the content must be, ``sha256:<hex>``. A content that is here already is a hit, whatever its ref.
+            mirrors: Refs that are asked, in order, when *ref* cannot serve.
+            max_age: Ask the source whether the content has changed if it last confirmed it longer ago than this, in
+                seconds. A source that cannot be reached is a warning then; what is cached is served.
+            local_files_only: Open no connection; as if the cache were offline.
+            force_download: Ask the source in any case: with a conditional request where what is cached has
+                validators. Its failure is raised.
+            verify: ``stat`` compares size and mtime with the record; ``full`` reads and hashes the content.
+
+        Raises:
+            UsageError: An argument makes no sense; nothing was read or written.
+            ModelCacheError: The leaves are drawn in `modelcache.errors`.
+        """
+        try:
+            warm = self._warm.get(ref)
+        except TypeError:
+            warm = None  # Not hashable, so no ref; the slow path says so.
+        if (
+            warm is not None
+            and (digest is None or digest == warm.digest)
+            and max_age is None
+            and not force_download
+            and verify == "stat"
+            and monotonic() < warm.until
+        ):
+            try:
+                found = os.stat(warm.path)
+            except OSError:
+                pass
+            else:
+                if found.st_mtime_ns == warm.mtime_ns and found.st_size == warm.size:
+                    self._hits += 1
+                    return warm.path
+        ask = self._ask(ref, digest, mirrors, max_age, local_files_only, force_download, verify)
+        return self._remember(ref, self._entry(ask, self._deadline(ask.ref))).path
+
+    async def aget(
+        self,
+        ref: RefLike,
+        *,
+        digest: str | None = None,
+        mirrors: Iterable[RefLike] = (),
+        max_age: float | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        verify: str = "stat",
+    ) -> str:
+        """Do what `get` does without blocking the event loop; a cancelled task gives up its interest in the fetch."""
+        ask = self._ask(ref, digest, mirrors, max_age, local_files_only, force_download, verify)
+        entry = self._look(ask)
+        if entry is None:
+            work, deadline = self._work(ask), self._deadline(ask.ref)
+            try:
+                entry = await self._flights().arun(ask.flight, work, deadline, self._threads())
+            except NetworkError as error:
+                entry = self._stale(ask, error)
+        return self._remember(ref, entry).path
+
+    def get_many(self, refs: Iterable[RefLike], *, jobs: int | None = None, **options: Any) -> dict[str, str]:
+        """Return the paths of *refs* by ref, fetched *jobs* at a time; *options* are those of `get`.
+
+        Raises:
+            BatchError: Some failed; the others are cached. ``failures`` maps each of these refs to its error.
+        """
+        from .warmup import run_all
+
+        asks = {os.fspath(ref): self._ask(ref, **options) for ref in _listed(refs)}
+        deadlines = {ref: self._deadline(ask.ref) for ref, ask in asks.items()}
+
+        def one(ref: str) -> str | ModelCacheError:
+            try:
+                return self._remember(ref, self._entry(asks[ref], deadlines[ref])).path
+            except ModelCacheError as error:
+                return error
+
+        outcomes = run_all(list(asks), one, jobs=self._jobs(jobs), cancel=lambda: _cancel(deadlines.values()))
+        return _gathered(dict(zip(asks, outcomes, strict=True)))
+
+    async def aget_many(self, refs: Iterable[RefLike], *, jobs: int | None = None, **options: Any) -> dict[str, str]:
+        """Do what `get_many` does without blocking the event loop."""
+        import asyncio
+
+        wanted = [os.fspath(ref) for ref in _listed(refs)]
+        places = asyncio.Semaphore(self._jobs(jobs))
+
+        async def one(ref: str) -> str | ModelCacheError:
+            async with places:
+                try:
+                    return await self.aget(ref, **options)
+                except ModelCacheError as error:
+                    return error
+
+        outcomes = await asyncio.gather(*(one(ref) for ref in wanted))
+        return _gathered(dict(zip(wanted, outcomes, strict=True)))
+
+    def prewarm(
+        self,
+        manifest: RefLike,
+        *,
+        jobs: int | None = None,
+        locked: bool = False,
+        ready_file: RefLike | None = None,
+    ) -> PrewarmReport:
+        """Get every model of *manifest*, *jobs* at a time, and pin those that it pins.
+
+        Args:
+            manifest: Path of a ``models.toml``.
+            jobs: Models at a time. Default: ``MODELCACHE_CONCURRENCY``, then 4.
+            locked: Accept exactly the bytes in the ``models.lock`` beside it.
+            ready_file: Written last, and only if every model is here: what a readiness probe looks for.
+
+        Returns:
+            What became of each model. Failures are in it, not raised; ``report.check()`` raises them.
+
+        Raises:
+            ManifestError: A mistake, with file, line and key.
+            LockDriftError: *locked*, and the lock file does not describe the manifest.
+        """
+        from . import warmup
+
+        items = warmup.wanted(manifest, locked=locked)
+        deadlines = {item.ref: self._deadline(reference.parse(item.ref)) for item in items}
+
+        def one(item: warmup.Wanted) -> warmup.Warmed:
+            warmed = self._warm_up(item, deadlines[item.ref])
+            if locked and warmed.error is not None:
+                return replace(warmed, error=warmup.as_drift(warmed.error, manifest))
+            return warmed
+
+        models = warmup.run_all(items, one, jobs=self._jobs(jobs), cancel=lambda: _cancel(deadlines.values()))
+        report = warmup.PrewarmReport(tuple(models))
+        if ready_file is not None and not report.failures:
+            from .commit import commit_record
+
+            path = os.path.abspath(os.fspath(ready_file))
+            commit_record(os.path.dirname(path), path, f"{len(models)} models\n".encode())
+        return report
+
+    def lookup(self, ref: RefLike) -> Entry | None:
+        """Return the entry of *ref* if its content is here and untouched; None otherwise. Never opens a connection."""
+        return self._find(self._ask(ref))
+
+    # -- storing and forgetting ------------------------------------------------------------------------------------
+
+    def put(self, content: Content, *, name: str, digest: str | None = None) -> Entry:
+        """Store *content* under *name*, durably; the name is a ref from then on. A name that was put before is replaced.
+
+        Args:
+            content: Bytes, the path of a file, or an open binary file.
+            name: Such as ``resnet50.onnx`` or ``vision/resnet50.onnx``; its last part becomes the file's name.
+            digest: What the content must be.
+
+        Raises:
+            InvalidReferenceError, NotFoundError, DigestMismatchError, NoSpaceError, StorageError
+        """
+        from .intake import put
+
+        self._check_open()
+        parsed = reference.parse(name)
+        self._prepare()
+        entry = put(self.root, content, parsed, Digest.parse(digest) if digest is not None else None)
+        self._forget(parsed.key)
+        return entry
+
+    def remove(self, ref: RefLike, *, force: bool = False) -> bool:
+        """Forget *ref* and delete what nothing else needs, partials included; False if there was nothing.
+
+        Raises:
+            PinnedError: It is pinned, and *force* is false.
+        """
+        from .objects import Objects
+        from .partials import Partials
+        from .pins import Pins
+
+        self._check_open()
+        parsed = reference.parse(ref)
+        pins = Pins(self.root)
+        if pins.has(parsed.key) and not force:
+            raise PinnedError(ref=parsed.key)
+        if not os.path.isdir(self.root):
+            return False
+        self._prepare()
+        entry = self._entries.read(parsed.key)
+        # Records first, then what they name (I2).
+        removed = self._entries.remove(parsed.key)
+        pins.remove(parsed.key)
+        self._forget(parsed.key)
+        partials = Partials(self.root).remove(parsed.key)
+        if entry is not None and all(other.digest != entry.digest for other in self._entries.all()):
+            Objects(self.root).remove(entry.digest)
+        return removed or partials > 0
+
+    def pin(self, ref: RefLike) -> None:
+        """Keep *ref* until it is unpinned: `remove` refuses it, and nothing evicts it."""
+        from .pins import Pins
+
+        entry = self._recorded(ref)
+        self._prepare()
+        Pins(self.root).add(entry.key)
+
+    def unpin(self, ref: RefLike) -> bool:
+        """Take the pin off *ref*; False if it had none."""
+        from .pins import Pins
+
+        return Pins(self.root).remove(reference.parse(ref).key)
+
+    # -- looking ---------------------------------------------------------------------------------------------------
+
+    def entries(self) -> list[Entry]:
+        """Return every entry, sorted by ref. Objects are not looked at."""
+        return sorted(self._entries.all(), key=lambda entry: entry.key)
+
+    def verify(
+        self,
+        *refs: RefLike,
+        repair: bool = False,
+        jobs: int | None = None,
+        on_finding: Callable[[Finding], object] | None = None,
+    ) -> Report:
+        """Read and hash the content of *refs*, of everything if none is given. What is corrupt is set aside.
+
+        Args:
+            refs: What to verify.
+            repair: Fetch again what is corrupt or missing, from where it came or a mirror.
+            jobs: How many are hashed at a time. Default: one for each processor.
+            on_finding: Called with each finding as it is made.
+
+        Raises:
+            EntryNotFoundError: One of *refs* is not in the cache.
+        """
+        from .verification import Report, examine_all
+
+        self._check_open()
+        entries = [self._recorded(ref) for ref in refs] if refs else self.entries()
+        findings = examine_all(
+            self.root, entries, jobs=jobs or os.cpu_count() or 1, on_finding=on_finding or (lambda _: None)
+        )
+        for finding in findings:
+            if finding.state == "corrupt":
+                self._tell(Event("quarantined", finding.entry.key, detail=finding.moved_to))
+                self._forget(finding.entry.key)
+        if repair:
+            findings = [self._repaired(finding) for finding in findings]
+        return Report(tuple(findings))
+
+    def stats(self) -> Stats:
+        """Return what this object has counted so far. Hits are counted without a lock: threads may lose a few."""
+        fetched = asdict(self._fetching[0].counts) if self._fetching else {}
+        return Stats(hits=self._hits, misses=self._misses, **fetched)
+
+    def health(self) -> Health:
+        """Return whether the cache can do its work; nothing is written."""
+        exists = os.path.isdir(self.root)
+        nearest = self.root
+        while not os.path.lexists(nearest):
+            nearest = os.path.dirname(nearest)
+        problems = []
+        free = 0
+        writable = os.access(nearest, os.W_OK | os.X_OK) and os.path.isdir(nearest)
+        if not os.path.isdir(nearest):
+            problems.append(f"{nearest} is not a directory")
+        else:
+            facts = os.statvfs(nearest)
+            free = facts.f_bavail * facts.f_frsize
+            if free < 1 << 20:
+                problems.append(f"the disk is full: {free} bytes are free")
+        if not writable:
+            problems.append(f"{nearest} cannot be written: hits are served, nothing new is stored")
+        if not hit.format_is_known(self.root):
+            problems.append("the root was written by a newer modelcache")
+        return Health(self.root, exists, writable, self.offline, free, tuple(problems))
+
+    # -- lifetime --------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Cancel what is being fetched (it can be resumed) and let go of connections. A second close does nothing."""
+        self._closed = True
+        self._warm.clear()
+        _cancel(tuple(self._deadlines))
+        if self._executor is not None:
+            self._executor[1].shutdown(wait=self._executor[0] == os.getpid())
+        if self._fetching is not None:
+            self._fetching[0].registry.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Cache({self.root!r})"
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _ask(
+        self,
+        ref: RefLike,
+        digest: str | None = None,
+        mirrors: Iterable[RefLike] = (),
+        max_age: float | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        verify: str = "stat",
+        size: int | None = None,
+    ) -> _Ask:
+        """Return the question, checked before any I/O."""
+        self._check_open()
+        if max_age is not None and not (isinstance(max_age, int | float) and max_age >= 0):
+            raise UsageError(problem=f"max_age={max_age!r} makes no sense: seconds, from 0")
+        if verify not in _VERIFY:
+            raise UsageError(problem=f"verify={verify!r} makes no sense: one of {', '.join(_VERIFY)}")
+        if force_download and local_files_only:
+            raise UsageError(problem="force_download and local_files_only contradict each other")
+        parsed = reference.parse(ref)
+        parsed.name  # noqa: B018  # Raises for a name that cannot be a file's.
+        return _Ask(
+            ref=parsed,
+            digest=None if digest is None else Digest.parse(digest),
+            mirrors=tuple(reference.parse(mirror) for mirror in _listed(mirrors)),
+            max_age=max_age,
+            local=local_files_only or self.offline,
+            force=force_download,
+            verify=verify,
+            size=size,
+        )
+
+    def _entry(self, ask: _Ask, deadline: Deadline) -> Entry:
+        """Return the answer: a hit, or what a fetch brings."""
+        entry = self._look(ask)
+        if entry is not None:
+            return entry
+        try:
+            return self._flights().run(ask.flight, self._work(ask), deadline)
+        except NetworkError as error:
+            return self._stale(ask, error)
+
+    def _look(self, ask: _Ask) -> Entry | None:
+        """Return the entry that answers *ask* without a fetch, None if one is needed.
+
+        Raises:
+            LocalNotFoundError, EntryNotFoundError: None may be made.
+        """
+        entry = ask.known = self._find(ask)
+        named = not ask.ref.scheme
+        if entry is not None and (ask.local or named or not (ask.force or ask.is_stale(entry))):
+            if ask.force and ask.local:
+                raise LocalNotFoundError(
+                    ref=ask.ref.key,
+                    root=self.root,
+                    reason="force_download needs a connection, but the cache is offline",
+                )
+            self._hits += 1
+            self._entries.stamp_use(entry.key)
+            return entry
+        self._misses += 1
+        if named:
+            raise EntryNotFoundError(ref=ask.ref.key, root=self.root)
+        if ask.local:
+            reason = "the cache is offline" if self.offline else "local_files_only was given"
+            raise LocalNotFoundError(ref=ask.ref.key, root=self.root, reason=reason)
+        return None
+
+    def _find(self, ask: _Ask) -> Entry | None:
+        """Return the entry that holds what *ask* names, whole; None if there is none."""
+        entry = self._entries.read(ask.ref.key)
+        if entry is None or (ask.digest is not None and entry.digest != ask.digest):
+            if ask.digest is None:
+                return None
+            from .intake import link
+
+            return link(self.root, ask.ref, ask.digest)
+        try:
+            found = os.stat(entry.path)
+        except OSError:
+            return None
+        if ask.verify == "stat" and (found.st_size, found.st_mtime_ns) == (entry.size, entry.mtime_ns):
+            return entry
+        from .verification import examine
+
+        finding = examine(self.root, entry)
+        if finding.state == "corrupt":
+            self._tell(Event("quarantined", entry.key, detail=finding.moved_to))
+        return entry if finding.state == "ok" else None
+
+    def _work(self, ask: _Ask) -> Callable[[Deadline], Entry]:
+        from .fetch import Job
+
+        known = ask.known or (self._entries.read(ask.ref.key) if ask.force else None)
+        job = Job(ask.ref, ask.digest, ask.size, ask.mirrors, known, unless_changed=ask.known is not None)
+        self._flights()
+        assert self._fetching is not None
+        fetcher = self._fetching[0]
+        return lambda deadline: fetcher.fetch(job, deadline)
+
+    def _stale(self, ask: _Ask, error: NetworkError) -> Entry:
+        """Return what is cached where only its age asked for a fetch that failed; else raise *error*."""
+        if ask.known is None or ask.force:
+            raise error
+        import logging
+
+        logging.getLogger("modelcache").warning("%s; the cached content of %s is served", error.summary, ask.ref.key)
+        self._tell(Event("stale", ask.ref.key, detail=error.summary))
+        return ask.known
+
+    def _warm_up(self, item: Wanted, deadline: Deadline) -> Warmed:
+        from .warmup import Warmed
+
+        started = monotonic()
+        try:
+            ask = self._ask(item.ref, item.digest, item.mirrors, size=item.size)
+            entry = self._look(ask)
+            state = "cached" if entry is not None else "fetched"
+            entry = entry or self._entry(ask, deadline)
+            if item.pin:
+                self.pin(entry.key)
+        except ModelCacheError as error:
+            return Warmed(item.ref, "failed", error=error, seconds=monotonic() - started)
+        return Warmed(item.ref, state, entry, seconds=monotonic() - started)
+
+    def _repaired(self, finding: Finding) -> Finding:
+        if finding.state == "ok":
+            return finding
+        entry = finding.entry
+        try:
+            if entry.source == "put":
+                raise EntryNotFoundError(ref=entry.key, root=self.root)
+            self.get(entry.key, digest=entry.digest, mirrors=entry.mirrors)
+        except ModelCacheError as error:
+            return replace(finding, error=error)
+        return replace(finding, repaired=True)
+
+    def _recorded(self, ref: RefLike) -> Entry:
+        key = reference.parse(ref).key
+        entry = self._entries.read(key)
+        if entry is None:
+            raise EntryNotFoundError(ref=key, root=self.root)
+        return entry
+
+    def _remember(self, ref: RefLike, entry: Entry) -> Entry:
+        if len(self._warm) >= _MEMORY_REFS_MAX:
+            self._warm.clear()
+        self._warm[ref] = _Warm(entry)
+        return entry
+
+    def _forget(self, key: str) -> None:
+        for ref in [ref for ref, warm in tuple(self._warm.items()) if warm.key == key]:
+            self._warm.pop(ref, None)
+
+    def _flights(self) -> Flights[Entry]:
+        """Return what fetches need, made when the first one begins: it takes a tenth of a second to import."""
+        with self._guard:
+            if self._fetching is None:
+                from .fetch import Fetcher
+                from .flights import Flights
+                from .sources import Registry
+                from .transfer import Throttle
+
+                fetcher = Fetcher(
+                    self.root,
+                    Registry(self._sources),
+                    retry_policy=self._retry,
+                    timeout=self._timeout,
+                    lock_timeout=self._lock_timeout,
+                    on_event=self._tell,
+                )
+                if self._bandwidth is not None:
+                    fetcher.throttle = Throttle(self._bandwidth)
+                self._sweep()
+                self._fetching = fetcher, Flights()
+            return self._fetching[1]
+
+    def _prepare(self) -> None:
+        from .commit import prepare_root
+
+        prepare_root(self.root)
+        with self._guard:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Clear up after dead processes, once."""
+        if not self._swept and os.access(f"{self.root}/{layout.STAGING}", os.W_OK):
+            from .sweep import sweep
+
+            self._swept = True
+            sweep(self.root)
+
+    def _threads(self) -> ThreadPoolExecutor:
+        with self._guard:
+            if self._executor is None or self._executor[0] != os.getpid():
+                from concurrent.futures import ThreadPoolExecutor
+
+                pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="modelcache-fetch")
+                self._executor = os.getpid(), pool
+            return self._executor[1]
+
+    def _deadline(self, ref: Ref) -> Deadline:
+        from .retry import Deadline
+
+        deadline = Deadline(self._timeout.total, ref=ref.key)
+        with self._guard:
+            self._deadlines.add(deadline)
+        return deadline
+
+    def _jobs(self, jobs: int | None) -> int:
+        if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
+            raise UsageError(problem=f"jobs={jobs!r} makes no sense: a whole number from 1")
+        return jobs or self._concurrency
+
+    def _tell(self, event: Event) -> None:
+        if self._listener is None:
+            return
+        try:
+            self._listener(event)
+        except Exception:  # A listener's fault never costs a download.
+            import logging
+
+            logging.getLogger("modelcache").exception("on_event raised for %s", event)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(root=self.root)
+
+
+@dataclass(slots=True)
+class _Ask:
+    """What a get asks for, checked. ``known`` is what was found in the cache, whether it will do or not."""
+
+    ref: Ref
+    digest: Digest | None
+    mirrors: tuple[Ref, ...]
+    max_age: float | None
+    local: bool
+    force: bool
+    verify: str
+    size: int | None
+    known: Entry | None = None
+
+    @property
+    def flight(self) -> tuple[str, str | None, bool]:
+        """What makes two questions one."""
+        return self.ref.key, self.digest, self.force
+
+    def is_stale(self, entry: Entry) -> bool:
+        """Tell whether *entry* was confirmed too long ago, or in a future that a clock has taken back."""
+        return self.max_age is not None and not 0 <= time() - entry.checked <= self.max_age
+
+
+def _listed(refs: Iterable[RefLike]) -> list[RefLike]:
+    if isinstance(refs, str | os.PathLike):
+        raise UsageError(problem=f"a list of refs is expected, not the single {refs!r}")
+    return list(refs)
+
+
+def _cancel(deadlines: Iterable[Deadline]) -> None:
+    for deadline in deadlines:
+        deadline.cancel()
+
+
+def _gathered(outcomes: Mapping[str, str | ModelCacheError]) -> dict[str, str]:
+    failures = {ref: outcome for ref, outcome in outcomes.items() if isinstance(outcome, ModelCacheError)}
+    if failures:
+        raise BatchError(failures=failures, total=len(outcomes))
+    return {ref: outcome for ref, outcome in outcomes.items() if isinstance(outcome, str)}

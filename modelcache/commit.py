@@ -1,0 +1,373 @@
+"""Durable changes to a cache root.
+
+Every path under the root is created, synced, renamed and removed here; other modules only fill the staged files that
+they are handed. So what a crash can leave behind is decided in this file. See DESIGN.md for I1 to I11.
+
+Relied on by every store:
+  * A committed path is absent or whole, at every instant and after any crash (I1).
+  * When a commit function returns, its effect survives power loss (I3).
+  * A commit function that raises has promised nothing; the staged path is still the caller's to discard.
+  * After a failed fsync the file is given up, never synced again: the kernel may have dropped the pages and would
+    report the next fsync as done.
+
+Not promised: durability on file systems that ignore fsync; ``modelcache doctor`` measures and reports them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+
+from failpoints import fail_point
+
+from . import layout, process
+from .errors import FormatError, RootError
+
+_FILE_MODE = 0o666  # The umask narrows it.
+_DIRECTORY_MODE = 0o777
+_OBJECT_MODE = 0o444
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_ALREADY_THERE = {
+    errno.ENOTEMPTY,
+    errno.EEXIST,
+}  # rename(2): POSIX allows either over a directory that holds files.
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV, errno.ENOSYS}
+
+
+def prepare_root(root: str) -> None:
+    """Make *root* and its directories where they are missing, and mark it as a cache of this format.
+
+    Raises:
+        FormatError: A newer modelcache wrote the root; nothing is touched.
+        RootError: The root is a file, read-only, or not ours to write.
+    """
+    check_format(root)
+    try:
+        missing = [name for name in _BUCKETS if not os.path.isdir(f"{root}/{name}")]
+        if missing:
+            _make_directories(root)
+            for name in missing:
+                _make_directory(f"{root}/{name}")
+            for name, content in (("CACHEDIR.TAG", layout.CACHEDIR_TAG), ("format", b"%d\n" % layout.FORMAT)):
+                if not os.path.exists(f"{root}/{name}"):
+                    commit_record(root, f"{root}/{name}", content)
+            fail_point("commit.before-sync-root")
+            sync_directory(root)
+        if not os.access(f"{root}/{layout.STAGING}", os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), root)
+    except OSError as error:
+        raise _root_error(root, error) from error
+
+
+_BUCKETS = (layout.OBJECTS, layout.ENTRIES, layout.PARTIALS, layout.STAGING, layout.LOCKS)
+
+
+def check_format(root: str) -> None:
+    """Check that *root* is no newer than this code; a root that does not exist yet is fine.
+
+    Raises:
+        FormatError: It is newer.
+        RootError: It is not a directory, or may not be searched.
+    """
+    try:
+        with open(f"{root}/format", encoding="ascii", errors="replace") as file:
+            found = file.read(32).strip()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _root_error(root, error) from error
+    if not found.isdigit() or int(found) > layout.FORMAT:
+        raise FormatError(path=root, found=found or "(empty)", known=layout.FORMAT)
+
+
+def stage_directory(root: str) -> str:
+    """Return a new directory in ``staging/`` that belongs to this process alone."""
+    path = f"{root}/{layout.STAGING}/{process.token()}"
+    fail_point("commit.before-stage")
+    os.mkdir(path, _DIRECTORY_MODE)
+    return path
+
+
+def make_partial(path: str) -> None:
+    """Make the directory of a new partial, with the inner directory that will become the object."""
+    fail_point("commit.before-make-partial")
+    os.mkdir(path, _DIRECTORY_MODE)
+    os.mkdir(f"{path}/object", _DIRECTORY_MODE)
+
+
+def create_file(path: str) -> int:
+    """Return a descriptor, open for writing, of the new file *path*; it must not exist."""
+    fail_point("commit.before-create-file")
+    return os.open(path, _CREATE, _FILE_MODE)
+
+
+def open_existing(path: str) -> int:
+    """Return a descriptor, open for reading and writing, of the staged file *path*."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags)
+    except PermissionError:
+        # Its owner died between making it read-only and renaming it; it was never visible.
+        os.chmod(path, 0o600, follow_symlinks=False)
+        return os.open(path, flags)
+
+
+def write(descriptor: int, data: bytes) -> None:
+    """Write all of *data*: write(2) may stop short."""
+    written = os.write(descriptor, data)
+    while written < len(data):
+        written += os.write(descriptor, memoryview(data)[written:])
+
+
+def truncate(descriptor: int, length: int) -> None:
+    """Cut the staged file to *length* bytes."""
+    fail_point("commit.before-truncate")
+    os.ftruncate(descriptor, length)
+
+
+def commit_object(staged: str, final: str) -> bool:
+    """Make the directory *staged*, with the files in it, visible as the object *final*, durably.
+
+    A crash after each step leaves:
+      1 fsync files       garbage in staging/, or a partial that is resumed.
+      2 fsync directory   the same.
+      3 rename            *final* absent or whole. Nothing was promised yet.
+      4 fsync parent      *final* whole. This is the commit point.
+
+    Returns:
+        False if *final* was there already: then *staged* still belongs to the caller, and *final* is durable.
+    """
+    parent = os.path.dirname(final)
+    assert os.stat(staged).st_dev == os.stat(parent).st_dev, "a rename, never a copy"
+    for entry in os.scandir(staged):
+        _seal_file(entry.path)
+    fail_point("commit.before-sync-object-directory")
+    sync_directory(staged)
+    fail_point("commit.before-rename-object")
+    try:
+        os.rename(staged, final)
+    except OSError as error:
+        if error.errno not in _ALREADY_THERE:
+            raise
+        # Whoever renamed it may not have come to the fsync yet, and our caller is about to promise it.
+        sync_directory(parent)
+        return False
+    fail_point("commit.before-sync-objects")
+    sync_directory(parent)
+    fail_point("commit.after-object")
+    return True
+
+
+def commit_record(staging: str, final: str, data: bytes) -> None:
+    """Replace the small file *final* by one that holds *data*, atomically and durably.
+
+    A crash leaves the old content or the new one, and perhaps a file in the directory *staging*.
+    """
+    staged = f"{staging}/{process.token()}"
+    descriptor = create_file(staged)
+    try:
+        try:
+            fail_point("commit.before-write-record")
+            write(descriptor, data)
+            fail_point("commit.before-sync-record")
+            _sync(descriptor)
+        finally:
+            os.close(descriptor)
+        fail_point("commit.before-rename-record")
+        os.replace(staged, final)
+    except BaseException:
+        remove_quietly(staged)
+        raise
+    fail_point("commit.before-sync-records")
+    sync_directory(os.path.dirname(final))
+    fail_point("commit.after-record")
+
+
+def replace_hint(staging: str, final: str, data: bytes) -> None:
+    """Replace the small file *final* atomically, not durably: for facts that only save work and die with the boot."""
+    staged = f"{staging}/{process.token()}"
+    try:
+        descriptor = create_file(staged)
+        try:
+            write(descriptor, data)
+        finally:
+            os.close(descriptor)
+        fail_point("commit.before-rename-hint")
+        os.replace(staged, final)
+    except BaseException:
+        remove_quietly(staged)
+        raise
+
+
+def add_name(directory: str, existing: str, name: str) -> None:
+    """Give the file *existing* of an object a second *name* in the same directory, durably."""
+    fail_point("commit.before-link")
+    try:
+        os.link(f"{directory}/{existing}", f"{directory}/{name}", follow_symlinks=False)
+    except FileExistsError:
+        pass
+    fail_point("commit.before-sync-link")
+    sync_directory(directory)
+
+
+def links_work(error: OSError) -> bool:
+    """Tell whether *error*, raised by `add_name`, is something else than a file system without hard links."""
+    return error.errno not in _NO_LINKS
+
+
+def rename(source: str, target: str) -> None:
+    """Rename within the root, atomically, not durably: claims, and the way to trash and quarantine."""
+    fail_point("commit.before-rename")
+    os.rename(source, target)
+
+
+def move_durably(source: str, target: str) -> None:
+    """Rename *source* out of its bucket; when it returns, it stays gone after a power cut."""
+    ensure_bucket(os.path.dirname(target))
+    rename(source, target)
+    fail_point("commit.before-sync-move")
+    sync_directory(os.path.dirname(source))
+    sync_directory(os.path.dirname(target))
+
+
+def remove_record(path: str) -> bool:
+    """Remove a record, durably; False if there is none."""
+    try:
+        fail_point("commit.before-remove-record")
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    fail_point("commit.before-sync-removal")
+    sync_directory(os.path.dirname(path))
+    return True
+
+
+def remove_quietly(path: str) -> None:
+    """Remove a file that nobody relies on; one that cannot be removed is found by the next sweep."""
+    try:
+        os.unlink(path)
+    except OSError:
+        return
+
+
+def discard(path: str) -> None:
+    """Remove a directory in staging, partials or trash with all that is in it; what cannot go is swept later."""
+    fail_point("commit.before-discard")
+    for directory, _, files in os.walk(path, topdown=False):
+        for name in files:
+            remove_quietly(f"{directory}/{name}")
+        try:
+            os.rmdir(directory)
+        except OSError:
+            return
+
+
+def ensure_bucket(path: str) -> None:
+    """Make a directory right under the root, durably, if it is missing."""
+    if not os.path.isdir(path):
+        _make_directory(path)
+        sync_directory(os.path.dirname(path))
+
+
+def touch(path: str) -> None:
+    """Set the mtime of a record to now: the use stamp of an entry."""
+    os.utime(path)
+
+
+def stamp(path: str, mtime_ns: int) -> None:
+    """Give a verified object file back the mtime on record, which a tool had changed."""
+    os.utime(path, ns=(mtime_ns, mtime_ns))
+
+
+def sync_data(descriptor: int) -> None:
+    """Write the file's bytes and length to the disk; other metadata may lag (fdatasync(2))."""
+    if sys.platform == "darwin":
+        _sync(descriptor)
+    else:
+        os.fdatasync(descriptor)
+
+
+def sync_directory(path: str) -> None:
+    """Write the names in the directory *path* to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _seal_file(path: str) -> None:
+    """Make a staged file read-only and durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if stat.S_IMODE(os.fstat(descriptor).st_mode) != _OBJECT_MODE:
+            os.fchmod(descriptor, _OBJECT_MODE)
+        fail_point("commit.before-sync-file")
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    if sys.platform == "darwin":
+        import fcntl
+
+        # fsync(2) on macOS leaves the bytes in the drive's cache.
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)
+
+
+def _make_directory(path: str) -> None:
+    try:
+        os.mkdir(path, _DIRECTORY_MODE)
+    except FileExistsError:
+        if not os.path.isdir(path):  # A file where a directory should be.
+            raise
+
+
+def _make_directories(path: str) -> None:
+    """Make *path* and its missing parents; each name is synced into its parent."""
+    missing: list[str] = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for path in reversed(missing):
+        _make_directory(path)
+        sync_directory(os.path.dirname(path))
+
+
+def _root_error(root: str, error: OSError) -> Exception:
+    path = str(error.filename or root)
+    if error.errno in {errno.ENOTDIR, errno.EEXIST}:
+        return RootError(
+            path=root,
+            reason=f"{path} is in the way: it is not a directory",
+            hint="Set MODELCACHE_DIR to another place",
+        )
+    if error.errno == errno.EROFS:
+        return RootError(
+            path=root,
+            reason="its file system is mounted read-only",
+            hint="Cached models are still served; set MODELCACHE_DIR to fetch new ones",
+        )
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return RootError(
+            path=root,
+            reason=f"no permission to write ({_owner(path)})",
+            hint="Cached models are still served; ask the owner for write access, or set MODELCACHE_DIR",
+        )
+    return RootError(path=root, reason=error.strerror or str(error), hint="`modelcache doctor` examines it")
+
+
+def _owner(path: str) -> str:
+    """Return who owns the nearest part of *path* that exists, as a person would say it."""
+    while path and not os.path.lexists(path):
+        path = os.path.dirname(path)
+    try:
+        found = os.stat(path)
+    except OSError:
+        return f"{path} cannot be examined"
+    return f"{path} belongs to user {found.st_uid}, mode {stat.S_IMODE(found.st_mode):04o}; this is user {os.geteuid()}"

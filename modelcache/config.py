@@ -1,0 +1,167 @@
+"""Settings: small value objects, and what the environment says about them. No I/O.
+
+The environment is read when a Cache is made, not at import. An argument wins over a variable, a variable over a default.
+
+=============================  ==============================================================  =========
+variable                       sets                                                            default
+=============================  ==============================================================  =========
+``MODELCACHE_DIR``             the root (then ``MODELCACHE_HOME``, ``XDG_CACHE_HOME``)         ~/.cache/modelcache
+``MODELCACHE_OFFLINE``         no connection is ever opened (``HF_HUB_OFFLINE`` counts too)    0
+``MODELCACHE_HTTP_RETRIES``    tries after the first one: ``RetryPolicy.attempts`` less 1       5
+``MODELCACHE_HTTP_TIMEOUT``    ``Timeout.read`` and ``.stall``, in seconds                     30 and 60
+``MODELCACHE_DEADLINE``        ``Timeout.total``, in seconds                                   none
+``MODELCACHE_LOCK_TIMEOUT``    longest wait for another process, in seconds                    600
+``MODELCACHE_CONCURRENCY``     models fetched at once by ``get_many`` and ``prewarm``          4
+=============================  ==============================================================  =========
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class Timeout:
+    """Limits on waiting, all in seconds.
+
+    Attributes:
+        connect: To establish one connection.
+        read: Between two arrivals of bytes.
+        stall: To make `stall_bytes` of progress; a stream that drips is cut and resumed.
+        total: For one get, retries and waits included; None for no limit.
+    """
+
+    connect: float = 10.0
+    read: float = 30.0
+    stall: float = 60.0
+    total: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("connect", "read", "stall", "total"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and value > 0):
+                raise ConfigurationError(setting=f"Timeout.{name}", value=str(value), expected="seconds above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and how far apart a source is asked again.
+
+    The wait before try n is drawn uniformly from 0 to min(cap, base * 2**(n-1)) seconds ("full jitter": M. Brooker,
+    Exponential Backoff and Jitter, 2015), but never less than a ``Retry-After`` asks for. Only attempts
+    without progress count: a download that gets further each time goes on.
+
+    Attributes:
+        attempts: Tries in a row without one new byte before the error is raised; 1 means no retry.
+        base: Scale of the first wait, in seconds.
+        cap: Longest drawn wait, in seconds.
+        retry_after_max: Longest wait that a server can impose, in seconds; one that asks for more is given up.
+    """
+
+    attempts: int = 6
+    base: float = 0.5
+    cap: float = 30.0
+    retry_after_max: float = 600.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.attempts, int) or self.attempts < 1:
+            raise ConfigurationError(
+                setting="RetryPolicy.attempts", value=str(self.attempts), expected="a whole number from 1"
+            )
+        for name in ("base", "cap", "retry_after_max"):
+            value = getattr(self, name)
+            if not _is_number(value) or value < 0:
+                raise ConfigurationError(setting=f"RetryPolicy.{name}", value=str(value), expected="seconds from 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that the environment decides, parsed."""
+
+    offline: bool
+    retry: RetryPolicy
+    timeout: Timeout
+    lock_timeout: float
+    concurrency: int
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Settings:
+        """Return the settings that *environ* asks for.
+
+        Raises:
+            ConfigurationError: A variable holds a senseless value; the error names it.
+        """
+        http_timeout = _seconds(environ, "MODELCACHE_HTTP_TIMEOUT")
+        defaults = Timeout()
+        return cls(
+            offline=_flag(environ, "MODELCACHE_OFFLINE") or _flag(environ, "HF_HUB_OFFLINE"),
+            retry=RetryPolicy(attempts=_whole(environ, "MODELCACHE_HTTP_RETRIES", 0, RetryPolicy().attempts - 1) + 1),
+            timeout=Timeout(
+                connect=min(http_timeout or math.inf, defaults.connect),
+                read=http_timeout or defaults.read,
+                stall=http_timeout or defaults.stall,
+                total=_seconds(environ, "MODELCACHE_DEADLINE"),
+            ),
+            lock_timeout=_seconds(environ, "MODELCACHE_LOCK_TIMEOUT") or 600.0,
+            concurrency=_whole(environ, "MODELCACHE_CONCURRENCY", 1, 4),
+        )
+
+
+def parse_bytes(text: str, *, setting: str) -> int:
+    """Return the number of bytes in *text*: ``"1500"``, ``"50MB"`` (powers of 1000) or ``"2GiB"`` (of 1024).
+
+    Raises:
+        ConfigurationError: *text* is anything else, zero or negative; the error names *setting*.
+    """
+    units = {"": 1, "B": 1}
+    for power, letter in enumerate("KMGT", 1):
+        units[letter] = units[f"{letter}B"] = 1000**power
+        units[f"{letter}IB"] = 1024**power
+    stripped = text.strip().upper()
+    number = stripped.rstrip("BIKMGT").strip()
+    try:
+        value = float(number) * units[stripped[len(stripped.rstrip("BIKMGT")) :]]
+    except (ValueError, KeyError):
+        value = math.nan
+    if not (math.isfinite(value) and value >= 1):
+        raise ConfigurationError(setting=setting, value=text, expected="bytes, such as 500000, 50MB or 2GiB")
+    return int(value)
+
+
+def _flag(environ: Mapping[str, str], name: str) -> bool:
+    value = environ.get(name, "").strip().lower()
+    if value in {"", "0", "false", "no", "off"}:
+        return False
+    if value in {"1", "true", "yes", "on"}:
+        return True
+    raise ConfigurationError(setting=name, value=environ[name], expected="1 or 0")
+
+
+def _seconds(environ: Mapping[str, str], name: str) -> float | None:
+    text = environ.get(name, "").strip()
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigurationError(setting=name, value=text, expected="seconds above 0")
+    return value
+
+
+def _whole(environ: Mapping[str, str], name: str, least: int, default: int) -> int:
+    text = environ.get(name, "").strip()
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit()) or int(text) < least:
+        raise ConfigurationError(setting=name, value=text, expected=f"a whole number from {least}")
+    return int(text)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

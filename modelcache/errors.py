@@ -1,0 +1,419 @@
+"""Every error that modelcache raises, in one tree.
+
+::
+
+    ModelCacheError                              exit code 1
+    ├── UsageError (ValueError)                            2  the call itself makes no sense; raised before any I/O
+    │   ├── InvalidReferenceError
+    │   ├── InvalidDigestError
+    │   ├── UnknownSchemeError
+    │   ├── ConfigurationError
+    │   └── ManifestError                                     a mistake in models.toml or models.lock: file, line, key
+    ├── BatchError                                         3  some of many failed; each with its own error
+    ├── NotFoundError (FileNotFoundError)                  4
+    │   ├── RemoteNotFoundError                               404, 410, or a file that is not there
+    │   └── EntryNotFoundError                                nothing of that name in the cache
+    ├── AccessDeniedError (PermissionError)                5  401, 403, 407, 451, or a file that may not be read
+    ├── NetworkError (ConnectionError)                     6
+    │   ├── UnreachableError                                  refused, no such host, TLS that cannot be trusted
+    │   ├── InterruptedTransferError                          reset, or ended before the announced length
+    │   ├── StalledError (TimeoutError)
+    │   ├── DeadlineError (TimeoutError)
+    │   ├── HttpStatusError                                   429, 5xx and every status without a class of its own
+    │   ├── RedirectError
+    │   ├── ProtocolError                                     an answer that contradicts itself or the request
+    │   └── MirrorsExhaustedError                             several places were asked, none could serve
+    ├── IntegrityError (ValueError)                        7
+    │   ├── DigestMismatchError
+    │   ├── SizeMismatchError
+    │   ├── EmptyContentError
+    │   └── CorruptObjectError
+    ├── NoSpaceError (OSError, ENOSPC)                     8
+    ├── LockTimeoutError (TimeoutError)                    9
+    ├── LocalNotFoundError (FileNotFoundError)            10  offline, and not in the cache
+    ├── LockDriftError (ValueError)                       11  models.lock and models.toml or the source disagree
+    ├── PinnedError (PermissionError)                      1
+    ├── ClosedError (RuntimeError)                         1
+    ├── CancelledError                                     1  given up by its caller; what had arrived can be resumed
+    └── StorageError (OSError)                             1  the root cannot be used, or the file system failed
+        ├── RootError                                         missing, read-only, a file, or somebody else's
+        └── FormatError                                       written by a newer modelcache
+
+Each error carries its facts as attributes, survives pickling (it may be raised in a worker process), has an
+``exit_code``, a ``summary`` (what happened, to what, what was done about it) and a ``hint`` (what to do now);
+``str(error)`` is both. ``transient`` says whether asking the same source again can help.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+from functools import partial
+from typing import Any
+
+
+class ModelCacheError(Exception):
+    """The root of all errors of modelcache."""
+
+    exit_code = 1
+    transient = False
+    summary = "modelcache failed"
+    hint = ""
+
+    def __init__(self, **facts: Any) -> None:
+        # No positional argument: OSError, a base of many leaves, would take it for an errno.
+        super().__init__()
+        self.facts = facts
+        self.__dict__.update(facts)
+
+    def __str__(self) -> str:
+        return f"{self.summary}. {self.hint}".removesuffix(". ")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.facts.items())})"
+
+    def __reduce__(self) -> Any:
+        return partial(type(self), **self.facts), ()
+
+
+class UsageError(ModelCacheError, ValueError):
+    """The call makes no sense; nothing was read or written."""
+
+    exit_code = 2
+
+    def __init__(self, *, problem: str, hint: str = "") -> None:
+        super().__init__(problem=problem, hint=hint)
+        self.summary = problem
+
+
+class InvalidReferenceError(UsageError):
+    """A ref that cannot name a model."""
+
+    def __init__(self, *, ref: str, problem: str, hint: str = "") -> None:
+        ModelCacheError.__init__(self, ref=ref, problem=problem)
+        self.summary = f"{_shown(ref)} is not a usable ref: {problem}"
+        self.hint = hint or "Give a URL (https://host/model.onnx), a path, or a name that was put"
+
+
+class InvalidDigestError(UsageError):
+    """A digest that is not ``sha256:`` and 64 hexadecimal digits."""
+
+    def __init__(self, *, text: str) -> None:
+        ModelCacheError.__init__(self, text=text)
+        self.summary = f"{_shown(text)} is not a digest"
+        self.hint = "A digest is 'sha256:' and 64 hexadecimal digits; `sha256sum FILE` prints them"
+
+
+class UnknownSchemeError(UsageError):
+    """No source is registered for the scheme of a ref."""
+
+    def __init__(self, *, ref: str, scheme: str, known: tuple[str, ...]) -> None:
+        ModelCacheError.__init__(self, ref=ref, scheme=scheme, known=known)
+        self.summary = f"no source serves {scheme}:// (asked for {_shown(ref)})"
+        self.hint = f"Known schemes: {', '.join(known)}. A package adds one by the entry point modelcache.sources"
+
+
+class ConfigurationError(UsageError):
+    """A setting with a senseless value."""
+
+    def __init__(self, *, setting: str, value: str, expected: str) -> None:
+        ModelCacheError.__init__(self, setting=setting, value=value, expected=expected)
+        self.summary = f"{setting}={value!r} makes no sense: expected {expected}"
+        self.hint = f"Correct or unset {setting}"
+
+
+class ManifestError(UsageError):
+    """A mistake in a manifest or a lock file."""
+
+    def __init__(self, *, file: str, problem: str, line: int | None = None, key: str | None = None) -> None:
+        ModelCacheError.__init__(self, file=file, problem=problem, line=line, key=key)
+        where = f"{file}:{line}" if line else file
+        self.summary = f"{where}: {f'{key}: ' if key else ''}{problem}"
+        self.hint = "docs/manifest.md lists every key and its form"
+
+
+class BatchError(ModelCacheError):
+    """Some of many models could not be had; the others are in the cache.
+
+    ``failures`` maps each ref that failed to its error.
+    """
+
+    exit_code = 3
+
+    def __init__(self, *, failures: dict[str, ModelCacheError], total: int) -> None:
+        super().__init__(failures=failures, total=total)
+        self.failures = failures
+        first = next(iter(failures.values()), None)
+        self.summary = f"{len(failures)} of {total} models failed; the other ones are cached. First: {first}"
+        self.hint = "Run it again: what is cached is not fetched again, what is half there is resumed"
+
+
+class NotFoundError(ModelCacheError, FileNotFoundError):
+    """What was asked for does not exist."""
+
+    exit_code = 4
+
+
+class RemoteNotFoundError(NotFoundError):
+    """The source answers that there is no such content (RFC 9110, 15.5.5 and 15.5.11)."""
+
+    def __init__(self, *, ref: str, detail: str) -> None:
+        super().__init__(ref=ref, detail=detail)
+        self.summary = f"{ref} does not exist at its source ({detail}); nothing was stored"
+        self.hint = "Check the address; a private model can answer 404 to a client without a token"
+
+
+class EntryNotFoundError(NotFoundError):
+    """Nothing of that name is in the cache."""
+
+    def __init__(self, *, ref: str, root: str) -> None:
+        super().__init__(ref=ref, root=root)
+        self.summary = f"{_shown(ref)} is not in the cache at {root}"
+        self.hint = "`modelcache ls` lists what is there; `modelcache get` fetches"
+
+
+class AccessDeniedError(ModelCacheError, PermissionError):
+    """The source refuses to serve this client."""
+
+    exit_code = 5
+
+    def __init__(self, *, ref: str, detail: str) -> None:
+        super().__init__(ref=ref, detail=detail)
+        self.summary = f"access to {ref} was denied ({detail}); nothing was stored"
+        self.hint = "Give credentials: HttpSource(headers=...), user:password@ in the URL, or ~/.netrc"
+
+
+class NetworkError(ModelCacheError, ConnectionError):
+    """The content could not be transferred."""
+
+    exit_code = 6
+    transient = True
+    hint = "What had arrived is kept: the next get resumes it"
+
+    def __init__(self, *, ref: str, detail: str, transient: bool | None = None) -> None:
+        super().__init__(ref=ref, detail=detail)
+        self.ref, self.detail = ref, detail
+        self.summary = f"could not fetch {ref}: {detail}"
+        if transient is not None:
+            self.facts["transient"] = self.transient = transient
+
+
+class UnreachableError(NetworkError):
+    """No connection, or none that can be trusted."""
+
+    hint = "Check the network, the proxy variables and, for TLS, SSL_CERT_FILE; what is cached is still served"
+
+
+class InterruptedTransferError(NetworkError):
+    """The connection was cut before the end of the content."""
+
+
+class StalledError(NetworkError, TimeoutError):
+    """Fewer bytes than the least progress arrived in the time allowed."""
+
+    hint = "What had arrived is kept. For a slow link raise Timeout(stall=...) or MODELCACHE_HTTP_TIMEOUT"
+
+
+class DeadlineError(NetworkError, TimeoutError):
+    """The total time allowed is over."""
+
+    transient = False
+    hint = "What had arrived is kept. Raise Timeout(total=...) or MODELCACHE_DEADLINE, or call again to resume"
+
+
+class HttpStatusError(NetworkError):
+    """A status that has no class of its own. ``retry_after`` is in seconds, None if the server named no time."""
+
+    def __init__(self, *, ref: str, status: int, reason: str = "", retry_after: float | None = None) -> None:
+        detail = f"the server answered {status} {reason}".rstrip()
+        ModelCacheError.__init__(self, ref=ref, status=status, reason=reason, retry_after=retry_after)
+        self.ref, self.status, self.detail, self.retry_after = ref, status, detail, retry_after
+        # RFC 9110 15.5.9 (408) and 15.6, RFC 8470 (425), RFC 6585 (429): asking later may help.
+        self.transient = status in {408, 425, 429, 500, 502, 503, 504}
+        asked = f" and asks to wait {retry_after:g} s" if retry_after is not None else ""
+        self.summary = f"could not fetch {ref}: {detail}{asked}"
+
+
+class RedirectError(NetworkError):
+    """A redirect that is not followed: a loop, too many, to another kind of scheme, or from https to http."""
+
+    transient = False
+    hint = "Give the final address as the ref, if you trust it"
+
+
+class ProtocolError(NetworkError):
+    """An answer that contradicts itself or the request: nothing of it was kept."""
+
+    hint = "A proxy or server in between alters answers; try a mirror"
+
+
+class MirrorsExhaustedError(NetworkError):
+    """Several places were asked and none could serve. ``errors`` holds one error for each, in order."""
+
+    transient = False
+
+    def __init__(self, *, ref: str, errors: tuple[ModelCacheError, ...]) -> None:
+        ModelCacheError.__init__(self, ref=ref, errors=errors)
+        self.ref, self.errors = ref, errors
+        self.exit_code = errors[0].exit_code if len({e.exit_code for e in errors}) == 1 else 6
+        listed = "; ".join(f"({n}) {error.summary}" for n, error in enumerate(errors, 1))
+        self.summary = f"none of {len(errors)} places could serve {ref}: {listed}"
+        self.hint = errors[0].hint
+
+
+class IntegrityError(ModelCacheError, ValueError):
+    """Bytes that are not the bytes asked for."""
+
+    exit_code = 7
+
+
+class DigestMismatchError(IntegrityError):
+    """The bytes received are not the bytes asked for. Nothing was stored; the same source is not asked again."""
+
+    def __init__(self, *, ref: str, expected: str, actual: str) -> None:
+        super().__init__(ref=ref, expected=expected, actual=actual)
+        self.expected, self.actual = expected, actual
+        self.summary = f"digest mismatch for {ref}: expected {expected}, got {actual}; nothing was stored"
+        self.hint = f"If the publisher replaced the file on purpose, pass digest={actual!r}"
+
+
+class SizeMismatchError(IntegrityError):
+    """The content has another size, in bytes, than was announced or locked."""
+
+    def __init__(self, *, ref: str, expected: int, actual: int) -> None:
+        super().__init__(ref=ref, expected=expected, actual=actual)
+        self.summary = f"size mismatch for {ref}: expected {expected} bytes, got {actual}; nothing was stored"
+        self.hint = "If the publisher replaced the file on purpose, run `modelcache lock` again"
+
+
+class EmptyContentError(IntegrityError):
+    """The source sent no bytes at all, which is no model."""
+
+    def __init__(self, *, ref: str) -> None:
+        super().__init__(ref=ref)
+        self.summary = f"{ref} came without a single byte; nothing was stored"
+        self.hint = "To cache an empty file on purpose, give its digest"
+
+
+class CorruptObjectError(IntegrityError):
+    """A stored object no longer holds the content its name says; it is set aside and not served again."""
+
+    def __init__(self, *, ref: str, expected: str, actual: str, moved_to: str) -> None:
+        super().__init__(ref=ref, expected=expected, actual=actual, moved_to=moved_to)
+        self.summary = f"{ref} was altered on disk: expected {expected}, found {actual}; set aside in {moved_to}"
+        self.hint = "`modelcache verify --repair` fetches it again"
+
+
+class NoSpaceError(ModelCacheError, OSError):
+    """The disk has no room. ``needed`` and ``free`` are in bytes, None where they are not known."""
+
+    exit_code = 8
+
+    def __init__(self, *, what: str, needed: int | None, free: int | None) -> None:
+        super().__init__(what=what, needed=needed, free=free)
+        self.errno = _errno.ENOSPC
+        facts = f": {needed} bytes are needed, {free} are free" if needed is not None else ""
+        self.summary = f"no space left for {what}{facts}; the cache is whole"
+        self.hint = "Free some space (`modelcache ls`, `modelcache rm`) and call again: what had arrived is resumed"
+
+
+class LockTimeoutError(ModelCacheError, TimeoutError):
+    """Another live process held a lock for longer than the time allowed (seconds)."""
+
+    exit_code = 9
+
+    def __init__(self, *, what: str, holder: str, seconds: float) -> None:
+        super().__init__(what=what, holder=holder, seconds=seconds)
+        self.summary = f"waited {seconds:g} s for {what}, held by {holder}; nothing was changed"
+        self.hint = "Wait for that process, or raise MODELCACHE_LOCK_TIMEOUT"
+
+
+class LocalNotFoundError(ModelCacheError, FileNotFoundError):
+    """Not in the cache, and no network may be used."""
+
+    exit_code = 10
+
+    def __init__(self, *, ref: str, root: str, reason: str) -> None:
+        super().__init__(ref=ref, root=root, reason=reason)
+        self.summary = f"{ref} is not in the cache at {root}, and {reason}; no connection was tried"
+        self.hint = "Fetch it once with a network: `modelcache get REF` or `modelcache prewarm MANIFEST`"
+
+
+class LockDriftError(ModelCacheError, ValueError):
+    """The lock file no longer describes the manifest, or a source no longer serves what was locked."""
+
+    exit_code = 11
+
+    def __init__(self, *, file: str, differences: tuple[str, ...]) -> None:
+        super().__init__(file=file, differences=differences)
+        self.summary = f"{file} has drifted: {'; '.join(differences)}"
+        self.hint = "If the change is wanted, run `modelcache lock` and commit the new lock file"
+
+
+class PinnedError(ModelCacheError, PermissionError):
+    """A pinned entry is not removed."""
+
+    def __init__(self, *, ref: str) -> None:
+        super().__init__(ref=ref)
+        self.summary = f"{ref} is pinned and was not removed"
+        self.hint = "`modelcache rm --force` removes it with its pin"
+
+
+class ClosedError(ModelCacheError, RuntimeError):
+    """The cache object was closed."""
+
+    def __init__(self, *, root: str) -> None:
+        super().__init__(root=root)
+        self.summary = f"this Cache (root {root}) is closed"
+        self.hint = "Make a new one, or use it inside its `with` block"
+
+
+class CancelledError(ModelCacheError):
+    """The caller gave up. What had arrived is kept and resumed next time."""
+
+    def __init__(self, *, ref: str) -> None:
+        super().__init__(ref=ref)
+        self.summary = f"the fetch of {ref} was cancelled"
+        self.hint = "Ask again to resume it"
+
+
+class StorageError(ModelCacheError, OSError):
+    """The file system under the root failed a call."""
+
+    def __init__(self, *, path: str, action: str, reason: str, number: int | None = None) -> None:
+        super().__init__(path=path, action=action, reason=reason, number=number)
+        self.errno = number
+        self.summary = f"could not {action} {path}: {reason}; nothing was promised and nothing is half-written"
+        self.hint = "`modelcache doctor` examines the file system"
+
+
+class RootError(StorageError):
+    """The root directory cannot be used."""
+
+    def __init__(self, *, path: str, reason: str, hint: str) -> None:
+        ModelCacheError.__init__(self, path=path, reason=reason, hint=hint)
+        self.summary = f"the cache root {path} cannot be used: {reason}"
+
+
+class FormatError(StorageError):
+    """The root was written by a newer modelcache."""
+
+    def __init__(self, *, path: str, found: str, known: int) -> None:
+        ModelCacheError.__init__(self, path=path, found=found, known=known)
+        self.summary = (
+            f"the cache root {path} has layout {found}, this modelcache knows up to {known}; nothing was touched"
+        )
+        self.hint = "Upgrade modelcache, or use another root: MODELCACHE_DIR=..."
+
+
+def storage_error(error: OSError, *, action: str, path: str) -> ModelCacheError:
+    """Return the typed error for a failed system call, so that no bare OSError leaves the stores."""
+    where = str(error.filename or path)
+    if error.errno in {_errno.ENOSPC, _errno.EDQUOT}:
+        return NoSpaceError(what=where, needed=None, free=None)
+    return StorageError(path=where, action=action, reason=error.strerror or str(error), number=error.errno)
+
+
+def _shown(text: object) -> str:
+    """Return *text* as it may be printed: escaped, and cut where it is very long."""
+    shown = repr(text)
+    return shown if len(shown) <= 200 else f"{shown[:120]}… ({len(shown)} characters)"

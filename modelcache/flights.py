@@ -1,0 +1,124 @@
+"""Single flight within a process: threads and asyncio tasks that want the same thing share one piece of work.
+
+The first to ask leads, the others wait for its result or its error. Between processes a lock does the same (`locks`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import threading
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+from .errors import CancelledError, DeadlineError
+from .retry import Deadline
+
+T = TypeVar("T")
+
+
+class _Flight(Generic[T]):
+    def __init__(self, deadline: Deadline) -> None:
+        self.result: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self.deadline = deadline
+        self.interested = 1
+
+
+class Flights(Generic[T]):
+    """The work under way, by key."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._running: dict[Hashable, _Flight[T]] = {}
+        self._pid = os.getpid()
+
+    def run(self, key: Hashable, work: Callable[[Deadline], T], deadline: Deadline) -> T:
+        """Return ``work(deadline)``, or what the one who does it for *key* already comes to."""
+        while True:
+            flight, leads = self._join(key, deadline)
+            if leads:
+                self._lead(key, flight, work)
+                return flight.result.result()
+            try:
+                # The leader is bounded too, so that this ends even without a limit of our own.
+                return flight.result.result(timeout=deadline.left(threading.TIMEOUT_MAX))
+            except concurrent.futures.TimeoutError:
+                deadline.check()
+            except (DeadlineError, CancelledError):
+                deadline.check()  # Those were the leader's limits; within ours the work is begun again.
+            finally:
+                self._leave(flight)
+
+    async def arun(
+        self,
+        key: Hashable,
+        work: Callable[[Deadline], T],
+        deadline: Deadline,
+        executor: concurrent.futures.Executor,
+    ) -> T:
+        """Do what `run` does without blocking the event loop: only a leader takes a thread of *executor*.
+
+        When the last one who is interested is cancelled, so is the work.
+        """
+        while True:
+            flight, leads = self._join(key, deadline)
+            if leads:
+                executor.submit(self._lead, key, flight, work)
+            try:
+                async with asyncio.timeout(None if leads else _or_none(deadline)):
+                    # Shielded: the result belongs to all who wait.
+                    return await asyncio.shield(asyncio.wrap_future(flight.result))
+            except TimeoutError:
+                if leads:
+                    raise
+                deadline.check()
+                raise deadline.error() from None
+            except (DeadlineError, CancelledError):
+                if leads:
+                    raise
+                deadline.check()
+            finally:
+                self._leave(flight)
+
+    def _join(self, key: Hashable, deadline: Deadline) -> tuple[_Flight[T], bool]:
+        with self._guard:
+            if self._pid != os.getpid():
+                self._running.clear()  # Those threads fly on in the parent only.
+                self._pid = os.getpid()
+            flight = self._running.get(key)
+            if flight is None:
+                flight = self._running[key] = _Flight(deadline)
+                return flight, True
+            flight.interested += 1
+            return flight, False
+
+    def _leave(self, flight: _Flight[T]) -> None:
+        with self._guard:
+            flight.interested -= 1
+            abandoned = flight.interested == 0 and not flight.result.done()
+        if abandoned:
+            flight.deadline.cancel()
+
+    def _lead(self, key: Hashable, flight: _Flight[T], work: Callable[[Deadline], T]) -> None:
+        """Do the work and hand its outcome to all who wait. What stops this very thread (an interrupt) goes on up."""
+        try:
+            outcome = work(flight.deadline)
+        except Exception as error:  # noqa: BLE001  # Not handled here: handed on.
+            self._forget(key)
+            flight.result.set_exception(error)
+        except BaseException:
+            self._forget(key)
+            flight.result.set_exception(CancelledError(ref=flight.deadline.ref))
+            raise
+        else:
+            self._forget(key)
+            flight.result.set_result(outcome)
+
+    def _forget(self, key: Hashable) -> None:
+        with self._guard:
+            self._running.pop(key, None)
+
+
+def _or_none(deadline: Deadline) -> float | None:
+    return None if deadline.seconds is None else deadline.left(deadline.seconds)

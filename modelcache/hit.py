@@ -1,0 +1,68 @@
+"""The warm look: from a key to the path of a whole object, or None.
+
+One record read and one ``stat`` (I5, I6): no lock, no write, no parser, no import beyond what the interpreter has
+loaded. What it cannot answer (a broken record, a touched object) is a miss here, and the slow path finds out why.
+"""
+
+import os
+import stat
+
+from .layout import ENTRIES, FORMAT, OBJECTS, decode_head, key_id
+
+# A head is some 190 bytes and a name; what a longer one has in excess is read by the slow path.
+_HEAD_BYTES_MAX = 1024
+
+
+class Hit:
+    """A whole object that may be used now: what the head of its record says."""
+
+    __slots__ = ("checked", "mtime_ns", "name", "object", "path", "size")
+
+    def __init__(self, root: str, head: tuple[str, int, int, int, str]) -> None:
+        self.object, self.size, self.mtime_ns, self.checked, self.name = head
+        self.path = f"{root}/{OBJECTS}/{self.object}/{self.name}"
+
+    def stands(self) -> bool:
+        """Tell whether the object is there, with the size and mtime on record: the price of a hit."""
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return False
+        return found.st_size == self.size and found.st_mtime_ns == self.mtime_ns and stat.S_ISREG(found.st_mode)
+
+
+def look(root: str, key: str) -> Hit | None:
+    """Return the hit for *key*, or None."""
+    identity = key_id(key)
+    head = read_head(f"{root}/{ENTRIES}/{identity}", identity)
+    if head is None:
+        return None
+    hit = Hit(root, head)
+    return hit if hit.stands() else None
+
+
+def read_head(path: str, identity: str) -> tuple[str, int, int, int, str] | None:
+    """Return the head of the record at *path*, or None if there is none that is whole."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return decode_head(identity, os.read(descriptor, _HEAD_BYTES_MAX))
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def format_is_known(root: str) -> bool:
+    """Tell whether the root's ``format`` is one that this code may read; a missing one is."""
+    try:
+        descriptor = os.open(f"{root}/format", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        text = os.read(descriptor, 32).strip()
+    finally:
+        os.close(descriptor)
+    return text.isdigit() and int(text) <= FORMAT

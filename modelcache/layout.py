@@ -1,0 +1,93 @@
+"""The names on disk, and the first line of a record. No I/O.
+
+Everything that turns a key, a digest or an owner into a path is here, and nothing else: DESIGN.md section 2 draws
+the tree. The first line of a record (its *head*) alone answers a hit, so that its form belongs to the layout::
+
+    mc1 <sum> <object> <size> <mtime> <checked> <name>
+
+*sum* is the first 16 hexadecimal digits of the SHA-256 of the record's own file name and the rest of the line: a
+record that was torn, edited or moved to another key reads as a miss (I6). *object* is a directory of ``objects-v1``,
+*size* (bytes) and *mtime* (nanoseconds) are what ``stat`` must find there, *checked* (Unix seconds) is when the source
+last confirmed the content, *name* is the file's own name and may hold spaces.
+
+This module is on the path of a warm hit in a new process: it imports nothing that the interpreter has not loaded.
+"""
+
+import os
+
+TYPE_CHECKING = False  # typing takes 10 ms to import; type checkers take this name for its constant.
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+try:
+    # hashlib costs 2 ms to import, the C module behind it a tenth of that.
+    from _sha256 import sha256  # type: ignore[import-not-found,unused-ignore]
+except ImportError:  # It is called _sha2 from Python 3.12 on.
+    try:
+        from _sha2 import sha256  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        from hashlib import sha256
+
+FORMAT = 1
+OBJECTS = "objects-v1"
+ENTRIES = "entries-v1"
+PINS = "pins-v1"
+PARTIALS = "partial-v1"
+STAGING = "staging"
+TRASH = "trash"
+QUARANTINE = "quarantine"
+LOCKS = "locks"
+BACKOFF = "backoff-v1"
+
+CACHEDIR_TAG = b"""Signature: 8a477f597d28d172789f06886806bc55
+# This file marks a cache directory; see https://bford.info/cachedir/
+# It belongs to modelcache. Backup programs may leave the directory out.
+"""
+
+NAME_BYTES_MAX = 255
+_MAGIC = "mc1"
+
+
+def default_root(environ: "Mapping[str, str]") -> str:
+    """Return the root that *environ* asks for: MODELCACHE_DIR, MODELCACHE_HOME, the XDG cache, ~/.cache."""
+    named = environ.get("MODELCACHE_DIR") or environ.get("MODELCACHE_HOME")
+    if named:
+        return os.path.abspath(os.path.expanduser(named))
+    # The XDG Base Directory Specification: a relative path is invalid and is ignored.
+    base = environ.get("XDG_CACHE_HOME", "")
+    if not base.startswith("/"):
+        base = os.path.expanduser("~/.cache")
+    return f"{base}/modelcache"
+
+
+def key_id(key: str) -> str:
+    """Return the file name under which *key* is recorded: 64 hexadecimal digits."""
+    return str(sha256(key.encode("utf-8", "surrogatepass")).hexdigest())
+
+
+def object_name(digest: str) -> str:
+    """Return the directory name of the object with *digest*: ``sha256:ab…`` → ``sha256-ab…``."""
+    return digest.replace(":", "-", 1)
+
+
+def encode_head(identity: str, obj: str, size: int, mtime_ns: int, checked: int, name: str) -> bytes:
+    """Return the head of the record whose file is called *identity*, with its line end."""
+    rest = f"{obj} {size} {mtime_ns} {checked} {name}"
+    return f"{_MAGIC} {_sum(identity, rest)} {rest}\n".encode()
+
+
+def decode_head(identity: str, data: bytes) -> tuple[str, int, int, int, str] | None:
+    """Return (object, size, mtime_ns, checked, name) from the head of *data*, or None if it is not whole."""
+    line, end, _ = data.partition(b"\n")
+    try:
+        magic, found, rest = line.decode().split(" ", 2)
+        if not end or magic != _MAGIC or found != _sum(identity, rest):
+            return None
+        obj, size, mtime_ns, checked, name = rest.split(" ", 4)
+        return obj, int(size), int(mtime_ns), int(checked), name
+    except ValueError:  # Too few fields, not UTF-8, not a number.
+        return None
+
+
+def _sum(identity: str, rest: str) -> str:
+    return str(sha256(f"{identity} {rest}".encode()).hexdigest()[:16])

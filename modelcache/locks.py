@@ -1,0 +1,283 @@
+"""Mutual exclusion between processes, threads and forks. The only module that opens lock files.
+
+A lock here saves work; correctness never rests on it (I9). It stands on fasteners, whose ``InterProcessLock`` uses POSIX
+record locks (fcntl(2)). These have three traps, each measured: two lock objects on one path in one process both succeed;
+any close of any descriptor of the file drops the process's lock; a forked child's copy says "acquired" and owns
+nothing. So:
+
+  * One `_Slot` per path and process, with a thread lock above the record lock; a fork starts with an empty registry.
+  * Only this module opens a lock file, and while a slot is in use only its owner does.
+  * After each acquire the inode of the path is compared with the descriptor's, so that the holder may unlink the
+    file when it lets go: none remain when all are done.
+
+fasteners waits by polling (50 ms from hand to hand). Here a waiter blocks in the kernel instead, in a helper thread, and
+asks for the lock *shared*: the moment the holder lets go (or dies) all waiters wake together, look whether what they
+wait for is there, and mostly need no lock at all. Their wait is bounded and can be interrupted, which a plain
+F_SETLKW is not. A holder that failed may leave a note in the file for those who wait for it, so that sixty-four
+processes do not fail one after the other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO
+
+import fasteners
+
+from failpoints import fail_point
+
+from . import commit
+from .errors import LockTimeoutError
+
+_POLL_S = 0.005
+_SAY_AFTER_S = 1.0  # I11: whoever waits longer than this is told for whom.
+_NOTE_BYTES_MAX = 1 << 16
+
+
+class LockUnavailableError(Exception):
+    """There are no locks here (the file system has none, or nothing may be written): go on without (I9)."""
+
+
+class Turn:
+    """What came of waiting for a lock.
+
+    Attributes:
+        held: Whether the lock is held now; False if ``done()`` said that it is no longer needed, or for a note.
+        note: What the process that was waited for left behind, ``b""`` if it left nothing.
+    """
+
+    def __init__(self, lock: fasteners.InterProcessLock | None, note: bytes = b"") -> None:
+        self._lock = lock
+        self._pid = os.getpid()
+        self.held = lock is not None
+        self.note = note
+
+    def leave_note(self, note: bytes) -> None:
+        """Leave *note* for the processes that wait now; they take it in place of a turn of their own."""
+        if self._lock is not None and len(note) < _NOTE_BYTES_MAX // 2:
+            _write(self._lock.lockfile, note)
+
+    def release(self, path: str) -> None:
+        """Let go of the lock, if it is held, and remove its file."""
+        # A child that was forked inside the block owns nothing, and must not take the parent's file away.
+        if self._lock is None or self._pid != os.getpid():
+            return
+        fail_point("locks.before-unlink")
+        commit.remove_quietly(path)
+        fail_point("locks.before-release")
+        self._lock.release()
+
+
+class _KernelWait:
+    """A blocking request for a shared lock, made by a thread of its own, so that its caller can give up."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.ended = threading.Event()
+        self.refused = False
+        self.note = b""
+        threading.Thread(target=self._run, name="modelcache-lock-wait", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            fcntl.lockf(self.file, fcntl.LOCK_SH)
+            self.note = _read(self.file)[1]
+        except OSError:
+            # EDEADLK is the kernel's guess over whole processes: wrong where each of two processes holds one lock in
+            # one thread and waits for the other's in another one. ENOLCK: no locks here.
+            self.refused = True
+        # The close lets go of the shared lock. No other descriptor of the file is open in this process: the slot
+        # sees to that.
+        self.file.close()
+        self.ended.set()
+
+    def holder(self) -> str:
+        """Return who holds the lock, as far as the file tells."""
+        try:
+            return _read(self.file)[0].decode(errors="replace") or "an unnamed process"
+        except (OSError, ValueError):  # Closed by now: the wait has just ended.
+            return "a process that has just let go"
+
+
+class _Slot:
+    """What this process does with one lock file: at most one thread at a time does anything."""
+
+    def __init__(self) -> None:
+        self.guard = threading.Lock()
+        self.users = 0
+        # A wait that its caller gave up still sits in the kernel; the next thread joins it instead of opening the file.
+        self.wait: _KernelWait | None = None
+
+
+_registry: dict[str, _Slot] = {}
+_registry_guard = threading.Lock()
+
+
+def _after_fork() -> None:
+    """Forget everything: record locks are not inherited, and the threads that held guards do not exist here."""
+    global _registry_guard
+    _registry_guard = threading.Lock()
+    _registry.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+@contextmanager
+def exclusive(
+    path: str,
+    *,
+    timeout: float,
+    what: str,
+    done: Callable[[], bool] = lambda: False,
+    on_wait: Callable[[str], object] = lambda _holder: None,
+) -> Iterator[Turn]:
+    """Hold the lock file *path* for the block.
+
+    Args:
+        path: The lock file; made if it is missing, gone when the last holder lets go.
+        timeout: Longest wait, in seconds.
+        what: What is locked, for the error.
+        done: Asked before and after each wait: whether the lock is no longer needed.
+        on_wait: Told the holder, once, when the wait has lasted a second.
+
+    Raises:
+        LockTimeoutError: Another process, or thread, held it all the time.
+        LockUnavailableError: There are no locks here.
+    """
+    wait = _Patience(timeout, what, on_wait)
+    key = os.path.realpath(path)
+    with _registry_guard:
+        slot = _registry.setdefault(key, _Slot())
+        slot.users += 1
+    try:
+        holder = f"another thread of process {os.getpid()}"
+        wait.until(lambda seconds: slot.guard.acquire(timeout=seconds), lambda: holder)
+        try:
+            turn = Turn(None) if done() else _take(path, slot, wait, done)
+            try:
+                yield turn
+            finally:
+                turn.release(path)
+        finally:
+            slot.guard.release()
+    finally:
+        with _registry_guard:
+            slot.users -= 1
+            if slot.users == 0 and slot.wait is None:
+                _registry.pop(key, None)
+
+
+def probe(path: str) -> bool:
+    """Tell whether the lock file *path* can be had right now; if so, it is removed."""
+    try:
+        with exclusive(path, timeout=0, what=path) as turn:
+            return turn.held
+    except LockTimeoutError:
+        return False
+
+
+class _Patience:
+    """A bounded wait that says for whom, once, after a second."""
+
+    def __init__(self, timeout: float, what: str, on_wait: Callable[[str], object]) -> None:
+        self.started = time.monotonic()
+        self.timeout, self.what, self.on_wait = timeout, what, on_wait
+        self.said = False
+
+    def until(self, attempt: Callable[[float], bool], holder: Callable[[], str]) -> None:
+        """Call *attempt* with the seconds it may take until it is true; raise LockTimeoutError when time is up."""
+        while True:
+            waited = time.monotonic() - self.started
+            left = self.timeout - waited
+            if attempt(max(0.0, left if self.said else min(left, _SAY_AFTER_S - waited))):
+                return
+            waited = time.monotonic() - self.started
+            if waited >= self.timeout:
+                raise LockTimeoutError(what=self.what, holder=holder(), seconds=round(waited, 3))
+            if not self.said and waited >= _SAY_AFTER_S:
+                self.said = True
+                self.on_wait(holder())
+
+
+def _take(path: str, slot: _Slot, patience: _Patience, done: Callable[[], bool]) -> Turn:
+    """Return the turn: the lock held, or the reason why it need not be."""
+    while True:
+        if slot.wait is None or slot.wait.ended.is_set():
+            lock = _try(path)
+            if lock.acquired:
+                return Turn(lock)
+            if patience.timeout <= 0:
+                holder = _read(lock.lockfile)[0].decode(errors="replace")
+                lock.lockfile.close()
+                raise LockTimeoutError(what=patience.what, holder=holder, seconds=0)
+            slot.wait = _KernelWait(lock.lockfile)
+        wait = slot.wait
+        fail_point("locks.before-wait")
+        patience.until(wait.ended.wait, wait.holder)
+        slot.wait = None
+        if wait.note or done():
+            return Turn(None, wait.note)
+        if wait.refused:
+            # Rare, so plain polling will do; drawn, so that two processes do not stay in step.
+            patience.until(_nap, lambda: "another process")
+
+
+def _nap(seconds_max: float) -> bool:
+    """Sleep for a moment; False if there is no time left for one."""
+    time.sleep(min(seconds_max, random.uniform(0, _POLL_S)))  # noqa: S311  # Not a secret.
+    return seconds_max > 0
+
+
+def _try(path: str) -> fasteners.InterProcessLock:
+    """Return the lock, acquired if nobody has it; else its file stays open for a wait."""
+    lock = fasteners.InterProcessLock(path)
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise LockUnavailableError(str(error)) from error
+        lock.lockfile = os.fdopen(descriptor, "r+b", buffering=0)
+        fail_point("locks.before-acquire")
+        try:
+            if not lock.acquire(blocking=False):
+                return lock
+        except threading.ThreadError as error:  # What fasteners makes of every error but "held by another".
+            lock.lockfile.close()
+            raise LockUnavailableError(str(error)) from error
+        if _is_current(descriptor, path):
+            fail_point("locks.after-acquire")
+            os.ftruncate(descriptor, 0)
+            _write(lock.lockfile, f"process {os.getpid()} on {os.uname().nodename}".encode() + b"\n")
+            return lock
+        # Its last holder unlinked the file between our open and our lock: we hold a lock that nobody else will meet.
+        lock.release()
+
+
+def _is_current(descriptor: int, path: str) -> bool:
+    """Tell whether *path* still names the file behind *descriptor*."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return False
+    return os.path.samestat(found, os.fstat(descriptor))
+
+
+def _write(file: IO[bytes], data: bytes) -> None:
+    """Append to the lock file; it only informs, so a full disk or a short write does not matter."""
+    try:
+        os.pwrite(file.fileno(), data, os.fstat(file.fileno()).st_size)
+    except OSError:
+        return
+
+
+def _read(file: IO[bytes]) -> tuple[bytes, bytes]:
+    """Return (holder, note) from the open lock file. Opening it again would drop the locks of this process."""
+    holder, _, note = os.pread(file.fileno(), _NOTE_BYTES_MAX, 0).partition(b"\n")
+    return holder, note

@@ -1,0 +1,233 @@
+"""Manifests and lock files: which models a node needs, and exactly which bytes these are. Parsing and writing, no I/O.
+
+``models.toml`` is written by people::
+
+    [[model]]
+    ref = "https://example.org/resnet50.onnx"     # a URL, or a path (relative to the manifest)
+    digest = "sha256:…"                           # optional: what the bytes must be
+    mirrors = ["https://mirror.example.org/…"]    # optional: asked in order after ref
+    pin = true                                    # optional: kept by gc until unpinned
+
+``models.lock`` is written by ``modelcache lock``, one table a model in the manifest's order, with ``ref``, ``digest``,
+``size`` in bytes and, where the source names one, ``revision``. It belongs under version control.
+
+An unknown key, a wrong type and a model listed twice are errors with file, line and key: a misspelt ``digets`` that was
+ignored would be a model that nobody verifies.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from . import reference
+from .digest import Digest
+from .errors import InvalidReferenceError, LockDriftError, ManifestError, ModelCacheError
+
+LOCK_VERSION = 1
+_MODEL_KEYS = {"ref": str, "digest": str, "mirrors": list, "pin": bool}
+_LOCK_KEYS = {"ref": str, "digest": str, "size": int, "revision": str}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model of a manifest. ``mirrors`` are refs, asked in order after ``ref``."""
+
+    ref: str
+    digest: Digest | None = None
+    mirrors: tuple[str, ...] = ()
+    pin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LockedModel:
+    """One model of a lock file: exactly these bytes. ``size`` is in bytes."""
+
+    ref: str
+    digest: Digest
+    size: int
+    revision: str | None = None
+
+
+def parse_manifest(text: str, *, file: str) -> tuple[Model, ...]:
+    """Return the models of the manifest in *text*. Relative paths in it start at the directory of *file*.
+
+    Raises:
+        ManifestError: With the file, the line and the key of the mistake.
+    """
+    base = os.path.dirname(os.path.abspath(file))
+    models = []
+    for table in _tables(text, file, _MODEL_KEYS, optional={"digest", "mirrors", "pin"}, top=set()):
+        mirrors = table.get("mirrors", [])
+        for mirror in mirrors:
+            if not isinstance(mirror, str):
+                raise table.error("mirrors", "is a list of URLs or paths")
+        models.append(
+            Model(
+                ref=table.ref("ref", table["ref"], base),
+                digest=table.digest("digest") if "digest" in table else None,
+                mirrors=tuple(table.ref("mirrors", mirror, base) for mirror in mirrors),
+                pin=table.get("pin", False),
+            )
+        )
+    return tuple(models)
+
+
+def parse_lock(text: str, *, file: str) -> tuple[LockedModel, ...]:
+    """Return the models of the lock file in *text*.
+
+    Raises:
+        ManifestError: With the file, the line and the key of the mistake.
+    """
+    base = os.path.dirname(os.path.abspath(file))
+    locked = []
+    for table in _tables(text, file, _LOCK_KEYS, optional={"revision"}, top={"version"}):
+        if table["size"] < 0:
+            raise table.error("size", "is a number of bytes, from 0")
+        locked.append(
+            LockedModel(
+                table.ref("ref", table["ref"], base),
+                table.digest("digest"),
+                table["size"],
+                table.get("revision"),
+            )
+        )
+    return tuple(locked)
+
+
+def render_lock(models: Iterable[LockedModel], *, file: str) -> str:
+    """Return the text of a lock file for *models*; paths below the directory of *file* are written relative to it."""
+    base = os.path.dirname(os.path.abspath(file))
+    lines = ["# Written by `modelcache lock`. Commit it; do not edit it.", f"version = {LOCK_VERSION}"]
+    for model in models:
+        prefix = f"file://{base}/"
+        ref = f"./{model.ref.removeprefix(prefix)}" if model.ref.startswith(prefix) else model.ref
+        lines += [
+            "",
+            "[[model]]",
+            f"ref = {_quoted(ref)}",
+            f"digest = {_quoted(model.digest)}",
+            f"size = {model.size}",
+        ]
+        if model.revision is not None:
+            lines.append(f"revision = {_quoted(model.revision)}")
+    return "\n".join(lines) + "\n"
+
+
+def check_drift(manifest: Iterable[Model], lock: Iterable[LockedModel], *, file: str) -> None:
+    """Check that the lock file *file* describes the manifest: the same models, and no digest that contradicts.
+
+    Raises:
+        LockDriftError: With every difference.
+    """
+    wanted = {_key(model.ref): model for model in manifest}
+    locked = {_key(model.ref): model for model in lock}
+    differences = [f"{key} is in the manifest and not locked" for key in wanted if key not in locked]
+    differences += [f"{key} is locked and not in the manifest" for key in locked if key not in wanted]
+    for key, model in wanted.items():
+        if key in locked and model.digest is not None and model.digest != locked[key].digest:
+            differences.append(f"{key} is {model.digest} in the manifest and {locked[key].digest} in the lock file")
+    if differences:
+        raise LockDriftError(file=file, differences=tuple(differences))
+
+
+class _Table(dict[str, Any]):
+    """A ``[[model]]`` table that knows where it stands, so that an error names the line."""
+
+    def __init__(self, values: dict[str, Any], text: str, file: str, index: int) -> None:
+        super().__init__(values)
+        self._text, self._file, self._index = text, file, index
+
+    def error(self, key: str, problem: str) -> ManifestError:
+        line = _line_of(self._text, self._index, key)
+        return ManifestError(file=self._file, line=line, key=key, problem=problem)
+
+    def ref(self, key: str, text: str, base: str) -> str:
+        """Return *text* as a ref that means the same from every directory."""
+        try:
+            if text.startswith(("./", "../")):
+                text = os.path.join(base, text)
+            parsed = reference.parse(text)
+            if not parsed.scheme:
+                raise InvalidReferenceError(
+                    ref=text, problem="a manifest names a URL or a path, which starts with ./ or /"
+                )
+            return parsed.key if parsed.scheme == "file" else text
+        except ModelCacheError as error:
+            raise self.error(key, error.summary) from None
+
+    def digest(self, key: str) -> Digest:
+        try:
+            return Digest.parse(self[key])
+        except ModelCacheError as error:
+            raise self.error(key, error.summary) from None
+
+
+def _tables(text: str, file: str, keys: dict[str, type], *, optional: set[str], top: set[str]) -> list[_Table]:
+    """Return the ``[[model]]`` tables of *text*, each with exactly the *keys* it may and must have."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        # Python 3.14 gives .lineno; before it the position is only in the message.
+        position = str(error).rpartition("at line ")[2].partition(",")[0]
+        line = int(position) if position.isdigit() else None
+        raise ManifestError(file=file, line=line, problem=f"not TOML: {error}") from None
+    for key in document.keys() - {"model"} - top:
+        raise ManifestError(file=file, line=_line_of(text, None, key), key=key, problem="unknown key")
+    found = document.get("model", [])
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise ManifestError(file=file, line=_line_of(text, None, "model"), key="model", problem="is written [[model]]")
+    if "version" in top and document.get("version") != LOCK_VERSION:
+        problem = f"is {document.get('version')!r}; this modelcache knows version {LOCK_VERSION}"
+        raise ManifestError(file=file, line=_line_of(text, None, "version"), key="version", problem=problem)
+    tables = [_Table(entry, text, file, index) for index, entry in enumerate(found)]
+    seen: set[str] = set()
+    for table in tables:
+        for key in table:
+            if key not in keys:
+                raise table.error(key, f"unknown key; known: {', '.join(keys)}")
+        for key, kind in keys.items():
+            if key not in table:
+                if key in optional:
+                    continue
+                raise table.error(key, "is missing")
+            if type(table[key]) is not kind:  # A bool is an int to isinstance.
+                raise table.error(key, f"is a {_TOML_NAMES[kind]}, not {table[key]!r}")
+        key = _key(table.ref("ref", table["ref"], os.path.dirname(os.path.abspath(file))))
+        if key in seen:
+            raise table.error("ref", f"{key} is listed twice")
+        seen.add(key)
+    return tables
+
+
+_TOML_NAMES = {str: "string", int: "whole number", bool: "boolean (true or false)", list: "list"}
+
+
+def _key(ref: str) -> str:
+    return reference.parse(ref).key
+
+
+def _line_of(text: str, index: int | None, key: str) -> int | None:
+    """Return the line of *key* in the table number *index* (at the top: None), or of the table's header."""
+    header, table = None, -1
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if stripped.startswith("["):
+            table += stripped.replace(" ", "").startswith("[[model]]")
+            if table == index:
+                header = number
+        name = stripped.partition("=")[0].strip().strip("\"'")
+        if (table if table >= 0 else None) == index and (
+            name == key or (index is None and stripped.startswith(f"[{key}"))
+        ):
+            return number
+    return header
+
+
+def _quoted(text: str) -> str:
+    """Return *text* as a TOML basic string (TOML 1.0.0, String)."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in escaped) + '"'

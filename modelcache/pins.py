@@ -1,0 +1,48 @@
+"""The pin store: what is kept by policy until it is unpinned. One sealed file a key, ``pins-v1/<id>``."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from . import commit, files, layout
+from .errors import storage_error
+from .sealed import seal, unseal
+
+
+class Pins:
+    """The pins of the cache at *root*."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._directory = f"{root}/{layout.PINS}"
+
+    def add(self, key: str) -> None:
+        """Pin *key*, durably."""
+        if self.has(key):
+            return
+        try:
+            commit.ensure_bucket(self._directory)
+            data = seal({"key": key, "time": int(time.time())})
+            commit.commit_record(f"{self._root}/{layout.STAGING}", self._path(key), data)
+        except OSError as error:
+            raise storage_error(error, action="pin", path=key) from error
+
+    def remove(self, key: str) -> bool:
+        """Unpin *key*, durably; False if it was not pinned."""
+        try:
+            return os.path.isdir(self._directory) and commit.remove_record(self._path(key))
+        except OSError as error:
+            raise storage_error(error, action="unpin", path=key) from error
+
+    def has(self, key: str) -> bool:
+        """Tell whether *key* is pinned. A broken pin counts: the doubt is in favour of keeping."""
+        return os.path.exists(self._path(key))
+
+    def all(self) -> list[str]:
+        """Return the pinned keys whose record is whole."""
+        sealed = (unseal(files.content(f"{self._directory}/{name}") or b"") for name in files.listing(self._directory))
+        return sorted(facts["key"] for facts in sealed if facts)
+
+    def _path(self, key: str) -> str:
+        return f"{self._directory}/{layout.key_id(key)}"

@@ -1,0 +1,97 @@
+"""Who owns a staged file: tokens that name a process for all time, and whether that process is certainly gone.
+
+A process id comes back after a while, and after a boot at once. A token therefore names the machine, the boot, the
+process-id name space (a container has its own) and the process with its start time. So ``is_dead`` needs no lock and no
+clock (I9, I10). Where it cannot know (another machine, another container), it says so, and its callers then leave
+things alone or copy them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from functools import cache
+
+
+def token() -> str:
+    """Return a fresh name owned by this process: ``<machine>-<boot>-<namespace>-<pid>-<start>-<random>``."""
+    pid = os.getpid()
+    return f"{machine_id()}-{boot_id()}-{_namespace()}-{pid}-{_own_start(pid)}-{os.urandom(4).hex()}"
+
+
+def is_dead(owner: str) -> bool | None:
+    """Tell whether the process that made the token *owner* is gone; None if that cannot be known from here."""
+    parts = owner.split("-")
+    if len(parts) != 6 or not parts[3].isdigit():
+        return None
+    machine, boot, namespace, pid, start, _ = parts
+    if machine != machine_id():
+        return None
+    if boot != boot_id():
+        return True  # This machine has booted since: none of its processes is left.
+    if namespace != _namespace():
+        return None
+    return start_time(int(pid)) != start
+
+
+@cache
+def machine_id() -> str:
+    """Return 8 hexadecimal digits that stay the same on this machine and differ on others."""
+    return _short(_read("/etc/machine-id") + os.uname().nodename)
+
+
+@cache
+def boot_id() -> str:
+    """Return 8 hexadecimal digits that are new at each boot; empty pages of a power cut belong to an older one."""
+    # proc(5), sysctl: random/boot_id. macOS has the same under another name.
+    return _short(_read("/proc/sys/kernel/random/boot_id") or _sysctl("kern.bootsessionuuid"))
+
+
+def start_time(pid: int) -> str:
+    """Return when process *pid* started, in ticks since boot (proc(5), stat field 22); "" if there is none."""
+    if sys.platform == "linux":
+        text = _read(f"/proc/{pid}/stat")
+        fields = text.rpartition(")")[2].split()  # The name in parentheses may hold spaces.
+        # A zombie's memory, descriptors and locks are gone: it writes nothing any more.
+        return "" if len(fields) < 20 or fields[0] in {"Z", "X"} else fields[19]
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return "0"  # Without start times a reused pid looks alive, which only costs a copy.
+
+
+@cache
+def _own_start(pid: int) -> str:
+    return start_time(pid)
+
+
+def _namespace() -> str:
+    try:
+        return str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        return "0"
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _sysctl(name: str) -> str:
+    try:
+        found = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False)  # noqa: S603  # A fixed program.
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip()
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,173 @@
+"""The entry store: which object each key stands for.
+
+One small file a key, ``entries-v1/<id>``, replaced whole and durably. Its first line answers a hit (`layout`), its second
+holds everything else, sealed. A record that is broken in either line is a miss, logged once (I6). The file's own
+mtime is when the entry was last used, written at most once an hour; atime is never looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from . import commit, files, hit, layout
+from .digest import Digest
+from .errors import storage_error
+from .sealed import seal, unseal
+
+USE_STAMP_S = 3600.0
+_log = logging.getLogger("modelcache")
+_complained: set[str] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the cache knows of one model.
+
+    Attributes:
+        key: The canonical ref; free of credentials.
+        digest: Of the content.
+        path: Of the file, absolute; its last part is `name`.
+        size: In bytes.
+        name: The file's own name.
+        source: What it was fetched from (the ref or a mirror), or ``put``.
+        created: When this content came here, in Unix seconds.
+        checked: When its source last confirmed it, in Unix seconds.
+        etag: Entity tag of the content at its source.
+        last_modified: HTTP date of the content at its source.
+        revision: The source's own name of this version.
+        mirrors: Refs that may serve the same content.
+        mtime_ns: What ``stat`` must find; anything else means that a tool touched the file.
+    """
+
+    key: str
+    digest: Digest
+    path: str
+    size: int
+    name: str
+    source: str
+    created: int
+    checked: int
+    mtime_ns: int
+    etag: str | None = None
+    last_modified: str | None = None
+    revision: str | None = None
+    mirrors: tuple[str, ...] = ()
+
+    @property
+    def ref(self) -> str:
+        """The ref under which `get` serves this entry."""
+        return self.key
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry as a JSON-ready dict."""
+        return {"ref": self.key, **asdict(self), "mirrors": list(self.mirrors)}
+
+
+class Entries:
+    """The entries of the cache at *root*."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._directory = f"{root}/{layout.ENTRIES}"
+
+    def path(self, key: str) -> str:
+        """Return the path of the record for *key*, whether it is there or not."""
+        return f"{self._directory}/{layout.key_id(key)}"
+
+    def read(self, key: str) -> Entry | None:
+        """Return the entry for *key*, or None; the object is not looked at."""
+        entry = self._load(layout.key_id(key))
+        return entry if entry is not None and entry.key == key else None
+
+    def write(self, entry: Entry) -> None:
+        """Record *entry*, durably; its object must be durable already (I2).
+
+        Raises:
+            StorageError, NoSpaceError: What was recorded before still is.
+        """
+        identity = layout.key_id(entry.key)
+        head = layout.encode_head(
+            identity, layout.object_name(entry.digest), entry.size, entry.mtime_ns, entry.checked, entry.name
+        )
+        body = {
+            "key": entry.key,
+            "source": entry.source,
+            "created": entry.created,
+            "etag": entry.etag,
+            "last_modified": entry.last_modified,
+            "revision": entry.revision,
+            "mirrors": list(entry.mirrors),
+        }
+        try:
+            commit.commit_record(f"{self._root}/{layout.STAGING}", self.path(entry.key), head + seal(body))
+        except OSError as error:
+            raise storage_error(error, action="record", path=entry.key) from error
+
+    def remove(self, key: str) -> bool:
+        """Forget *key*, durably; False if nothing was recorded for it."""
+        try:
+            return commit.remove_record(self.path(key))
+        except OSError as error:
+            raise storage_error(error, action="remove", path=self.path(key)) from error
+
+    def confirm(self, entry: Entry) -> Entry:
+        """Record that the source has just confirmed *entry*; return it with that time."""
+        confirmed = replace(entry, checked=int(time.time()))
+        self.write(confirmed)
+        return confirmed
+
+    def all(self) -> Iterator[Entry]:
+        """Yield every entry whose record is whole, in no order that means anything."""
+        for identity in files.listing(self._directory):
+            entry = self._load(identity)
+            if entry is not None:
+                yield entry
+
+    def used(self, key: str) -> float:
+        """Return when the entry was last used, in Unix seconds; 0 if there is none."""
+        try:
+            return os.stat(self.path(key)).st_mtime
+        except OSError:
+            return 0.0
+
+    def stamp_use(self, key: str) -> None:
+        """Record that the entry is in use, unless that was done within the hour; a read-only root is no error."""
+        try:
+            # A stamp from the future (a clock that jumped) is no better than an old one.
+            if abs(time.time() - self.used(key)) > USE_STAMP_S:
+                commit.touch(self.path(key))
+        except OSError:
+            return
+
+    def _load(self, identity: str) -> Entry | None:
+        data = files.content(f"{self._directory}/{identity}")
+        if data is None:
+            return None
+        head = layout.decode_head(identity, data)
+        body = unseal(data.partition(b"\n")[2])
+        if head is None or body is None or layout.key_id(body["key"]) != identity:
+            if identity not in _complained:
+                _complained.add(identity)
+                _log.warning("the record %s/%s is broken; it counts as a miss", self._directory, identity)
+            return None
+        looked = hit.Hit(self._root, head)
+        return Entry(
+            key=body["key"],
+            digest=Digest(looked.object.replace("-", ":", 1)),
+            path=looked.path,
+            size=looked.size,
+            name=looked.name,
+            source=body["source"],
+            created=body["created"],
+            checked=looked.checked,
+            mtime_ns=looked.mtime_ns,
+            etag=body["etag"],
+            last_modified=body["last_modified"],
+            revision=body["revision"],
+            mirrors=tuple(body["mirrors"]),
+        )

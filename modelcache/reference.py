@@ -1,0 +1,169 @@
+"""What a user may write to name a model, and its one canonical form, the key. No I/O.
+
+A ref is one of
+
+  * a URL, ``scheme://…``; the schemes are those of the registered sources;
+  * a path of this machine (``/…``, ``./…``, ``../…``, ``~/…`` or any ``os.PathLike``), which means ``file://``;
+  * a name under which something was put, such as ``resnet50`` or ``vision/resnet50.onnx``.
+
+Two refs with one key are one model. A key holds no credentials: user and password, and the query parameters that only
+sign a request (AWS, Google, Azure and CloudFront signatures, bearer tokens), say who asks and not what is asked for. So
+a pre-signed URL has the same key every time, and no record, event or error shows a secret.
+
+Names from outside end up as file names under the root, so the last segment of a ref is checked here, once.
+This module is on the path of a warm hit in a new process: it imports nothing that the interpreter has not loaded.
+"""
+
+import os
+
+REF_CHARACTERS_MAX = 8192
+_NAME_BYTES_MAX = 255
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+_SIGNATURE_PREFIXES = ("x-amz-", "x-goog-")
+_SIGNATURES = frozenset({"signature", "sig", "access_token", "token", "api_key", "apikey", "key-pair-id", "policy"})
+# Parameters that are credentials only beside a signature (Azure SAS; CloudFront and old S3 signatures).
+_BESIDE_SIGNATURE = frozenset(
+    ["expires", "awsaccesskeyid", "googleaccessid", "se", "sp", "sv", "sr", "st", "spr", "sip", "skoid", "sktid", "skt", "ske", "sks", "skv"]
+)
+
+
+class Ref:
+    """A ref that was checked.
+
+    Attributes:
+        key: The canonical form, free of credentials. What records hold and errors show.
+        url: What a source is asked for, credentials included; equal to the key for names.
+        scheme: ``https``, ``file``, …; ``""`` for a name that was put.
+    """
+
+    __slots__ = ("key", "scheme", "url")
+
+    def __init__(self, key: str, url: str, scheme: str) -> None:
+        self.key, self.url, self.scheme = key, url, scheme
+
+    def __repr__(self) -> str:
+        return f"Ref({self.key!r})"
+
+    @property
+    def name(self) -> str:
+        """The file name that the model has in the cache: the last segment of the path, percent-decoded."""
+        path = self.key.partition("://")[2] if self.scheme else self.key
+        if self.scheme and self.scheme != "file":
+            path = path.partition("?")[0].partition("/")[2]
+        last = path.rpartition("/")[2]
+        if "%" in last and self.scheme != "file":
+            from urllib.parse import unquote  # 5 ms, and a warm hit never comes here.
+
+            last = unquote(last)
+        return check_name(last or "model", ref=self.key)
+
+
+def parse(ref: str | os.PathLike[str]) -> Ref:
+    """Return the checked form of *ref*; raise InvalidReferenceError."""
+    text = ref if isinstance(ref, str) else _path_text(ref)
+    if not text or len(text) > REF_CHARACTERS_MAX:
+        raise _invalid(text, "it is empty" if not text else f"it has more than {REF_CHARACTERS_MAX} characters")
+    if not text.isprintable() or text != text.strip():
+        raise _invalid(text, "it holds a control character or white space at an end")
+    scheme, separator, rest = text.partition("://")
+    if separator:
+        if not scheme.replace("+", "").replace("-", "").isalnum() or not scheme.isascii():
+            raise _invalid(text, "its scheme is malformed")
+        scheme = scheme.lower()
+        if scheme == "file":
+            return _file(_file_path(rest, text), text)
+        return _url(scheme, rest, text)
+    if not isinstance(ref, str) or text.startswith(("/", "./", "../", "~")):
+        return _file(os.path.abspath(os.path.expanduser(text)), text)
+    return _name(text)
+
+
+def check_name(name: str, *, ref: str) -> str:
+    """Return *name* if it can be a file name under the root; raise InvalidReferenceError.
+
+    Refused are separators, ``.`` and ``..``, control characters, and more than 255 bytes (the limit of the usual
+    file systems): each could leave the object's directory or fail only after the download.
+    """
+    if name in {"", ".", ".."} or "/" in name or "\\" in name:
+        raise _invalid(ref, f"{name[:80]!r} cannot be a file name")
+    if not name.isprintable():
+        raise _invalid(ref, "its file name holds a control character")
+    if len(name.encode("utf-8", "surrogatepass")) > _NAME_BYTES_MAX:
+        raise _invalid(ref, f"its file name is longer than {_NAME_BYTES_MAX} bytes")
+    return name
+
+
+def _url(scheme: str, rest: str, text: str) -> Ref:
+    rest = rest.partition("#")[0]
+    authority, _, path = rest.partition("/")
+    if "?" in authority:  # https://host?query
+        authority, _, query = authority.partition("?")
+        path = f"?{query}"
+    host = authority.rpartition("@")[2].lower()
+    default_port = _DEFAULT_PORTS.get(scheme)
+    if default_port:
+        host = host.removesuffix(default_port)
+    if not host or " " in rest or "\\" in authority:
+        raise _invalid(text, "it has no host" if not host else "it holds a space or a backslash; percent-encode it")
+    path, mark, query = path.partition("?")
+    if mark:
+        query = _without_signature(query)
+    key = f"{scheme}://{host}/{path}{'?' + query if query else ''}"
+    return Ref(key, f"{scheme}://{rest}", scheme)
+
+
+def _without_signature(query: str) -> str:
+    """Return *query* less the parameters that say who asks, not what is asked for."""
+    pairs = query.split("&")
+    names = [pair.partition("=")[0].lower() for pair in pairs]
+    signed = not _SIGNATURES.isdisjoint(names)
+    kept = [
+        pair
+        for pair, name in zip(pairs, names, strict=True)
+        if not (name in _SIGNATURES or name.startswith(_SIGNATURE_PREFIXES) or (signed and name in _BESIDE_SIGNATURE))
+    ]
+    return "&".join(kept)
+
+
+def _file_path(rest: str, text: str) -> str:
+    """Return the path in a file URL (RFC 8089); a host other than localhost is refused."""
+    host, slash, path = rest.partition("/")
+    if host not in {"", "localhost"} or not slash:
+        raise _invalid(text, "a file URL has an absolute path and no host: file:///path")
+    path = f"/{path.partition('#')[0].partition('?')[0]}"
+    if "%" in path:
+        from urllib.parse import unquote
+
+        path = unquote(path)
+    if "\0" in path:
+        raise _invalid(text, "it holds a NUL")
+    return os.path.normpath(path)
+
+
+def _file(path: str, text: str) -> Ref:
+    if path.endswith("/") or not path.isprintable():
+        raise _invalid(text, "a file is expected, by a name without control characters")
+    # normpath keeps a leading "//", which POSIX lets mean something else; nobody wants that here.
+    key = f"file:///{path.lstrip('/')}"
+    return Ref(key, key, "file")
+
+
+def _name(text: str) -> Ref:
+    if ":" in text:
+        raise _invalid(text, "a name holds no ':', and a URL has '://' after its scheme")
+    for segment in text.split("/"):
+        check_name(segment, ref=text)
+    return Ref(text, text, "")
+
+
+def _path_text(ref: object) -> str:
+    path = os.fspath(ref) if isinstance(ref, os.PathLike) else None
+    if not isinstance(path, str):
+        raise _invalid(repr(ref), f"a ref is a str or a path, not {type(ref).__name__}")
+    return path
+
+
+def _invalid(ref: str, problem: str) -> Exception:
+    from .errors import InvalidReferenceError  # Not on the path of a hit.
+
+    return InvalidReferenceError(ref=ref, problem=problem)

@@ -1,0 +1,62 @@
+"""What a cache says about itself: counts and health. Plain values, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What one Cache object has counted since it was made.
+
+    Attributes:
+        hits: Gets answered from the cache.
+        misses: Gets that had to fetch, or failed to.
+        fetched: Models downloaded by this object, verified and stored.
+        unchanged: Conditional requests after which the cached content still held.
+        requests: Requests sent to sources.
+        retries: Attempts after a failed one.
+        failed: Fetches that ended in an error.
+        bytes_received: Bytes of content received.
+        bytes_resumed: Bytes that were here from an earlier attempt and were not asked for again.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    fetched: int = 0
+    unchanged: int = 0
+    requests: int = 0
+    retries: int = 0
+    failed: int = 0
+    bytes_received: int = 0
+    bytes_resumed: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the counts as a JSON-ready dict."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether the cache can do its work.
+
+    Attributes:
+        root: The directory.
+        exists: Whether it is there yet.
+        writable: Whether new models can be stored; hits need no write.
+        offline: Whether connections are ruled out.
+        free_bytes: What this user may still fill of the disk.
+        problems: One sentence each; empty if nothing is wrong.
+    """
+
+    root: str
+    exists: bool
+    writable: bool
+    offline: bool
+    free_bytes: int
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems

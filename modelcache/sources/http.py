@@ -1,0 +1,365 @@
+"""``http://`` and ``https://`` over urllib3 (HTTP semantics: RFC 9110; HTTP/1.1: RFC 9112).
+
+What this module decides, and urllib3 does not:
+  * Only GET is sent. Ranges carry ``If-Range``; a 200 in answer to one means "from byte 0".
+  * ``Accept-Encoding: identity``, because lengths and offsets must mean the bytes that are stored; an answer that is
+    encoded all the same is refused.
+  * Redirects are followed by hand, at most ten: never from https to http, never to another kind of scheme, and no
+    credential or custom header crosses to another origin (scheme, host and port; RFC 6454).
+  * Credentials: those in the URL win over ``HttpSource(headers=…)``, and these over netrc.
+  * Statuses become typed errors that say whether asking again can help.
+
+The environment is read when the source is made: ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` (else ``REQUESTS_CA_BUNDLE``,
+``CURL_CA_BUNDLE``), the proxy variables with ``NO_PROXY``, and ``NETRC``.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import logging
+import netrc
+import os
+import platform
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Mapping
+from urllib.parse import unquote, urljoin
+
+import urllib3
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    InvalidChunkLength,
+    LocationParseError,
+    NewConnectionError,
+    ProxyError,
+    ReadTimeoutError,
+    SSLError,
+)
+from urllib3.response import BaseHTTPResponse
+from urllib3.util import Url, make_headers, parse_url
+
+from .. import reference
+from ..errors import (
+    AccessDeniedError,
+    HttpStatusError,
+    InterruptedTransferError,
+    ModelCacheError,
+    ProtocolError,
+    RedirectError,
+    RemoteNotFoundError,
+    StalledError,
+    UnreachableError,
+)
+from .base import Request, Source, Stream, Validators
+
+REDIRECTS_MAX = 10
+_REDIRECTS = {301, 302, 303, 307, 308}
+_DENIED = {401, 403, 407, 451}
+_GONE = {404, 410}
+_CONNECTIONS_KEPT = 16
+_log = logging.getLogger("modelcache")
+
+
+class HttpSource(Source):
+    """Opens http and https URLs.
+
+    Args:
+        headers: Sent with each request to the origin that the ref names; never to where it redirects elsewhere.
+        hosts: Send ``headers`` only to these host names; None means to every origin that a ref names.
+    """
+
+    schemes = ("http", "https")
+
+    def __init__(self, headers: Mapping[str, str] | None = None, *, hosts: tuple[str, ...] | None = None) -> None:
+        self._headers = dict(headers or {})
+        self._hosts = hosts
+        self._user_agent = f"modelcache/{_version()} python/{platform.python_version()}"
+        self._netrc = _load_netrc(os.environ)
+        self._proxies = urllib.request.getproxies()
+        self._guard = threading.Lock()
+        self._pools: dict[str | None, urllib3.PoolManager] = {}
+        self._pid = os.getpid()
+
+    def open(self, request: Request) -> Stream:
+        """See `Source.open`."""
+        response, url = self._follow(request, ranged=request.start > 0 or request.stop is not None)
+        if response.status == 416 and request.start > 0:
+            # RFC 9110 15.5.17: what we have is no prefix of what is there now. Begin again.
+            response.drain_conn()
+            response, url = self._follow(request, ranged=False)
+        try:
+            return _HttpStream(request, response, url)
+        except BaseException:
+            response.close()
+            raise
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        with self._guard:
+            for pool in self._pools.values():
+                pool.clear()
+
+    def _follow(self, request: Request, *, ranged: bool) -> tuple[BaseHTTPResponse, Url]:
+        """Return the response to *request* after redirects, and the URL that gave it."""
+        url = first = self._parse(request.url, request)
+        seen = set()
+        for _ in range(REDIRECTS_MAX + 1):
+            headers = self._request_headers(request, url, first, ranged=ranged)
+            response = self._send(url, headers, request)
+            if response.status not in _REDIRECTS:
+                return response, url
+            location = response.headers.get("location")
+            response.drain_conn()
+            if not location:
+                raise ProtocolError(ref=request.ref, detail=f"a {response.status} without a Location", transient=False)
+            target = self._parse(urljoin(url.url, location), request)
+            _check_redirect(url, target, request)
+            if target.url in seen:
+                raise RedirectError(ref=request.ref, detail=f"it redirects in a circle ({_shown(target)})")
+            seen.add(target.url)
+            url = target
+        raise RedirectError(ref=request.ref, detail=f"more than {REDIRECTS_MAX} redirects")
+
+    def _send(self, url: Url, headers: dict[str, str], request: Request) -> BaseHTTPResponse:
+        timeout = urllib3.Timeout(
+            connect=max(0.001, request.deadline.left(request.timeout.connect)),
+            read=max(0.001, request.deadline.left(request.timeout.read)),
+        )
+        try:
+            return self._pool(url).urlopen(
+                "GET",
+                Url(url.scheme, None, url.host, url.port, url.path, url.query).url,
+                headers=headers,
+                redirect=False,
+                retries=False,
+                preload_content=False,
+                decode_content=False,
+                timeout=timeout,
+            )
+        except (HTTPError, OSError, ValueError) as error:
+            raise _network_error(error, request.ref) from error
+
+    def _request_headers(self, request: Request, url: Url, first: Url, *, ranged: bool) -> dict[str, str]:
+        headers = {"User-Agent": self._user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
+        if ranged:
+            headers["Range"] = f"bytes={request.start}-{'' if request.stop is None else request.stop - 1}"
+            condition = request.same_as.for_range if request.same_as else None
+            if condition:
+                headers["If-Range"] = condition
+        elif request.unless is not None:
+            if request.unless.etag:
+                headers["If-None-Match"] = request.unless.etag
+            elif request.unless.last_modified:
+                headers["If-Modified-Since"] = request.unless.last_modified
+        known = self._netrc.get(url.host or "")
+        if known:
+            headers.update(make_headers(basic_auth=known))
+        if _origin(url) == _origin(first):
+            if self._hosts is None or first.host in self._hosts:
+                headers.update(self._headers)
+            if first.auth:
+                user, _, password = first.auth.partition(":")
+                headers.update(make_headers(basic_auth=f"{unquote(user)}:{unquote(password)}"))
+        return headers
+
+    def _pool(self, url: Url) -> urllib3.PoolManager:
+        proxy = None if urllib.request.proxy_bypass(url.host or "") else self._proxies.get(url.scheme or "")
+        with self._guard:
+            if self._pid != os.getpid():
+                # A connection that a fork has copied would be used by two processes at once.
+                self._pools.clear()
+                self._pid = os.getpid()
+            if proxy not in self._pools:
+                self._pools[proxy] = _make_pool(proxy)
+            return self._pools[proxy]
+
+    @staticmethod
+    def _parse(url: str, request: Request) -> Url:
+        try:
+            parsed = parse_url(url)
+        except LocationParseError as error:
+            raise RedirectError(ref=request.ref, detail=f"not a URL that can be asked for ({error})") from error
+        if parsed.scheme not in {"http", "https"} or not parsed.host:
+            raise RedirectError(
+                ref=request.ref, detail=f"it leads to {_shown(parsed)}, which is neither http nor https"
+            )
+        return parsed
+
+
+class _HttpStream(Stream):
+    def __init__(self, request: Request, response: BaseHTTPResponse, url: Url) -> None:
+        self._ref, self._response = request.ref, response
+        headers = response.headers
+        self.validators = _validators(headers)
+        self.ranges = "bytes" in headers.get("accept-ranges", "").lower()
+        if response.status == 304 and request.unless is not None:
+            self.unchanged = True
+            return
+        _check_status(response, request, url)
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in {"", "identity"}:
+            detail = f"it came {encoding}-encoded, which was not asked for"
+            raise ProtocolError(ref=request.ref, detail=detail, transient=False)
+        if response.status == 206:
+            self.ranges = True
+            self.start, stop, self.total = _content_range(headers.get("content-range", ""), request)
+            if self.start != request.start or (request.stop is not None and stop != request.stop):
+                detail = f"asked for bytes from {request.start}, got Content-Range {headers.get('content-range')!r}"
+                raise ProtocolError(ref=request.ref, detail=detail)
+        elif "chunked" not in headers.get("transfer-encoding", "").lower():
+            self.total = response.length_remaining
+            self.delimited = self.total is not None  # RFC 9112, 6.3: else the end is where the connection closes.
+
+    def read(self, limit: int) -> bytes:
+        """See `Stream.read`."""
+        try:
+            # Not read(): that waits for all of *limit*, so that a slow stream would look like a dead one.
+            return self._response.read1(limit) or b""
+        except (HTTPError, OSError, ValueError) as error:
+            raise _network_error(error, self._ref) from error
+
+    def close(self) -> None:
+        """See `Stream.close`."""
+        if self._response.isclosed():
+            self._response.release_conn()  # Read to its end: the connection can serve again.
+        else:
+            self._response.close()
+
+    def interrupt(self) -> None:
+        """See `Stream.interrupt`."""
+        try:
+            self._response.shutdown()
+        except (OSError, ValueError):  # Over already.
+            return
+
+
+def parse_retry_after(value: str | None, date: str | None) -> float | None:
+    """Return the seconds that a ``Retry-After`` header asks to wait (RFC 9110, 10.2.3), None if it names none.
+
+    A date is compared with the server's own ``Date``, where there is one: the clocks may differ.
+    """
+    if not value:
+        return None
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        return float(value)
+    until = _timestamp(value)
+    if until is None:
+        return None
+    return max(0.0, until - (_timestamp(date) or time.time()))
+
+
+def _check_status(response: BaseHTTPResponse, request: Request, url: Url) -> None:
+    status = response.status
+    if status in {200, 203, 206}:
+        return
+    reason = str(getattr(response, "reason", "") or "")
+    detail = f"{status} {reason}".strip() + (f" from {url.host}" if url.host else "")
+    if status in _GONE:
+        raise RemoteNotFoundError(ref=request.ref, detail=detail)
+    if status in _DENIED:
+        raise AccessDeniedError(ref=request.ref, detail=detail)
+    retry_after = parse_retry_after(response.headers.get("retry-after"), response.headers.get("date"))
+    raise HttpStatusError(ref=request.ref, status=status, reason=reason, retry_after=retry_after)
+
+
+def _check_redirect(url: Url, target: Url, request: Request) -> None:
+    if url.scheme == "https" and target.scheme != "https":
+        raise RedirectError(ref=request.ref, detail=f"it redirects from https to {_shown(target)}, unprotected")
+
+
+def _content_range(value: str, request: Request) -> tuple[int, int, int | None]:
+    """Return (start, stop, total) of a ``Content-Range`` header (RFC 9110, 14.4)."""
+    unit, _, rest = value.strip().partition(" ")
+    span, _, total = rest.partition("/")
+    first, _, last = span.partition("-")
+    if unit.lower() != "bytes" or not first.isdigit() or not last.isdigit() or not (total == "*" or total.isdigit()):
+        raise ProtocolError(ref=request.ref, detail=f"a 206 with the Content-Range {value!r}")
+    return int(first), int(last) + 1, None if total == "*" else int(total)
+
+
+def _validators(headers: Mapping[str, str]) -> Validators:
+    modified, date = _timestamp(headers.get("last-modified")), _timestamp(headers.get("date"))
+    return Validators(
+        etag=headers.get("etag"),
+        last_modified=headers.get("last-modified"),
+        strong_date=modified is not None and date is not None and date - modified >= 1,
+        revision=headers.get("x-repo-commit") or headers.get("x-amz-version-id") or headers.get("x-goog-generation"),
+    )
+
+
+def _network_error(error: Exception, ref: str) -> ModelCacheError:
+    """Return the typed error for what urllib3, ssl or the socket raised."""
+    text = str(getattr(error, "reason", None) or error.args[-1] if error.args else error)
+    if isinstance(error, ProxyError):
+        return UnreachableError(ref=ref, detail=f"the proxy cannot be used: {error.original_error}")
+    if isinstance(error, SSLError | ssl.SSLError):
+        return UnreachableError(ref=ref, detail=f"TLS failed: {text}", transient="CERTIFICATE" not in text.upper())
+    if isinstance(error, NewConnectionError | ConnectTimeoutError):
+        return UnreachableError(ref=ref, detail=text.rpartition(": ")[2])
+    if isinstance(error, ReadTimeoutError | TimeoutError):
+        return StalledError(ref=ref, detail="no byte came within the read timeout")
+    if isinstance(error, InvalidChunkLength) or "chunk" in text.lower():
+        return ProtocolError(ref=ref, detail="its chunked encoding is broken")
+    if isinstance(error, ValueError) and not isinstance(error, HTTPError):
+        return ProtocolError(ref=ref, detail=text, transient=False)
+    return InterruptedTransferError(ref=ref, detail=f"the connection was cut ({text})")
+
+
+def _make_pool(proxy: str | None) -> urllib3.PoolManager:
+    context = ssl.create_default_context()  # Reads SSL_CERT_FILE and SSL_CERT_DIR by itself.
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+    if bundle and not os.environ.get("SSL_CERT_FILE"):
+        context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle})
+    if proxy is None:
+        return urllib3.PoolManager(maxsize=_CONNECTIONS_KEPT, ssl_context=context)
+    address = proxy if "://" in proxy else f"http://{proxy}"
+    credentials = parse_url(address).auth
+    headers = make_headers(proxy_basic_auth=unquote(credentials)) if credentials else None
+    return urllib3.ProxyManager(address, maxsize=_CONNECTIONS_KEPT, ssl_context=context, proxy_headers=headers)
+
+
+def _load_netrc(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return ``user:password`` by host from the netrc file; a broken file is told once and left alone."""
+    path = environ.get("NETRC") or os.path.expanduser("~/.netrc")
+    try:
+        hosts = netrc.netrc(path).hosts
+    except FileNotFoundError:
+        return {}
+    except (netrc.NetrcParseError, OSError, UnicodeDecodeError) as error:
+        _log.warning("%s is not used: %s", path, error)
+        return {}
+    return {host: f"{user}:{password}" for host, (user, _, password) in hosts.items() if host != "default"}
+
+
+def _timestamp(text: str | None) -> float | None:
+    """Return the Unix time of an HTTP date (RFC 9110, 5.6.7)."""
+    try:
+        return email.utils.parsedate_to_datetime(text).timestamp() if text else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _origin(url: Url) -> tuple[str | None, str | None, int]:
+    return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
+
+
+def _shown(url: Url) -> str:
+    """Return *url* without credentials, for a message."""
+    text = Url(url.scheme, None, url.host, url.port, url.path, url.query).url
+    try:
+        return reference.parse(text).key
+    except ModelCacheError:
+        return f"{url.scheme}://{url.host}"
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("modelcache")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,26 @@
+"""Clearing up after the dead: what crashed processes left in staging, trash and locks (DESIGN.md section 5).
+
+Only what belongs to a process that is certainly gone is touched (`process.is_dead`). It runs once when a cache first
+writes, and costs a listing of directories that are empty as a rule.
+"""
+
+from __future__ import annotations
+
+from . import commit, files, layout, locks, process
+
+
+def sweep(root: str) -> int:
+    """Delete the left-overs of dead processes under *root*; return how many there were."""
+    swept = 0
+    for bucket in (layout.STAGING, layout.TRASH):
+        for name in files.listing(f"{root}/{bucket}"):
+            if process.is_dead(name):
+                commit.discard(f"{root}/{bucket}/{name}")
+                commit.remove_quietly(f"{root}/{bucket}/{name}")
+                swept += 1
+    for name in files.listing(f"{root}/{layout.LOCKS}"):
+        try:
+            swept += locks.probe(f"{root}/{layout.LOCKS}/{name}")  # Whoever can have a lock removes its file.
+        except locks.LockUnavailableError:
+            break
+    return swept

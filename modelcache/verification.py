@@ -1,0 +1,105 @@
+"""Does the cache hold what it says? Content is read and hashed; what is not what its name says is set aside.
+
+A hit looks at size and mtime only. This is the slow look behind it: for an entry whose file was touched, and for
+``modelcache verify``. No network is used here; fetching again is the caller's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from . import commit, files, layout
+from .errors import CorruptObjectError, ModelCacheError
+from .objects import Objects
+from .records import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one entry's content turned out to be.
+
+    Attributes:
+        entry: As it is on record.
+        state: ``ok``, ``corrupt`` (set aside, unless the root is read-only), ``missing``, ``unreadable``.
+        actual: The digest found, if it is another one.
+        moved_to: Where the corrupt object is now.
+        repaired: Whether it has been fetched again since.
+        error: Why a repair failed.
+    """
+
+    entry: Entry
+    state: str
+    actual: str = ""
+    moved_to: str = ""
+    repaired: bool = False
+    error: ModelCacheError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The findings of one verification, one for each entry."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every entry is whole now."""
+        return all(finding.state == "ok" or finding.repaired for finding in self.findings)
+
+    @property
+    def bad(self) -> tuple[Finding, ...]:
+        """The findings that are not ``ok``, repaired ones included."""
+        return tuple(finding for finding in self.findings if finding.state != "ok")
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that were read and hashed."""
+        return sum(finding.entry.size for finding in self.findings if finding.state in {"ok", "corrupt"})
+
+
+def examine(root: str, entry: Entry) -> Finding:
+    """Return what the content of *entry* is. A corrupt object is set aside, and so not served again (I1)."""
+    try:
+        found = os.stat(entry.path)
+        actual = files.digest_of(entry.path)
+    except FileNotFoundError:
+        return Finding(entry, "missing")
+    except OSError as error:
+        return Finding(entry, "unreadable", actual=error.strerror or str(error))
+    if actual != entry.digest:
+        return Finding(entry, "corrupt", actual, _set_aside(root, entry, actual))
+    if found.st_mtime_ns != entry.mtime_ns:
+        try:
+            commit.stamp(entry.path, entry.mtime_ns)  # Touched and unharmed: the next hit is quick again.
+        except OSError:
+            pass  # Not ours to write: it is served all the same, and hashed each time.
+    return Finding(entry, "ok")
+
+
+def corrupt_error(finding: Finding) -> CorruptObjectError:
+    """Return the error for a corrupt *finding*."""
+    entry = finding.entry
+    return CorruptObjectError(ref=entry.key, expected=entry.digest, actual=finding.actual, moved_to=finding.moved_to)
+
+
+def examine_all(
+    root: str, entries: Iterable[Entry], *, jobs: int, on_finding: Callable[[Finding], object]
+) -> Sequence[Finding]:
+    """Return what the content of all *entries* is, *jobs* at a time (hashing releases the interpreter lock)."""
+
+    def one(entry: Entry) -> Finding:
+        finding = examine(root, entry)
+        on_finding(finding)
+        return finding
+
+    with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="modelcache-verify") as pool:
+        return list(pool.map(one, entries))
+
+
+def _set_aside(root: str, entry: Entry, actual: str) -> str:
+    if not os.access(f"{root}/{layout.OBJECTS}", os.W_OK):
+        return "(left in place: the root is read-only)"
+    return Objects(root).quarantine(entry.digest, f"{entry.key}: expected {entry.digest}, found {actual}")

@@ -1,0 +1,143 @@
+"""Many models at once, from a manifest: what a node runs before it serves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TypeVar
+
+from . import manifest as manifests
+from .errors import (
+    BatchError,
+    DigestMismatchError,
+    LockDriftError,
+    ManifestError,
+    ModelCacheError,
+    SizeMismatchError,
+)
+from .records import Entry
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One model to warm: the manifest's wish, and what the lock file says of it."""
+
+    ref: str
+    digest: str | None
+    size: int | None
+    mirrors: tuple[str, ...]
+    pin: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Warmed:
+    """What became of one model.
+
+    Attributes:
+        ref: As in the manifest.
+        state: ``cached`` (it was here), ``fetched``, or ``failed``.
+        entry: Of the model, None if it failed.
+        error: Why it failed.
+        seconds: How long it took.
+    """
+
+    ref: str
+    state: str
+    entry: Entry | None = None
+    error: ModelCacheError | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PrewarmReport:
+    """What became of every model, in the manifest's order."""
+
+    models: tuple[Warmed, ...]
+
+    @property
+    def failures(self) -> dict[str, ModelCacheError]:
+        """The errors by ref."""
+        return {model.ref: model.error for model in self.models if model.error is not None}
+
+    def check(self) -> None:
+        """Raise what failed: the error itself where it was the only model or all had the same cause, else BatchError."""
+        failures = self.failures
+        if failures and len(self.models) == 1:
+            raise next(iter(failures.values()))
+        if failures:
+            raise BatchError(failures=failures, total=len(self.models))
+
+
+def read_manifest(path: str | os.PathLike[str]) -> tuple[manifests.Model, ...]:
+    """Return the models of the manifest at *path*; raise ManifestError."""
+    return manifests.parse_manifest(_text(path), file=os.fspath(path))
+
+
+def read_lock(path: str | os.PathLike[str]) -> tuple[manifests.LockedModel, ...]:
+    """Return the models of the lock file at *path*; raise ManifestError."""
+    return manifests.parse_lock(_text(path), file=os.fspath(path))
+
+
+def lock_path(path: str | os.PathLike[str]) -> str:
+    """Return the lock file that belongs to the manifest at *path*: ``models.toml`` → ``models.lock``."""
+    stem, _ = os.path.splitext(os.fspath(path))
+    return f"{stem}.lock"
+
+
+def wanted(path: str | os.PathLike[str], *, locked: bool) -> list[Wanted]:
+    """Return what the manifest at *path* asks for; *locked*, exactly the bytes in its lock file.
+
+    Raises:
+        ManifestError: One of the files has a mistake, or is missing.
+        LockDriftError: They disagree.
+    """
+    models = read_manifest(path)
+    if not locked:
+        return [Wanted(model.ref, model.digest, None, model.mirrors, model.pin) for model in models]
+    lock = read_lock(lock_path(path))
+    manifests.check_drift(models, lock, file=lock_path(path))
+    by_ref = {model.ref: model for model in lock}
+    return [
+        Wanted(model.ref, by_ref[model.ref].digest, by_ref[model.ref].size, model.mirrors, model.pin)
+        for model in models
+    ]
+
+
+def as_drift(error: ModelCacheError, path: str | os.PathLike[str]) -> ModelCacheError:
+    """Return *error* as drift where it says that the source no longer serves what is locked."""
+    if isinstance(error, DigestMismatchError | SizeMismatchError):
+        return LockDriftError(file=lock_path(path), differences=(error.summary,))
+    return error
+
+
+def run_all(items: Sequence[T], work: Callable[[T], R], *, jobs: int, cancel: Callable[[], object]) -> list[R]:
+    """Return ``work(item)`` for all *items*, *jobs* at a time, in their order.
+
+    What interrupts the caller meanwhile (SIGINT, or a SIGTERM made one) is raised at once, after *cancel* has been
+    called, which makes the work under way end soon.
+    """
+    with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="modelcache-job") as pool:
+        futures = [pool.submit(work, item) for item in items]
+        try:
+            wait(futures)
+        except BaseException:
+            cancel()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        return [future.result() for future in futures]
+
+
+def _text(path: str | os.PathLike[str]) -> str:
+    file = os.fspath(path)
+    try:
+        with open(file, encoding="utf-8") as stream:
+            return stream.read()
+    except OSError as error:
+        raise ManifestError(file=file, problem=error.strerror or str(error)) from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(file=file, problem=f"not UTF-8: {error.reason} at byte {error.start}") from error

@@ -55,7 +55,7 @@ _HOMES = {
     "stats": "api",
     "verify": "api",
 }
-__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted(_HOMES)  # noqa: PLE0605  # One list of names is enough.
 
 
 def __getattr__(name: str) -> "Any":

@@ -1,15 +1,41 @@
+"""The door of the command line: ``modelcache …`` and ``python -m modelcache …``.
+
+``path REF`` and ``get REF`` of a cached model are answered here, before a parser or anything else is imported; all other
+calls go to `modelcache.cli`.
+"""
+
 import os
 import sys
 
 
-def main():
-    from .hit import look
+def main() -> int:
+    """Run the command line on ``sys.argv``; return its exit code."""
+    if len(sys.argv) == 3 and sys.argv[1] in {"path", "get"}:
+        path = _cached(sys.argv[2])
+        if path is not None:
+            os.write(1, os.fsencode(path) + b"\n")
+            # Nothing was opened and nothing is buffered: to take the interpreter apart would double the cost.
+            os._exit(0)
+    from .cli import run
+
+    return run(sys.argv[1:])
+
+
+def _cached(ref: str) -> "str | None":
+    """Return the path of *ref* if it is cached and its use need not be recorded; None leaves all to the command."""
+    from .hit import format_is_known, look
     from .layout import default_root
     from .reference import parse
 
-    h = look(default_root(os.environ), parse(sys.argv[2]).key)
-    os.write(1, h.path.encode() + b"\n")
-    os._exit(0)
+    if ref[:1] == "-":
+        return None
+    try:
+        key = parse(ref).key
+    except ValueError:
+        return None
+    root = default_root(os.environ)
+    found = look(root, key, recently=True) if format_is_known(root) else None
+    return None if found is None else found.path
 
 
 if __name__ == "__main__":

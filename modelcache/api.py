@@ -51,7 +51,7 @@ def get(
         # The first get of a process, as a rule its only one: a hit needs no Cache, which takes 20 ms to import.
         _asked = True
         root = layout.default_root(os.environ)
-        found = hit.look(root, reference.parse(ref).key) if hit.format_is_known(root) else None
+        found = hit.look(root, reference.parse(ref).key, recently=True) if hit.format_is_known(root) else None
         if found is not None:
             return found.path
     return default_cache().get(

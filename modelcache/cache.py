@@ -15,7 +15,7 @@ from time import monotonic, time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from . import hit, layout, reference
+from . import files, hit, layout, reference
 from .config import RetryPolicy, Settings, Timeout
 from .digest import Digest
 from .errors import (
@@ -31,7 +31,7 @@ from .errors import (
 from .events import Event
 from .records import Entries, Entry
 from .reference import Ref
-from .report import Health, Stats
+from .report import Health, Stats, Usage
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .fetch import Fetcher
     from .flights import Flights
     from .intake import Content
+    from .manifest import LockedModel, Model
     from .retry import Deadline
     from .sources import Source
     from .verification import Finding, Report
@@ -116,7 +117,6 @@ class Cache:
         self._hits = 0
         self._misses = 0
         self._guard = threading.Lock()
-        self._swept = False
         self._fetching: tuple[Fetcher, Flights[Entry]] | None = None
         self._executor: tuple[int, ThreadPoolExecutor] | None = None
         self._deadlines: weakref.WeakSet[Deadline] = weakref.WeakSet()
@@ -273,11 +273,48 @@ class Cache:
         models = warmup.run_all(items, one, jobs=self._jobs(jobs), cancel=lambda: _cancel(deadlines.values()))
         report = warmup.PrewarmReport(tuple(models))
         if ready_file is not None and not report.failures:
-            from .commit import commit_record
-
-            path = os.path.abspath(os.fspath(ready_file))
-            commit_record(os.path.dirname(path), path, f"{len(models)} models\n".encode())
+            warmup.write_ready_file(os.fspath(ready_file), len(models))
         return report
+
+    def lock(self, manifest: RefLike, *, jobs: int | None = None, check: bool = False) -> tuple[LockedModel, ...]:
+        """Resolve *manifest* into the exact bytes that it means now, and write them to ``models.lock`` beside it.
+
+        A model whose digest the manifest states is taken as it is; of every other one the source is asked.
+
+        Args:
+            manifest: Path of a ``models.toml``.
+            jobs: Models at a time.
+            check: Write nothing; raise LockDriftError if the lock file would change.
+
+        Raises:
+            ManifestError, LockDriftError, BatchError: Nothing was written.
+        """
+        from . import warmup
+
+        models = warmup.read_manifest(manifest)
+        deadlines = {model.ref: self._deadline(reference.parse(model.ref)) for model in models}
+
+        def one(model: Model) -> Entry | ModelCacheError:
+            try:
+                fresh = model.digest is None and not self.offline
+                ask = self._ask(model.ref, model.digest, model.mirrors, force_download=fresh)
+                return self._entry(ask, deadlines[model.ref])
+            except ModelCacheError as error:
+                return error
+
+        found = warmup.run_all(models, one, jobs=self._jobs(jobs), cancel=lambda: _cancel(deadlines.values()))
+        failures = {m.ref: f for m, f in zip(models, found, strict=True) if isinstance(f, ModelCacheError)}
+        if failures:
+            raise (
+                next(iter(failures.values())) if len(models) == 1 else BatchError(failures=failures, total=len(models))
+            )
+        locked = warmup.resolve(models, [entry for entry in found if isinstance(entry, Entry)])
+        path = warmup.lock_path(manifest)
+        if check:
+            warmup.check_lock(locked, path)
+        else:
+            warmup.write_lock(locked, path)
+        return locked
 
     def lookup(self, ref: RefLike) -> Entry | None:
         """Return the entry of *ref* if its content is here and untouched; None otherwise. Never opens a connection."""
@@ -390,6 +427,27 @@ class Cache:
         """Return what this object has counted so far. Hits are counted without a lock: threads may lose a few."""
         fetched = asdict(self._fetching[0].counts) if self._fetching else {}
         return Stats(hits=self._hits, misses=self._misses, **fetched)
+
+    def usage(self) -> Usage:
+        """Return what is on disk, counted; bytes that several names share are counted once."""
+        from .objects import Objects
+        from .partials import Partials
+        from .pins import Pins
+
+        objects = Objects(self.root)
+        found = [objects.find(digest) for digest in objects.all()]
+        partials, partial_bytes = Partials(self.root).size()
+        return Usage(
+            root=self.root,
+            entries=sum(1 for _ in self._entries.all()),
+            pinned=len(Pins(self.root).all()),
+            objects=len(found),
+            object_bytes=sum(stored.size for stored in found if stored is not None),
+            partials=partials,
+            partial_bytes=partial_bytes,
+            quarantined=len(files.listing(f"{self.root}/{layout.QUARANTINE}")),
+            free_bytes=self.health().free_bytes,
+        )
 
     def health(self) -> Health:
         """Return whether the cache can do its work; nothing is written."""
@@ -611,7 +669,6 @@ class Cache:
                 )
                 if self._bandwidth is not None:
                     fetcher.throttle = Throttle(self._bandwidth)
-                self._sweep()
                 self._fetching = fetcher, Flights()
             return self._fetching[1]
 
@@ -619,16 +676,6 @@ class Cache:
         from .commit import prepare_root
 
         prepare_root(self.root)
-        with self._guard:
-            self._sweep()
-
-    def _sweep(self) -> None:
-        """Clear up after dead processes, once."""
-        if not self._swept and os.access(f"{self.root}/{layout.STAGING}", os.W_OK):
-            from .sweep import sweep
-
-            self._swept = True
-            sweep(self.root)
 
     def _threads(self) -> ThreadPoolExecutor:
         with self._guard:

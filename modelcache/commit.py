@@ -115,14 +115,14 @@ def open_existing(path: str) -> int:
 
 
 def write(descriptor: int, data: bytes) -> None:
-    """Write all of *data*: write(2) may stop short."""
+    """Put all of *data* into the file; one system call may stop short of it."""
     written = os.write(descriptor, data)
     while written < len(data):
         written += os.write(descriptor, memoryview(data)[written:])
 
 
 def truncate(descriptor: int, length: int) -> None:
-    """Cut the staged file to *length* bytes."""
+    """Shorten the staged file to *length* bytes."""
     fail_point("commit.before-truncate")
     os.ftruncate(descriptor, length)
 

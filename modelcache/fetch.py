@@ -45,6 +45,7 @@ from .records import Entries, Entry
 from .reference import Ref
 from .retry import Deadline
 from .sources import Registry, Request, Source, Stream, Validators
+from .sweep import sweep
 from .transfer import Throttle, Transfer
 
 _SPACE_MARGIN_BYTES = 1 << 20  # Records, the state of the partial, and the blocks of directories.
@@ -104,6 +105,7 @@ class Fetcher:
         self.backoff = Backoff(root, longest=retry_policy.retry_after_max)
         self.throttle: Throttle | None = None
         self.counts = Counts()
+        self._swept = False
 
     def fetch(self, job: Job, deadline: Deadline) -> Entry:
         """Return the entry of *job*, fetched by this process or by the one that was faster.
@@ -112,7 +114,7 @@ class Fetcher:
             ModelCacheError: Any leaf; nothing half-written is visible, and what had come can be resumed.
         """
         commit.prepare_root(self.root)
-        self.registry.source(job.ref)  # An unknown scheme is told before anything is waited for.
+        self.registry.check(job.ref)  # An unknown scheme is told before anything is waited for.
         with self._turn(job, deadline) as turn:
             entry = self._arrived(job)
             if entry is not None:
@@ -165,7 +167,10 @@ class Fetcher:
         return entry if hit.look(self.root, job.ref.key) is not None else None
 
     def _fetch(self, job: Job, deadline: Deadline) -> Entry:
-        """Ask the places of *job* in order."""
+        """Ask the places of *job* in order. Whoever fetches clears up too, once: those who wait have no time for it."""
+        if not self._swept:
+            self._swept = True
+            sweep(self.root)
         places = (job.ref, *job.mirrors)
         failures: list[ModelCacheError] = []
         for place in places:

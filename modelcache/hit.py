@@ -6,11 +6,13 @@ loaded. What it cannot answer (a broken record, a touched object) is a miss here
 
 import os
 import stat
+from time import time
 
 from .layout import ENTRIES, FORMAT, OBJECTS, decode_head, key_id
 
 # A head is some 190 bytes and a name; what a longer one has in excess is read by the slow path.
 _HEAD_BYTES_MAX = 1024
+USE_STAMP_S = 3600.0  # Uses are recorded at most this often, in seconds.
 
 
 class Hit:
@@ -31,28 +33,30 @@ class Hit:
         return found.st_size == self.size and found.st_mtime_ns == self.mtime_ns and stat.S_ISREG(found.st_mode)
 
 
-def look(root: str, key: str) -> Hit | None:
-    """Return the hit for *key*, or None."""
+def look(root: str, key: str, *, recently: bool = False) -> "Hit | None":
+    """Return the hit for *key*, or None.
+
+    With *recently*, a hit whose last use is on record as more than an hour old is left to the slow path, which records the
+    use (DESIGN.md section 6); unless the record cannot be written anyhow.
+    """
     identity = key_id(key)
-    head = read_head(f"{root}/{ENTRIES}/{identity}", identity)
-    if head is None:
-        return None
-    hit = Hit(root, head)
-    return hit if hit.stands() else None
-
-
-def read_head(path: str, identity: str) -> tuple[str, int, int, int, str] | None:
-    """Return the head of the record at *path*, or None if there is none that is whole."""
+    path = f"{root}/{ENTRIES}/{identity}"
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        return decode_head(identity, os.read(descriptor, _HEAD_BYTES_MAX))
+        head = decode_head(identity, os.read(descriptor, _HEAD_BYTES_MAX))
+        if head is None:
+            return None
+        if recently and abs(time() - os.fstat(descriptor).st_mtime) > USE_STAMP_S and os.access(path, os.W_OK):
+            return None
     except OSError:
         return None
     finally:
         os.close(descriptor)
+    hit = Hit(root, head)
+    return hit if hit.stands() else None
 
 
 def format_is_known(root: str) -> bool:

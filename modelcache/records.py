@@ -19,7 +19,6 @@ from .digest import Digest
 from .errors import storage_error
 from .sealed import seal, unseal
 
-USE_STAMP_S = 3600.0
 _log = logging.getLogger("modelcache")
 _complained: set[str] = set()
 
@@ -139,7 +138,7 @@ class Entries:
         """Record that the entry is in use, unless that was done within the hour; a read-only root is no error."""
         try:
             # A stamp from the future (a clock that jumped) is no better than an old one.
-            if abs(time.time() - self.used(key)) > USE_STAMP_S:
+            if abs(time.time() - self.used(key)) > hit.USE_STAMP_S:
                 commit.touch(self.path(key))
         except OSError:
             return

@@ -23,7 +23,24 @@ _SIGNATURE_PREFIXES = ("x-amz-", "x-goog-")
 _SIGNATURES = frozenset({"signature", "sig", "access_token", "token", "api_key", "apikey", "key-pair-id", "policy"})
 # Parameters that are credentials only beside a signature (Azure SAS; CloudFront and old S3 signatures).
 _BESIDE_SIGNATURE = frozenset(
-    ["expires", "awsaccesskeyid", "googleaccessid", "se", "sp", "sv", "sr", "st", "spr", "sip", "skoid", "sktid", "skt", "ske", "sks", "skv"]
+    [
+        "expires",
+        "awsaccesskeyid",
+        "googleaccessid",
+        "se",
+        "sp",
+        "sv",
+        "sr",
+        "st",
+        "spr",
+        "sip",
+        "skoid",
+        "sktid",
+        "skt",
+        "ske",
+        "sks",
+        "skv",
+    ]
 )
 
 

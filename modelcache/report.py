@@ -60,3 +60,34 @@ class Health:
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.problems
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a cache holds on disk. Bytes that several names share are counted once.
+
+    Attributes:
+        root: The directory.
+        entries: Refs that are on record.
+        pinned: How many of these are pinned.
+        objects: Pieces of content.
+        object_bytes: Their bytes.
+        partials: Downloads that can be resumed.
+        partial_bytes: Their bytes.
+        quarantined: Corrupt objects that were set aside.
+        free_bytes: What this user may still fill of the disk.
+    """
+
+    root: str
+    entries: int
+    pinned: int
+    objects: int
+    object_bytes: int
+    partials: int
+    partial_bytes: int
+    quarantined: int
+    free_bytes: int
+
+    def as_dict(self) -> dict[str, int | str]:
+        """Return the counts as a JSON-ready dict."""
+        return asdict(self)

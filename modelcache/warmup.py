@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TypeVar
 
+from . import commit
 from . import manifest as manifests
 from .errors import (
     BatchError,
@@ -16,6 +17,7 @@ from .errors import (
     ManifestError,
     ModelCacheError,
     SizeMismatchError,
+    storage_error,
 )
 from .records import Entry
 
@@ -65,8 +67,11 @@ class PrewarmReport:
         return {model.ref: model.error for model in self.models if model.error is not None}
 
     def check(self) -> None:
-        """Raise what failed: the error itself where it was the only model or all had the same cause, else BatchError."""
+        """Raise what failed: the error of an only model, drift before anything else, a BatchError of the rest."""
         failures = self.failures
+        for error in failures.values():
+            if isinstance(error, LockDriftError):
+                raise error
         if failures and len(self.models) == 1:
             raise next(iter(failures.values()))
         if failures:
@@ -113,6 +118,45 @@ def as_drift(error: ModelCacheError, path: str | os.PathLike[str]) -> ModelCache
     if isinstance(error, DigestMismatchError | SizeMismatchError):
         return LockDriftError(file=lock_path(path), differences=(error.summary,))
     return error
+
+
+def resolve(models: Sequence[manifests.Model], entries: Sequence[Entry]) -> tuple[manifests.LockedModel, ...]:
+    """Return what a lock file says of *models*, which are here as *entries*."""
+    return tuple(
+        manifests.LockedModel(model.ref, entry.digest, entry.size, entry.revision)
+        for model, entry in zip(models, entries, strict=True)
+    )
+
+
+def write_lock(models: Sequence[manifests.LockedModel], path: str) -> None:
+    """Replace the lock file at *path*, atomically and durably."""
+    try:
+        text = manifests.render_lock(models, file=path)
+        commit.commit_record(os.path.dirname(os.path.abspath(path)), os.path.abspath(path), text.encode())
+    except OSError as error:
+        raise storage_error(error, action="write", path=path) from error
+
+
+def check_lock(models: Sequence[manifests.LockedModel], path: str) -> None:
+    """Check that the lock file at *path* says exactly *models*; raise LockDriftError or ManifestError."""
+    found = {model.ref: model for model in read_lock(path)}
+    differences = [
+        f"{model.ref} is {model.digest} now, and locked as {found[model.ref].digest if model.ref in found else 'nothing'}"
+        for model in models
+        if model.ref not in found or found[model.ref].digest != model.digest
+    ]
+    differences += [f"{ref} is locked and not in the manifest" for ref in found.keys() - {m.ref for m in models}]
+    if differences:
+        raise LockDriftError(file=path, differences=tuple(differences))
+
+
+def write_ready_file(path: str, count: int) -> None:
+    """Write the file that a readiness probe looks for, atomically and durably."""
+    try:
+        target = os.path.abspath(path)
+        commit.commit_record(os.path.dirname(target), target, f"{count} models\n".encode())
+    except OSError as error:
+        raise storage_error(error, action="write", path=path) from error
 
 
 def run_all(items: Sequence[T], work: Callable[[T], R], *, jobs: int, cancel: Callable[[], object]) -> list[R]:

@@ -13,6 +13,7 @@ from .base import Request, Source, Stream, Validators
 __all__ = ["Registry", "Request", "Source", "Stream", "Validators"]
 
 GROUP = "modelcache.sources"
+_BUILT_IN = ("file", "http", "https")
 
 
 class Registry:
@@ -31,6 +32,11 @@ class Registry:
                 )
             for scheme in source.schemes:
                 self._sources[scheme] = source
+
+    def check(self, ref: Ref) -> None:
+        """Check that there is a source for *ref*, without making a built-in one; raise UnknownSchemeError."""
+        if ref.scheme not in _BUILT_IN:
+            self.source(ref)
 
     def source(self, ref: Ref) -> Source:
         """Return the source for *ref*.
@@ -63,7 +69,7 @@ class Registry:
             return FileSource()
         installed = {point.name: point for point in entry_points(group=GROUP)}
         if ref.scheme not in installed:
-            known = ("file", "http", "https", *self._sources, *installed)
+            known = (*_BUILT_IN, *self._sources, *installed)
             raise UnknownSchemeError(ref=ref.key, scheme=ref.scheme, known=tuple(sorted(set(known))))
         made = installed[ref.scheme].load()()
         if not isinstance(made, Source):

@@ -192,11 +192,13 @@ class HttpSource(Source):
 class _HttpStream(Stream):
     def __init__(self, request: Request, response: BaseHTTPResponse, url: Url) -> None:
         self._ref, self._response = request.ref, response
+        self._ended = False
         headers = response.headers
         self.validators = _validators(headers)
         self.ranges = "bytes" in headers.get("accept-ranges", "").lower()
         if response.status == 304 and request.unless is not None:
-            self.unchanged = True
+            self.unchanged = self._ended = True
+            response.drain_conn()
             return
         _check_status(response, request, url)
         encoding = headers.get("content-encoding", "identity").strip().lower()
@@ -217,14 +219,16 @@ class _HttpStream(Stream):
         """See `Stream.read`."""
         try:
             # Not read(): that waits for all of *limit*, so that a slow stream would look like a dead one.
-            return self._response.read1(limit) or b""
+            chunk = self._response.read1(limit) or b""
         except (HTTPError, OSError, ValueError) as error:
             raise _network_error(error, self._ref) from error
+        self._ended = not chunk
+        return chunk
 
     def close(self) -> None:
         """See `Stream.close`."""
-        if self._response.isclosed():
-            self._response.release_conn()  # Read to its end: the connection can serve again.
+        if self._ended:
+            self._response.release_conn()  # The connection can serve again.
         else:
             self._response.close()
 

@@ -1,0 +1,54 @@
+"""``modelcache get REF``: the path alone on stdout."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..cache import Cache
+from ..config import parse_bytes
+from .console import Console
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("ref", help="a URL, a path, or a name that was put")
+    parser.add_argument("--digest", metavar="sha256:HEX", help="what the content must be")
+    parser.add_argument(
+        "--mirror", action="append", default=[], metavar="URL", help="asked when REF cannot serve; repeatable"
+    )
+    parser.add_argument(
+        "--max-age", type=float, metavar="S", help="ask the source if it confirmed the content longer ago, in seconds"
+    )
+    parser.add_argument("--force", action="store_true", help="ask the source in any case")
+    parser.add_argument("--offline", action="store_true", help="open no connection")
+    parser.add_argument(
+        "--verify", choices=("stat", "full"), default="stat", help="how a hit is checked (default: stat)"
+    )
+    parser.add_argument("--max-bandwidth", metavar="BYTES", help="limit per second, such as 20MB")
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Get one model."""
+    limit = arguments.max_bandwidth
+    with Cache(
+        arguments.root,
+        offline=arguments.offline or None,
+        max_bandwidth=parse_bytes(limit, setting="--max-bandwidth") if limit else None,
+        on_event=console.event,
+    ) as cache:
+        path = cache.get(
+            arguments.ref,
+            digest=arguments.digest,
+            mirrors=arguments.mirror,
+            max_age=arguments.max_age,
+            force_download=arguments.force,
+            verify=arguments.verify,
+        )
+        console.close()
+        if console.json:
+            entry = cache.lookup(arguments.ref)
+            stats = cache.stats().as_dict()
+            console.data_json({**(entry.as_dict() if entry else {"path": path}), "stats": stats})
+        else:
+            console.data(path)
+    return 0

@@ -1,0 +1,43 @@
+"""``modelcache info REF``: everything known of one model."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from ..cache import Cache
+from ..errors import EntryNotFoundError
+from ..partials import Partials
+from ..pins import Pins
+from ..records import Entries
+from ..reference import parse
+from .console import Console
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("ref", help="a URL, a path, or a name that was put")
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Print the record, whether the object stands, and partials."""
+    key = parse(arguments.ref).key
+    with Cache(arguments.root) as cache:
+        entry = Entries(cache.root).read(key)
+        partials = len(Partials(cache.root).of(key))
+        if entry is None and not partials:
+            raise EntryNotFoundError(ref=key, root=cache.root)
+        facts: dict[str, object] = {"ref": key, "partials": partials, "pinned": Pins(cache.root).has(key)}
+        if entry is not None:
+            used = int(Entries(cache.root).used(key))
+            facts = {**entry.as_dict(), **facts, "cached": cache.lookup(key) is not None, "used": used}
+    if console.json:
+        console.data_json(facts)
+        return 0
+    for name, value in facts.items():
+        if name in {"key", "mtime_ns"} or value in (None, []):
+            continue
+        if name in {"created", "checked", "used"} and isinstance(value, int):
+            value = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(value))  # noqa: PLW2901
+        console.data(f"{name:<14}{value}")
+    return 0

@@ -1,0 +1,78 @@
+"""``modelcache prewarm models.toml``: everything a node needs, before it serves."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..cache import Cache
+from ..config import parse_bytes
+from ..events import Event
+from ..warmup import PrewarmReport
+from .console import Console, size
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("manifest", nargs="?", default="models.toml", help="default: models.toml")
+    parser.add_argument("--locked", action="store_true", help="accept exactly the bytes in models.lock; refuse drift")
+    parser.add_argument(
+        "-j", "--jobs", type=int, metavar="N", help="models at a time (default: MODELCACHE_CONCURRENCY, 4)"
+    )
+    parser.add_argument("--max-bandwidth", metavar="BYTES", help="limit per second for all together, such as 20MB")
+    parser.add_argument("--ready-file", metavar="FILE", help="written last, when every model is here")
+    parser.add_argument("--offline", action="store_true", help="open no connection; fail if a model is missing")
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Warm the cache; with --json, one event a line on stdout, the last one being the report."""
+
+    def on_event(event: Event) -> None:
+        if console.json:
+            facts = {key: value for key, value in event.as_dict().items() if key != "kind"}
+            console.data_json({"event": event.kind, **facts})
+        else:
+            console.event(event)
+
+    limit = arguments.max_bandwidth
+    with Cache(
+        arguments.root,
+        offline=arguments.offline or None,
+        max_bandwidth=parse_bytes(limit, setting="--max-bandwidth") if limit else None,
+        on_event=on_event,
+    ) as cache:
+        report = cache.prewarm(
+            arguments.manifest, jobs=arguments.jobs, locked=arguments.locked, ready_file=arguments.ready_file
+        )
+        stats = cache.stats().as_dict()
+    console.close()
+    if console.json:
+        console.data_json({"event": "report", "models": [_row(model) for model in report.models], "stats": stats})
+    elif not console.quiet:
+        _show(report, console)
+    report.check()
+    return 0
+
+
+def _row(model: object) -> dict[str, object]:
+    from ..warmup import Warmed
+
+    assert isinstance(model, Warmed)
+    error = model.error
+    return {
+        "ref": model.ref,
+        "state": model.state,
+        "seconds": round(model.seconds, 3),
+        **({"path": model.entry.path, "digest": model.entry.digest, "size": model.entry.size} if model.entry else {}),
+        **({"error": type(error).__name__, "message": error.summary, "exit_code": error.exit_code} if error else {}),
+    }
+
+
+def _show(report: PrewarmReport, console: Console) -> None:
+    rows = [("STATE", "SIZE", "SECONDS", "MODEL")]
+    for model in report.models:
+        bytes_here = size(model.entry.size) if model.entry else "-"
+        rows.append((model.state, bytes_here, f"{model.seconds:.1f}", model.ref))
+    if len(rows) > 1:
+        console.table(rows, right=frozenset({1, 2}))
+    for ref, error in report.failures.items():
+        console.say(f"failed: {ref}: {error.summary}")

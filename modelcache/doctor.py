@@ -1,0 +1,154 @@
+"""Examining a cache directory: what a person needs to know when something is wrong. Real probes, in a directory of their own.
+
+Each check does what the cache itself will do there (rename, link, fsync, lock between two processes) and says what follows
+if it cannot. Nothing of the cache's content is touched.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from . import commit, files, layout, locks, process
+from .errors import FormatError, ModelCacheError
+
+_TRIES = 5
+# Another process tries the lock that this one holds: 0 if it was refused, as it must be.
+_CONTENDER = "import sys; from modelcache import locks; sys.exit(1 if locks.probe(sys.argv[1]) else 0)"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The outcome of one check. ``level`` is ``ok``, ``warning`` (the cache works, with less) or ``failed``."""
+
+    name: str
+    level: str
+    detail: str
+
+
+def examine(root: str) -> Iterator[Check]:
+    """Yield the checks of the cache at *root*, one after the other; the later ones need the earlier ones."""
+    yield _format(root)
+    try:
+        commit.prepare_root(root)
+    except ModelCacheError as error:
+        yield Check("writable", "failed", f"{error.summary}. {error.hint}")
+        return
+    yield Check("writable", "ok", f"{root} can be written")
+    yield _space(root)
+    probe = commit.stage_directory(root)
+    try:
+        for check in (_rename, _links, _sync, _locks):
+            yield _safely(check, probe)
+    finally:
+        commit.discard(probe)
+    yield _leftovers(root)
+    yield _environment()
+
+
+def _safely(check: Callable[[str], Check], probe: str) -> Check:
+    try:
+        return check(probe)
+    except (OSError, ModelCacheError, subprocess.TimeoutExpired) as error:
+        return Check(check.__name__.strip("_"), "failed", str(error))
+
+
+def _format(root: str) -> Check:
+    try:
+        commit.check_format(root)
+    except FormatError as error:
+        return Check("format", "failed", f"{error.summary}. {error.hint}")
+    except ModelCacheError as error:
+        return Check("format", "failed", error.summary)
+    return Check("format", "ok", f"layout {layout.FORMAT}" if os.path.exists(f"{root}/format") else "a new cache")
+
+
+def _space(root: str) -> Check:
+    found = os.statvfs(root)
+    free = found.f_bavail * found.f_frsize
+    level = "ok" if free > 1 << 30 else "warning"
+    return Check("space", level, f"{free / 1e9:.1f} GB are free, {found.f_favail} inodes")
+
+
+def _rename(probe: str) -> Check:
+    os_path = f"{probe}/a"
+    commit.make_partial(os_path)
+    commit.rename(f"{os_path}/object", f"{probe}/b")
+    whole = os.path.isdir(f"{probe}/b") and not os.path.exists(f"{os_path}/object")
+    return Check(
+        "rename", "ok" if whole else "failed", "a directory is renamed in one step" if whole else "rename lost it"
+    )
+
+
+def _links(probe: str) -> Check:
+    os.close(commit.create_file(f"{probe}/one"))
+    try:
+        commit.add_name(probe, "one", "two")
+    except OSError as error:
+        return Check("links", "warning", f"no hard links ({error.strerror}): a second name of a model is its first one")
+    return Check("links", "ok", "hard links work: a second name of a model costs nothing")
+
+
+def _sync(probe: str) -> Check:
+    times = []
+    for number in range(_TRIES):
+        started = time.perf_counter()
+        commit.commit_record(probe, f"{probe}/record-{number}", b"x" * 512)
+        times.append(time.perf_counter() - started)
+    median = sorted(times)[_TRIES // 2] * 1e3
+    if median < 0.02:
+        return Check("sync", "warning", f"a durable write took {median:.3f} ms: fsync does nothing here (a RAM disk?)")
+    return Check("sync", "ok", f"a durable small write takes {median:.2f} ms")
+
+
+def _locks(probe: str) -> Check:
+    path = f"{probe}/probe.lock"
+    try:
+        with locks.exclusive(path, timeout=5, what="the probe"):
+            command = [sys.executable, "-c", _CONTENDER, path]
+            refused = subprocess.run(command, check=False, timeout=60, capture_output=True).returncode == 0  # noqa: S603  # Ourselves.
+    except locks.LockUnavailableError as error:
+        return Check("locks", "warning", f"there are none ({error}): processes may repeat each other's downloads")
+    if not refused:
+        return Check("locks", "warning", "two processes got one lock: they may repeat each other's downloads")
+    return Check("locks", "ok", "a lock keeps another process out")
+
+
+def _leftovers(root: str) -> Check:
+    dead = sum(bool(process.is_dead(name)) for name in files.listing(f"{root}/{layout.STAGING}"))
+    partials = len(files.listing(f"{root}/{layout.PARTIALS}"))
+    set_aside = len(files.listing(f"{root}/{layout.QUARANTINE}"))
+    detail = f"{partials} partials, {dead} staging directories of dead processes, {set_aside} objects in quarantine"
+    return Check("left-overs", "warning" if set_aside else "ok", detail)
+
+
+def _environment() -> Check:
+    names = [
+        "MODELCACHE_DIR",
+        "MODELCACHE_HOME",
+        "MODELCACHE_OFFLINE",
+        "HF_HUB_OFFLINE",
+        "MODELCACHE_HTTP_RETRIES",
+        "MODELCACHE_HTTP_TIMEOUT",
+        "MODELCACHE_DEADLINE",
+        "MODELCACHE_LOCK_TIMEOUT",
+        "MODELCACHE_CONCURRENCY",
+        "HTTP_PROXY",
+        "http_proxy",
+        "HTTPS_PROXY",
+        "https_proxy",
+        "NO_PROXY",
+        "no_proxy",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+        "NETRC",
+    ]
+    # Names only: a proxy's address may hold a password.
+    found = [name for name in names if os.environ.get(name)]
+    return Check("environment", "ok", f"set: {', '.join(found)}" if found else "no variable is set")

@@ -1,8 +1,8 @@
 """When a host may be asked again: one stamp a host, shared by all processes of the machine.
 
-A server that answers 429 or 503 with ``Retry-After`` says so to one process; all others would go on asking it. The stamp
-holds a moment of the monotonic clock, which all processes of one boot share: a wall clock that jumps changes nothing,
-and a stamp of another boot, or of another machine on a shared disk, is ignored.
+A server that answers 429 or 503 with ``Retry-After`` says so to one process; all others would go on asking it. The
+stamp holds a moment of the monotonic clock, which all processes of one boot share: a wall clock that jumps changes
+nothing, and a stamp of another boot, or of another machine on a shared disk, is ignored.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Backoff:
     def left(self, host: str) -> float:
         """Return the seconds until *host* may be asked again, 0 if it may be asked now."""
         facts = unseal(files.content(self._path(host)) or b"")
-        if not facts or facts["boot"] != process.boot_id() or facts["machine"] != process.machine_id():
+        if not facts or facts.get("boot") != process.boot_id() or facts.get("machine") != process.machine_id():
             return 0.0
-        return float(min(max(0.0, facts["until"] - time.monotonic()), self._longest))
+        return float(min(max(0.0, facts.get("until", 0.0) - time.monotonic()), self._longest))
 
     def set(self, host: str, seconds: float) -> None:
         """Let nobody on this machine ask *host* for *seconds*."""

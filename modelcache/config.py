@@ -23,6 +23,9 @@ from dataclasses import dataclass
 
 from .errors import ConfigurationError
 
+SECONDS_MAX = 1_000_000  # Eleven days. Sockets and locks refuse, each at another number, to wait for much longer.
+_ABOVE_ZERO = f"seconds above 0, {SECONDS_MAX} at most"
+
 
 @dataclass(frozen=True, slots=True)
 class Timeout:
@@ -43,8 +46,8 @@ class Timeout:
     def __post_init__(self) -> None:
         for name in ("connect", "read", "stall", "total"):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and value > 0):
-                raise ConfigurationError(setting=f"Timeout.{name}", value=str(value), expected="seconds above 0")
+            if not (_is_seconds(value) and value > 0) and not (value is None and name == "total"):
+                raise ConfigurationError(setting=f"Timeout.{name}", value=str(value), expected=_ABOVE_ZERO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +71,16 @@ class RetryPolicy:
     retry_after_max: float = 600.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.attempts, int) or self.attempts < 1:
+        if not isinstance(self.attempts, int) or isinstance(self.attempts, bool) or self.attempts < 1:
             raise ConfigurationError(
                 setting="RetryPolicy.attempts", value=str(self.attempts), expected="a whole number from 1"
             )
         for name in ("base", "cap", "retry_after_max"):
             value = getattr(self, name)
-            if not _is_number(value) or value < 0:
-                raise ConfigurationError(setting=f"RetryPolicy.{name}", value=str(value), expected="seconds from 0")
+            if not _is_seconds(value) or value < 0:
+                raise ConfigurationError(
+                    setting=f"RetryPolicy.{name}", value=str(value), expected=f"seconds from 0 to {SECONDS_MAX}"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +154,8 @@ def _seconds(environ: Mapping[str, str], name: str) -> float | None:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigurationError(setting=name, value=text, expected="seconds above 0")
+    if not (_is_seconds(value) and value > 0):
+        raise ConfigurationError(setting=name, value=text, expected=_ABOVE_ZERO)
     return value
 
 
@@ -158,10 +163,11 @@ def _whole(environ: Mapping[str, str], name: str, least: int, default: int) -> i
     text = environ.get(name, "").strip()
     if not text:
         return default
-    if not (text.isascii() and text.isdigit()) or int(text) < least:
+    # More digits mean nothing, and from some thousand on int() refuses them.
+    if not (text.isascii() and text.isdigit() and len(text) <= 9) or int(text) < least:
         raise ConfigurationError(setting=name, value=text, expected=f"a whole number from {least}")
     return int(text)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= SECONDS_MAX

@@ -83,13 +83,14 @@ class UsageError(ModelCacheError, ValueError):
     def __init__(self, *, problem: str, hint: str = "") -> None:
         super().__init__(problem=problem, hint=hint)
         self.summary = problem
+        self.hint = hint or "Correct the call: nothing was read or written"
 
 
 class InvalidReferenceError(UsageError):
     """A ref that cannot name a model."""
 
     def __init__(self, *, ref: str, problem: str, hint: str = "") -> None:
-        ModelCacheError.__init__(self, ref=ref, problem=problem)
+        ModelCacheError.__init__(self, ref=ref, problem=problem, hint=hint)
         self.summary = f"{_shown(ref)} is not a usable ref: {problem}"
         self.hint = hint or "Give a URL (https://host/model.onnx), a path, or a name that was put"
 

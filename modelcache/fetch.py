@@ -234,7 +234,7 @@ class _Download:
 
     def _on_retry(self, error: ModelCacheError, seconds: float) -> None:
         self._fetcher.counts.retries += 1
-        if isinstance(error, HttpStatusError) and (error.retry_after is not None or error.status == 429):
+        if isinstance(error, HttpStatusError) and error.status == 429:
             self._fetcher.backoff.set(self._host, seconds)
         self._tell("retry", seconds=round(seconds, 3), detail=error.summary)
 
@@ -256,7 +256,7 @@ class _Download:
         )
         fail_point("fetch.before-open")
         self._fetcher.counts.requests += 1
-        stream = self._source.open(request)
+        stream = self._open(request)
         try:
             if stream.unchanged:
                 assert self._job.known is not None
@@ -275,6 +275,14 @@ class _Download:
             stream.close()
         self._receive_in_parallel(stream, request, partial)
         return self._finish(partial)
+
+    def _open(self, request: Request) -> Stream:
+        try:
+            return self._source.open(request)
+        except HttpStatusError as error:
+            if error.retry_after is not None:
+                self._fetcher.backoff.set(self._host, error.retry_after)  # For the other processes too.
+            raise
 
     def _resumable(self) -> Partial | None:
         """Return the partial if its bytes may be gone on with from this place; one that may not begins again."""

@@ -7,16 +7,23 @@ import os
 from collections.abc import Iterator
 
 from .digest import ALGORITHM, Digest
+from .errors import storage_error
 
 CHUNK_BYTES = 1 << 20
 
 
 def listing(path: str) -> list[str]:
-    """Return the names in the directory *path*, sorted; none if there is no such directory."""
+    """Return the names in the directory *path*, sorted; none if there is no such directory.
+
+    Raises:
+        StorageError: It is there and cannot be read.
+    """
     try:
         return sorted(os.listdir(path))
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise storage_error(error, action="list", path=path) from error
 
 
 def content(path: str) -> bytes | None:

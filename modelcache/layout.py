@@ -57,7 +57,7 @@ def default_root(environ: "Mapping[str, str]") -> str:
     base = environ.get("XDG_CACHE_HOME", "")
     if not base.startswith("/"):
         base = os.path.expanduser("~/.cache")
-    return f"{base}/modelcache"
+    return f"{base.rstrip('/')}/modelcache"
 
 
 def key_id(key: str) -> str:

@@ -18,6 +18,7 @@ ignored would be a model that nobody verifies.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -100,11 +101,13 @@ def parse_lock(text: str, *, file: str) -> tuple[LockedModel, ...]:
 
 def render_lock(models: Iterable[LockedModel], *, file: str) -> str:
     """Return the text of a lock file for *models*; paths below the directory of *file* are written relative to it."""
-    base = os.path.dirname(os.path.abspath(file))
+    below = os.path.dirname(os.path.abspath(file)).rstrip("/") + "/"
     lines = ["# Written by `modelcache lock`. Commit it; do not edit it.", f"version = {LOCK_VERSION}"]
     for model in models:
-        prefix = f"file://{base}/"
-        ref = f"./{model.ref.removeprefix(prefix)}" if model.ref.startswith(prefix) else model.ref
+        parsed = reference.parse(model.ref)
+        ref = model.ref
+        if parsed.scheme == "file" and parsed.path.startswith(below):
+            ref = f"./{parsed.path.removeprefix(below)}"
         lines += [
             "",
             "[[model]]",
@@ -170,18 +173,22 @@ def _tables(text: str, file: str, keys: dict[str, type], *, optional: set[str], 
     """Return the ``[[model]]`` tables of *text*, each with exactly the *keys* it may and must have."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and what a hostile file makes int() say.
         # Python 3.14 gives .lineno; before it the position is only in the message.
         position = str(error).rpartition("at line ")[2].partition(",")[0]
         line = int(position) if position.isdigit() else None
+        if "at end of document" in str(error):
+            line = len(text.rstrip("\n").split("\n"))
         raise ManifestError(file=file, line=line, problem=f"not TOML: {error}") from None
-    for key in document.keys() - {"model"} - top:
-        raise ManifestError(file=file, line=_line_of(text, None, key), key=key, problem="unknown key")
+    for key in document:
+        if key not in {"model", *top}:
+            raise ManifestError(file=file, line=_line_of(text, None, key), key=key, problem="unknown key")
     found = document.get("model", [])
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise ManifestError(file=file, line=_line_of(text, None, "model"), key="model", problem="is written [[model]]")
-    if "version" in top and document.get("version") != LOCK_VERSION:
-        problem = f"is {document.get('version')!r}; this modelcache knows version {LOCK_VERSION}"
+    version = document.get("version")
+    if "version" in top and (version != LOCK_VERSION or type(version) is not int):
+        problem = f"is {version!r}; this modelcache knows version {LOCK_VERSION}"
         raise ManifestError(file=file, line=_line_of(text, None, "version"), key="version", problem=problem)
     tables = [_Table(entry, text, file, index) for index, entry in enumerate(found)]
     seen: set[str] = set()
@@ -203,6 +210,7 @@ def _tables(text: str, file: str, keys: dict[str, type], *, optional: set[str], 
     return tables
 
 
+_HEADER = re.compile(r"""\s*\[\[?\s*["']?([^\]"'.]*?)["']?\s*[\].]""")
 _TOML_NAMES = {str: "string", int: "whole number", bool: "boolean (true or false)", list: "list"}
 
 
@@ -212,22 +220,21 @@ def _key(ref: str) -> str:
 
 def _line_of(text: str, index: int | None, key: str) -> int | None:
     """Return the line of *key* in the table number *index* (at the top: None), or of the table's header."""
-    header, table = None, -1
-    for number, line in enumerate(text.splitlines(), 1):
-        stripped = line.strip()
-        if stripped.startswith("["):
-            table += stripped.replace(" ", "").startswith("[[model]]")
-            if table == index:
+    header, table, models = None, None, -1
+    for number, line in enumerate(text.split("\n"), 1):
+        found = _HEADER.match(line)
+        if found:
+            models += found[1] == "model"
+            table = models if found[1] == "model" else -1  # -1: a table that does not belong here.
+            if (table == index and header is None) or (index is None and found[1] == key):
                 header = number
-        name = stripped.partition("=")[0].strip().strip("\"'")
-        if (table if table >= 0 else None) == index and (
-            name == key or (index is None and stripped.startswith(f"[{key}"))
-        ):
+        elif table == index and line.partition("=")[0].strip().strip("\"'") == key:
             return number
-    return header
+    # Written in one line, the tables have no lines of their own.
+    return header if header is not None or index is None else _line_of(text, None, "model")
 
 
 def _quoted(text: str) -> str:
     """Return *text* as a TOML basic string (TOML 1.0.0, String)."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    escaped = text.encode("utf-8", "replace").decode().replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in escaped) + '"'

@@ -6,15 +6,19 @@ another name are a hard link beside it. It appears by one rename and disappears 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from . import commit, files, layout, process
 from .digest import Digest
-from .errors import storage_error
+from .errors import ModelCacheError, storage_error
+
+_TRIES = 5  # Each after the first needs another process that does the same at the same moment.
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,8 @@ class Objects:
                 facts = os.stat(f"{self.path(digest)}/{found}")
             except OSError:
                 continue
+            if not stat.S_ISREG(facts.st_mode):
+                continue
             return Stored(digest, f"{self.path(digest)}/{found}", found, facts.st_size, facts.st_mtime_ns)
         return None
 
@@ -59,19 +65,23 @@ class Objects:
         """
         final = self.path(digest)
         try:
-            if not commit.commit_object(staged, final):
-                adopted = self._adopt(digest, name)
-                if adopted is not None:
+            for _ in range(_TRIES):
+                if commit.commit_object(staged, final):
+                    facts = os.stat(f"{final}/{name}")
+                    return Stored(digest, f"{final}/{name}", name, facts.st_size, facts.st_mtime_ns)
+                found = self.name(digest, name)
+                if found is not None and files.digest_of(found.path) == digest:
                     commit.discard(staged)
-                    return adopted
-                # What was there is not what its name says (another tool wrote through it). It goes, ours comes.
-                self.quarantine(digest, "found altered when the same content was stored again")
-                commit.commit_object(staged, final)
+                    return found
+                if found is not None or files.listing(final):
+                    # What is there is not what its name says (another tool wrote through it). It goes, ours comes.
+                    self.quarantine(digest, "found altered when the same content was stored again")
+                # Else it was removed this moment.
+            raise FileExistsError(errno.EEXIST, "other processes keep replacing it", final)
+        except ModelCacheError:
+            raise
         except OSError as error:
             raise storage_error(error, action="publish", path=final) from error
-        stored = self.find(digest, name)
-        assert stored is not None, "published a moment ago"
-        return stored
 
     def name(self, digest: Digest, name: str) -> Stored | None:
         """Return the object's file under *name*, which it is given if it lacks it; None if there is no object."""
@@ -83,6 +93,8 @@ class Objects:
             return None
         try:
             commit.add_name(self.path(digest), other.name, name)
+        except FileNotFoundError:
+            return None  # It was removed this moment.
         except OSError as error:
             if commit.links_work(error):
                 raise storage_error(error, action="link", path=self.path(digest)) from error
@@ -125,8 +137,3 @@ class Objects:
     @property
     def _staging(self) -> str:
         return f"{self._root}/{layout.STAGING}"
-
-    def _adopt(self, digest: Digest, name: str) -> Stored | None:
-        """Return the object that is there already, under *name*, if its content is what the digest says."""
-        stored = self.name(digest, name)
-        return stored if stored is not None and files.digest_of(stored.path) == digest else None

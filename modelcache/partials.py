@@ -8,9 +8,9 @@ Which bytes count when a partial is taken over:
   * Else only those known to be synced. The state holds their number and the digest of that prefix, and the prefix is
     hashed again in any case: a tail of zeros after a power cut is never taken for content.
 
-Who may take one over: its owner's name is in its own (`process`). One whose owner let go of it, or is certainly dead, is
-claimed by a rename, which has one winner. One whose owner may live (another machine, a container) is copied: the inode that is
-published later must not be open for writing anywhere else. One of a live process is left alone (I9).
+Who may take one over: its owner's name is in its own (`process`). One whose owner let go of it, or is certainly dead,
+is claimed by a rename, which has one winner. One whose owner may live (another machine, a container) is copied: the
+inode that is published later must not be open for writing anywhere else. One of a live process is left alone (I9).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from .objects import Objects, Stored
 from .sealed import seal, unseal
 
 _FREE = "free-"
+_STATE_KEYS = {"machine", "boot", "total", "synced", "digest", "facts"}
 
 
 class Partial:
@@ -47,6 +48,7 @@ class Partial:
         self.facts: dict[str, Any] = {}
         self.hashed = 0
         self._gone = False
+        self._lost = False
         self._hasher = hashlib.sha256()
         self._synced = 0
         self._synced_digest = self._hasher.hexdigest()
@@ -80,7 +82,11 @@ class Partial:
             OSError: The sync failed: the partial must be discarded, not synced again.
         """
         fail_point("partials.before-sync")
-        commit.sync_data(self._descriptor)
+        try:
+            commit.sync_data(self._descriptor)
+        except OSError:
+            self._lost = True  # The kernel may have dropped pages: the bytes that are read back may be others.
+            raise
         first = self._synced == 0
         self._synced, self._synced_digest = length, digest.hex
         fail_point("partials.before-journal")
@@ -91,9 +97,16 @@ class Partial:
             commit.sync_directory(os.path.dirname(self._directory))
 
     def restart(self) -> None:
-        """Forget all bytes: the source has other content now, or can only send it from the start."""
-        commit.truncate(self._descriptor, 0)
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        """Forget all bytes: the source has other content now, or can only send it from the start.
+
+        Raises:
+            StorageError: It could not be emptied.
+        """
+        try:
+            commit.truncate(self._descriptor, 0)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+        except OSError as error:
+            raise storage_error(error, action="empty", path=self._directory) from error
         self.length = self.hashed = self._synced = 0
         self._hasher = hashlib.sha256()
         self._synced_digest = self._hasher.hexdigest()
@@ -118,17 +131,20 @@ class Partial:
         return Digest(f"{ALGORITHM}:{self._hasher.hexdigest()}")
 
     def release(self) -> None:
-        """Let go: the next process may resume at once. An empty one is deleted; one that is gone already is no error."""
+        """Let go: the next process may resume at once. What holds nothing of use is deleted.
+
+        One that is gone already is no error.
+        """
         if self._gone:
             return
-        if self.length == 0:
-            self.discard()
-            return
         try:
-            if self._descriptor >= 0 and self.hashed == self.length:
+            if self._descriptor >= 0 and self.hashed == self.length > 0 and not self._lost:
                 self.journal(self.length, self.digest)
         except OSError:
             pass  # A full disk, mostly. What was synced before is still on record.
+        if self.length == 0 or self._lost:
+            self.discard()
+            return
         self._close()
         identity = os.path.basename(self._directory).partition(".")[0]
         try:
@@ -146,6 +162,31 @@ class Partial:
         if not self._gone:
             self._gone = True
             commit.discard(self._directory)
+
+    def _resume(self, facts: dict[str, Any]) -> bool:
+        """Go on after the bytes in our file that *facts*, the state that was found, vouches for; False if none are."""
+        try:
+            size = os.fstat(self._descriptor).st_size
+            if not self._take_over(facts, size if _same_boot(facts) else min(size, facts["synced"]), self._descriptor):
+                return False
+            if size > self.length:
+                commit.truncate(self._descriptor, self.length)
+        except OSError:
+            return False  # What cannot be read is of no use.
+        if not _same_boot(facts):
+            self._write_state_if_possible()
+        return True
+
+    def _copy_from(self, source: int, facts: dict[str, Any]) -> bool:
+        """Copy what *facts* says is synced from the descriptor *source*; False if that cannot be had."""
+        try:
+            if not self._take_over(facts, facts["synced"], source):
+                return False
+        except OSError:  # No room for a copy: the download starts anew, or fails with that very reason.
+            return False
+        self._synced, self._synced_digest = 0, hashlib.sha256().hexdigest()  # There, but not here.
+        self._write_state_if_possible()
+        return True
 
     def _take_over(self, facts: dict[str, Any], trusted: int, source: int) -> bool:
         """Adopt the first *trusted* bytes behind the descriptor *source*; False if they are not what was synced.
@@ -181,6 +222,13 @@ class Partial:
         }
         write = commit.commit_record if durably else commit.replace_hint
         write(f"{self._root}/{layout.STAGING}", f"{self._directory}/state", seal(state))
+
+    def _write_state_if_possible(self) -> None:
+        """Say that the bytes which were taken over are of this boot: all of them count if we are killed now."""
+        try:
+            self._write_state(durably=False)
+        except OSError:
+            return  # What is on record still holds; it only vouches for less.
 
     def _close(self) -> None:
         if self._descriptor >= 0:
@@ -266,22 +314,14 @@ class Partials:
             return None  # Somebody else was faster.
         fail_point("partials.after-claim")
         facts = _state(ours)
-        if facts is not None:
-            try:
-                descriptor = commit.open_existing(f"{ours}/object/{name}")
-            except OSError:
-                facts = None
-        if facts is None:
-            commit.discard(ours)
-            return None
+        try:
+            descriptor = -1 if facts is None else commit.open_existing(f"{ours}/object/{name}")
+        except OSError:
+            descriptor = -1
         partial = Partial(self._root, ours, name, descriptor)
-        size = os.fstat(descriptor).st_size
-        trusted = size if _same_boot(facts) else min(size, facts["synced"])
-        if not partial._take_over(facts, trusted, descriptor):  # noqa: SLF001  # Of this module.
+        if facts is None or descriptor < 0 or not partial._resume(facts):  # noqa: SLF001  # Of this module.
             partial.discard()
             return None
-        if size > trusted:
-            commit.truncate(descriptor, trusted)
         return partial
 
     def _copy(self, found: str, key: str, name: str) -> Partial | None:
@@ -295,11 +335,7 @@ class Partials:
             return None
         try:
             partial = self.create(key, name)
-            try:
-                whole = partial._take_over(facts, facts["synced"], source)  # noqa: SLF001
-            except OSError:  # No room for a copy: the download starts anew, or fails with that very reason.
-                whole = False
-            if not whole:
+            if not partial._copy_from(source, facts):  # noqa: SLF001  # Of this module.
                 partial.discard()
                 return None
             return partial
@@ -308,7 +344,8 @@ class Partials:
 
 
 def _state(directory: str) -> dict[str, Any] | None:
-    return unseal(files.content(f"{directory}/state") or b"")
+    facts = unseal(files.content(f"{directory}/state") or b"")
+    return facts if facts is not None and facts.keys() >= _STATE_KEYS else None
 
 
 def _same_boot(facts: dict[str, Any]) -> bool:

@@ -19,7 +19,7 @@ class Pins:
 
     def add(self, key: str) -> None:
         """Pin *key*, durably."""
-        if self.has(key):
+        if unseal(files.content(self._path(key)) or b"") is not None:
             return
         try:
             commit.ensure_bucket(self._directory)
@@ -42,7 +42,7 @@ class Pins:
     def all(self) -> list[str]:
         """Return the pinned keys whose record is whole."""
         sealed = (unseal(files.content(f"{self._directory}/{name}") or b"") for name in files.listing(self._directory))
-        return sorted(facts["key"] for facts in sealed if facts)
+        return sorted(facts["key"] for facts in sealed if facts and "key" in facts)
 
     def _path(self, key: str) -> str:
         return f"{self._directory}/{layout.key_id(key)}"

@@ -1,8 +1,8 @@
 """The entry store: which object each key stands for.
 
-One small file a key, ``entries-v1/<id>``, replaced whole and durably. Its first line answers a hit (`layout`), its second
-holds everything else, sealed. A record that is broken in either line is a miss, logged once (I6). The file's own
-mtime is when the entry was last used, written at most once an hour; atime is never looked at.
+One small file a key, ``entries-v1/<id>``, replaced whole and durably. Its first line answers a hit (`layout`), its
+second holds everything else, sealed. A record that is broken in either line is a miss, logged once (I6). The file's
+own mtime is when the entry was last used, written at most once an hour; atime is never looked at.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from . import commit, files, hit, layout
 from .digest import Digest
-from .errors import storage_error
+from .errors import InvalidDigestError, storage_error
 from .sealed import seal, unseal
 
 _log = logging.getLogger("modelcache")
@@ -144,29 +144,39 @@ class Entries:
             return
 
     def _load(self, identity: str) -> Entry | None:
-        data = files.content(f"{self._directory}/{identity}")
+        path = f"{self._directory}/{identity}"
+        data = files.content(path)
         if data is None:
             return None
+        entry = self._decoded(identity, data)
+        if entry is None and path not in _complained:
+            _complained.add(path)
+            _log.warning("the record %s is broken; it counts as a miss", path)
+        return entry
+
+    def _decoded(self, identity: str, data: bytes) -> Entry | None:
         head = layout.decode_head(identity, data)
         body = unseal(data.partition(b"\n")[2])
-        if head is None or body is None or layout.key_id(body["key"]) != identity:
-            if identity not in _complained:
-                _complained.add(identity)
-                _log.warning("the record %s/%s is broken; it counts as a miss", self._directory, identity)
+        if head is None or body is None:
             return None
         looked = hit.Hit(self._root, head)
-        return Entry(
-            key=body["key"],
-            digest=Digest(looked.object.replace("-", ":", 1)),
-            path=looked.path,
-            size=looked.size,
-            name=looked.name,
-            source=body["source"],
-            created=body["created"],
-            checked=looked.checked,
-            mtime_ns=looked.mtime_ns,
-            etag=body["etag"],
-            last_modified=body["last_modified"],
-            revision=body["revision"],
-            mirrors=tuple(body["mirrors"]),
-        )
+        try:
+            if layout.key_id(body["key"]) != identity:
+                return None
+            return Entry(
+                key=body["key"],
+                digest=Digest.parse(looked.object.replace("-", ":", 1)),
+                path=looked.path,
+                size=looked.size,
+                name=looked.name,
+                source=body["source"],
+                created=body["created"],
+                checked=looked.checked,
+                mtime_ns=looked.mtime_ns,
+                etag=body["etag"],
+                last_modified=body["last_modified"],
+                revision=body["revision"],
+                mirrors=tuple(body["mirrors"]),
+            )
+        except (KeyError, TypeError, AttributeError, InvalidDigestError):  # Whole, but not of the form written here.
+            return None

@@ -18,13 +18,15 @@ import os
 
 REF_CHARACTERS_MAX = 8192
 _NAME_BYTES_MAX = 255
-_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 _SIGNATURE_PREFIXES = ("x-amz-", "x-goog-")
-_SIGNATURES = frozenset({"signature", "sig", "access_token", "token", "api_key", "apikey", "key-pair-id", "policy"})
-# Parameters that are credentials only beside a signature (Azure SAS; CloudFront and old S3 signatures).
+_SIGNATURES = frozenset({"signature", "sig", "access_token", "token", "api_key", "apikey"})
+# Parameters that are credentials only beside a signature (Azure SAS; CloudFront, old S3 and Google signatures).
 _BESIDE_SIGNATURE = frozenset(
     [
         "expires",
+        "policy",
+        "key-pair-id",
         "awsaccesskeyid",
         "googleaccessid",
         "se",
@@ -40,6 +42,14 @@ _BESIDE_SIGNATURE = frozenset(
         "ske",
         "sks",
         "skv",
+        "ss",
+        "srt",
+        "si",
+        "saoid",
+        "suoid",
+        "scid",
+        "sdd",
+        "ses",
     ]
 )
 
@@ -64,15 +74,20 @@ class Ref:
     @property
     def name(self) -> str:
         """The file name that the model has in the cache: the last segment of the path, percent-decoded."""
-        path = self.key.partition("://")[2] if self.scheme else self.key
-        if self.scheme and self.scheme != "file":
-            path = path.partition("?")[0].partition("/")[2]
+        path = self.key
+        if self.scheme:
+            path = path.partition("://")[2].partition("?")[0].partition("/")[2]
         last = path.rpartition("/")[2]
-        if "%" in last and self.scheme != "file":
+        if self.scheme and "%" in last:
             from urllib.parse import unquote  # 5 ms, and a warm hit never comes here.
 
             last = unquote(last)
         return check_name(last or "model", ref=self.key)
+
+    @property
+    def path(self) -> str:
+        """The path on this machine that a ``file`` ref names."""
+        return _file_path(self.key.removeprefix("file://"), self.key)
 
 
 def parse(ref: str | os.PathLike[str]) -> Ref:
@@ -83,16 +98,17 @@ def parse(ref: str | os.PathLike[str]) -> Ref:
     if not text.isprintable() or text != text.strip():
         raise _invalid(text, "it holds a control character or white space at an end")
     scheme, separator, rest = text.partition("://")
-    if separator:
+    if not separator:
+        is_path = not isinstance(ref, str) or text.startswith(("/", "./", "../", "~"))
+        parsed = _file(os.path.abspath(os.path.expanduser(text)), text) if is_path else _name(text)
+    else:
         if not scheme.replace("+", "").replace("-", "").isalnum() or not scheme.isascii():
             raise _invalid(text, "its scheme is malformed")
         scheme = scheme.lower()
-        if scheme == "file":
-            return _file(_file_path(rest, text), text)
-        return _url(scheme, rest, text)
-    if not isinstance(ref, str) or text.startswith(("/", "./", "../", "~")):
-        return _file(os.path.abspath(os.path.expanduser(text)), text)
-    return _name(text)
+        parsed = _file(_file_path(rest, text), text) if scheme == "file" else _url(scheme, rest, text)
+    if len(parsed.key) > REF_CHARACTERS_MAX:
+        raise _invalid(text, f"its canonical form has more than {REF_CHARACTERS_MAX} characters")
+    return parsed
 
 
 def check_name(name: str, *, ref: str) -> str:
@@ -112,21 +128,30 @@ def check_name(name: str, *, ref: str) -> str:
 
 def _url(scheme: str, rest: str, text: str) -> Ref:
     rest = rest.partition("#")[0]
-    authority, _, path = rest.partition("/")
-    if "?" in authority:  # https://host?query
-        authority, _, query = authority.partition("?")
-        path = f"?{query}"
+    authority = rest.partition("/")[0].partition("?")[0]
+    path, _, query = rest[len(authority) :].partition("?")
     host = authority.rpartition("@")[2].lower()
-    default_port = _DEFAULT_PORTS.get(scheme)
-    if default_port:
-        host = host.removesuffix(default_port)
+    if scheme in _DEFAULT_PORTS:
+        host = _host(host, _DEFAULT_PORTS[scheme], text)
     if not host or " " in rest or "\\" in authority:
         raise _invalid(text, "it has no host" if not host else "it holds a space or a backslash; percent-encode it")
-    path, mark, query = path.partition("?")
-    if mark:
+    if query:
         query = _without_signature(query)
-    key = f"{scheme}://{host}/{path}{'?' + query if query else ''}"
+    key = f"{scheme}://{host}{path or '/'}{'?' + query if query else ''}"
     return Ref(key, f"{scheme}://{rest}", scheme)
+
+
+def _host(host: str, default_port: int, text: str) -> str:
+    """Return *host* with its port only if that says something (RFC 3986, 3.2.2 and 6.2.3)."""
+    name, colon, port = host.rpartition(":")
+    if not colon or port.endswith("]"):  # No port, or the colons of an IPv6 address.
+        name, port = host, ""
+    if port and not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
+        raise _invalid(text, "its port is no number up to 65535")
+    bracketed = name[:1] == "[" and name[-1:] == "]"
+    if not bracketed and (":" in name or "[" in name or "]" in name):
+        raise _invalid(text, "its host is malformed; an IPv6 address stands in brackets")
+    return f"{name}:{int(port)}" if name and port and int(port) != default_port else name
 
 
 def _without_signature(query: str) -> str:
@@ -145,23 +170,24 @@ def _without_signature(query: str) -> str:
 def _file_path(rest: str, text: str) -> str:
     """Return the path in a file URL (RFC 8089); a host other than localhost is refused."""
     host, slash, path = rest.partition("/")
-    if host not in {"", "localhost"} or not slash:
+    if host.lower() not in {"", "localhost"} or not slash:
         raise _invalid(text, "a file URL has an absolute path and no host: file:///path")
     path = f"/{path.partition('#')[0].partition('?')[0]}"
     if "%" in path:
-        from urllib.parse import unquote
+        from urllib.parse import unquote_to_bytes
 
-        path = unquote(path)
+        path = os.fsdecode(unquote_to_bytes(path))  # What is no text is refused below, not replaced.
     if "\0" in path:
         raise _invalid(text, "it holds a NUL")
     return os.path.normpath(path)
 
 
 def _file(path: str, text: str) -> Ref:
-    if path.endswith("/") or not path.isprintable():
-        raise _invalid(text, "a file is expected, by a name without control characters")
+    if path.endswith(("/", " ")) or not path.isprintable():
+        raise _invalid(text, "a file is expected, by a name without control characters and no space at its end")
     # normpath keeps a leading "//", which POSIX lets mean something else; nobody wants that here.
-    key = f"file:///{path.lstrip('/')}"
+    # Escaped where a URL would read something else into it, so that the key means this very file again.
+    key = f"file:///{path.lstrip('/').replace('%', '%25').replace('?', '%3F').replace('#', '%23')}"
     return Ref(key, key, "file")
 
 
@@ -183,4 +209,7 @@ def _path_text(ref: object) -> str:
 def _invalid(ref: str, problem: str) -> Exception:
     from .errors import InvalidReferenceError  # Not on the path of a hit.
 
+    scheme, separator, rest = ref.partition("://")
+    if separator:  # However malformed, it may hold a password or a signature.
+        ref = f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
     return InvalidReferenceError(ref=ref, problem=problem)

@@ -22,7 +22,10 @@ def unseal(line: bytes) -> dict[str, Any] | None:
     found, _, body = line.partition(b" ")
     if not body.endswith(b"\n") or found != _sum(body[:-1]):
         return None
-    facts = json.loads(body)
+    try:
+        facts = json.loads(body)
+    except (ValueError, RecursionError):  # The sum is right, so somebody sealed what is not a record of ours.
+        return None
     return facts if isinstance(facts, dict) else None
 
 

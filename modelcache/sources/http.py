@@ -16,6 +16,7 @@ The environment is read when the source is made: ``SSL_CERT_FILE`` and ``SSL_CER
 from __future__ import annotations
 
 import email.utils
+import http.client
 import logging
 import netrc
 import os
@@ -31,7 +32,7 @@ import urllib3
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
-    InvalidChunkLength,
+    IncompleteRead,
     LocationParseError,
     NewConnectionError,
     ProxyError,
@@ -306,8 +307,9 @@ def _network_error(error: Exception, ref: str) -> ModelCacheError:
         return UnreachableError(ref=ref, detail=text.rpartition(": ")[2])
     if isinstance(error, ReadTimeoutError | TimeoutError):
         return StalledError(ref=ref, detail="no byte came within the read timeout")
-    if isinstance(error, InvalidChunkLength) or "chunk" in text.lower():
-        return ProtocolError(ref=ref, detail="its chunked encoding is broken")
+    if isinstance(getattr(error, "args", (None,))[-1], http.client.IncompleteRead | IncompleteRead):
+        # Chunked or not: http.client does not tell a broken chunk from one that was cut.
+        return InterruptedTransferError(ref=ref, detail="it ended in the middle of what its framing announced")
     if isinstance(error, ValueError) and not isinstance(error, HTTPError):
         return ProtocolError(ref=ref, detail=text, transient=False)
     return InterruptedTransferError(ref=ref, detail=f"the connection was cut ({text})")

@@ -1,0 +1,34 @@
+"""What every test has: an environment without the user's own settings, and a server that fails on purpose."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.server import FaultServer
+
+_PREFIXES = ("MODELCACHE_", "HF_", "FAILPOINTS")
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "NETRC", "XDG_CACHE_HOME")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    for name in list(os.environ):
+        if name.startswith(_PREFIXES) or name.lower() in _PROXIES or name in _PROXIES:
+            monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as running:
+        yield running
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "cache"

@@ -1,0 +1,349 @@
+"""An HTTP/1.1 server that fails on purpose, in a fixed sequence, and counts what it does.
+
+The k-th request for a path meets the k-th `Fault` of that path; after the last one all is well. Nothing is drawn and
+nothing is timed: a test says what happens and in which order. Loopback only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+SLICE_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Fault:
+    """How one request is answered. The default is a correct answer.
+
+    Attributes:
+        status: Sent in place of 200 or 206, with an empty body, if given.
+        headers: Added to the answer, or put in place of what it would hold.
+        hang_up: Close the connection before a byte is sent.
+        abort_after: Close it after so many bytes of the body; a ``reset`` sends RST.
+        stall_after: Send so many bytes of the body, then nothing until the client goes.
+        hold_after: Send so many, then wait for `FaultServer.release`.
+        rate: Bytes per second, at most.
+        body: Sent in place of the content.
+        corrupt_at: The byte at this offset is inverted.
+        etag: In place of the content's own.
+        ignore_range: Answer 200 with the whole content.
+        shift_range: Added to the offsets in Content-Range.
+        framing: ``length``, ``chunked``, ``broken-chunks`` or ``close`` (the end is the end of the connection).
+        extra: Bytes sent beyond the content, within what the framing announces.
+    """
+
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    hang_up: bool = False
+    reset: bool = False
+    abort_after: int | None = None
+    stall_after: int | None = None
+    hold_after: int | None = None
+    rate: int | None = None
+    body: bytes | None = None
+    corrupt_at: int | None = None
+    etag: str | None = None
+    ignore_range: bool = False
+    shift_range: int = 0
+    framing: str = "length"
+    extra: int = 0
+
+
+OK = Fault()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request, as the server saw it. ``sent`` is a list of one: the bytes of the body handed to the kernel."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    sent: list[int]
+
+
+@dataclass
+class _Page:
+    content: bytes | str
+    etag: str | None
+    size: int
+    faults: list[Fault]
+    last_modified: str | None = None
+
+
+class FaultServer:
+    """Serves what it is given, on a port of 127.0.0.1, until it is closed."""
+
+    def __init__(self) -> None:
+        self._pages: dict[str, _Page] = {}
+        self._change = threading.Condition()
+        self._seen: list[Seen] = []
+        self._released = threading.Event()
+        self._closing = threading.Event()
+        self._connections: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._listener: socket.socket | None = None
+        self.port = 0
+        self.plug()
+
+    def add(
+        self,
+        path: str,
+        content: bytes | os.PathLike[str],
+        faults: Iterable[Fault] = (),
+        *,
+        etag: str | None = "",
+        last_modified: str | None = None,
+    ) -> str:
+        """Serve *content* (bytes, or a file that is read as it is sent) at *path*; return its URL.
+
+        An empty *etag* means a strong one made from the content, None means that none is sent.
+        """
+        if isinstance(content, bytes):
+            size, mark = len(content), hashlib.sha256(content).hexdigest()[:16]
+            page = _Page(content, etag, size, list(faults), last_modified)
+        else:
+            facts = os.stat(content)
+            size, mark = facts.st_size, f"{facts.st_ino}-{facts.st_mtime_ns}"
+            page = _Page(os.fspath(content), etag, size, list(faults), last_modified)
+        if etag == "":
+            page.etag = f'"{mark}"'
+        with self._change:
+            self._pages[path] = page
+        return self.url(path)
+
+    def url(self, path: str) -> str:
+        """Return the URL of *path*."""
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def seen(self, path: str | None = None) -> list[Seen]:
+        """Return the requests so far, for *path* if it is given."""
+        with self._change:
+            return [seen for seen in self._seen if path is None or seen.path == path]
+
+    def methods(self, path: str | None = None) -> list[str]:
+        """Return the methods of the requests so far."""
+        return [seen.method for seen in self.seen(path)]
+
+    def sent(self, path: str | None = None) -> int:
+        """Return the bytes of bodies sent so far."""
+        return sum(seen.sent[0] for seen in self.seen(path))
+
+    def wait_for_sent(self, count: int, timeout: float = 30.0) -> None:
+        """Wait until *count* bytes of bodies have been sent."""
+        with self._change:
+            enough = self._change.wait_for(lambda: sum(seen.sent[0] for seen in self._seen) >= count, timeout)
+        assert enough, f"only {self.sent()} of {count} bytes were sent"
+
+    def wait_for_requests(self, count: int, timeout: float = 30.0) -> None:
+        """Wait until *count* requests have come."""
+        with self._change:
+            assert self._change.wait_for(lambda: len(self._seen) >= count, timeout), f"{len(self._seen)} requests came"
+
+    def release(self) -> None:
+        """Let go on what a ``hold_after`` holds, now and later."""
+        self._released.set()
+
+    def unplug(self) -> None:
+        """Stop listening and cut every connection: from now on connections are refused."""
+        if self._listener is not None:
+            # A blocked accept ends with a shutdown, not with a close.
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            self._listener = None
+        with self._change:
+            connections = tuple(self._connections)
+        for connection in connections:
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue  # Gone already.
+
+    def plug(self) -> None:
+        """Listen, on the same port as before."""
+        listener = socket.create_server(("127.0.0.1", self.port), backlog=256)
+        self.port = listener.getsockname()[1]
+        self._listener = listener
+        self._start(self._accept, listener)
+
+    def close(self) -> None:
+        """Stop, and wait for every thread."""
+        self._closing.set()
+        self.unplug()
+        self.release()
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self, target: object, *arguments: object) -> None:
+        thread = threading.Thread(target=target, args=arguments, daemon=True)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._change:
+                self._connections.add(connection)
+            self._start(self._serve, connection)
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            try:
+                reader = connection.makefile("rb")
+                with reader:
+                    while self._answer(connection, reader):
+                        pass
+            except OSError:
+                pass  # The client has gone, or was cut off on purpose.
+            finally:
+                with self._change:
+                    self._connections.discard(connection)
+
+    def _answer(self, connection: socket.socket, reader: object) -> bool:
+        """Answer one request; False if the connection must end."""
+        line = reader.readline().decode("latin-1").split()  # type: ignore[attr-defined]
+        if len(line) != 3:
+            return False
+        headers = {}
+        while (text := reader.readline().decode("latin-1").strip()):  # type: ignore[attr-defined]
+            name, _, value = text.partition(":")
+            headers[name.lower()] = value.strip()
+        seen = Seen(line[0], line[1], headers, [0])
+        with self._change:
+            self._seen.append(seen)
+            self._change.notify_all()
+            page = self._pages.get(line[1])
+            fault = page.faults.pop(0) if page is not None and page.faults else OK
+        if page is None:
+            fault = Fault(status=404) if fault is OK else fault
+            page = _Page(b"", None, 0, [])
+        if fault.hang_up:
+            if fault.reset:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return False
+        return self._send(connection, seen, page, fault)
+
+    def _send(self, connection: socket.socket, seen: Seen, page: _Page, fault: Fault) -> bool:
+        etag = fault.etag or page.etag
+        size = page.size if fault.body is None else len(fault.body)
+        status, start, stop = 200, 0, size
+        answer: dict[str, str] = {"Accept-Ranges": "bytes"}
+        if etag:
+            answer["ETag"] = etag
+        if page.last_modified:
+            answer["Last-Modified"] = page.last_modified
+            answer["Date"] = "Fri, 20 Nov 2026 12:00:00 GMT"
+        wanted = seen.headers.get("range", "").removeprefix("bytes=")
+        condition = seen.headers.get("if-range")
+        if wanted and not fault.ignore_range and condition in {None, etag, page.last_modified}:
+            first, _, last = wanted.partition("-")
+            start, stop = int(first), min(size, int(last) + 1) if last else size
+            if start >= size:
+                status, start, stop = 416, 0, 0
+                answer["Content-Range"] = f"bytes */{size}"
+            else:
+                status = 206
+                shift = fault.shift_range
+                answer["Content-Range"] = f"bytes {start + shift}-{stop - 1 + shift}/{size}"
+        elif etag and seen.headers.get("if-none-match") == etag:
+            status, stop = 304, 0
+        if fault.status is not None:
+            status, start, stop = fault.status, 0, 0
+        length = stop - start + fault.extra
+        if fault.framing in {"chunked", "broken-chunks"}:
+            answer["Transfer-Encoding"] = "chunked"
+        elif fault.framing == "length" and status != 304:
+            answer["Content-Length"] = str(length)
+        else:
+            answer["Connection"] = "close"
+        answer.update(fault.headers)
+        head = f"HTTP/1.1 {status} {'Partial' if status == 206 else 'Status'}\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in answer.items() if value) + "\r\n"
+        connection.sendall(head.encode("latin-1"))
+        if seen.method == "HEAD" or status == 304:
+            return True
+        if not self._send_body(connection, seen, page, fault, start, stop):
+            return False
+        return fault.framing != "close" and answer.get("Connection") != "close"
+
+    def _send_body(
+        self, connection: socket.socket, seen: Seen, page: _Page, fault: Fault, start: int, stop: int
+    ) -> bool:
+        end = stop + fault.extra
+        at = start
+        file = open(page.content, "rb") if isinstance(page.content, str) and fault.body is None else None
+        try:
+            while at < end:
+                limit = min(SLICE_BYTES, end - at)
+                done = at - start
+                if fault.rate is not None:
+                    limit = min(limit, max(1, fault.rate // 20))
+                for mark in (fault.abort_after, fault.stall_after, fault.hold_after):
+                    if mark is not None and done < mark:
+                        limit = min(limit, mark - done)
+                if fault.abort_after is not None and done >= fault.abort_after:
+                    if fault.reset:
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    return False
+                if fault.stall_after is not None and done >= fault.stall_after:
+                    connection.recv(1)  # Nothing comes until the client has gone, or the server is unplugged.
+                    return False
+                if fault.hold_after is not None and done >= fault.hold_after and not self._released.is_set():
+                    self._released.wait()
+                piece = self._piece(page, fault, file, at, limit, stop)
+                if fault.framing == "broken-chunks" and done > 0:
+                    connection.sendall(b"not a number\r\n")
+                    return False
+                if fault.framing in {"chunked", "broken-chunks"}:
+                    connection.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
+                else:
+                    connection.sendall(piece)
+                at += len(piece)
+                with self._change:
+                    seen.sent[0] += len(piece)
+                    self._change.notify_all()
+                if fault.rate is not None:
+                    # What is simulated is a slow link; no test waits for this to have happened.
+                    if self._closing.wait(len(piece) / fault.rate):
+                        return False
+            if fault.framing == "chunked":
+                connection.sendall(b"0\r\n\r\n")
+        finally:
+            if file is not None:
+                file.close()
+        return True
+
+    def _piece(self, page: _Page, fault: Fault, file: object, at: int, limit: int, stop: int) -> bytes:
+        if at >= stop:
+            return b"\0" * limit  # What comes beyond the content.
+        limit = min(limit, stop - at)
+        if file is not None:
+            piece = os.pread(file.fileno(), limit, at)  # type: ignore[attr-defined]
+        else:
+            content = page.content if fault.body is None else fault.body
+            assert isinstance(content, bytes)
+            piece = content[at : at + limit]
+        if fault.corrupt_at is not None and at <= fault.corrupt_at < at + len(piece):
+            index = fault.corrupt_at - at
+            piece = piece[:index] + bytes([piece[index] ^ 0xFF]) + piece[index + 1 :]
+        return piece

@@ -1,7 +1,7 @@
 """The door of the command line: ``modelcache …`` and ``python -m modelcache …``.
 
-``path REF`` and ``get REF`` of a cached model are answered here, before a parser or anything else is imported; all other
-calls go to `modelcache.cli`.
+``path REF`` and ``get REF`` of a cached model are answered here, before a parser or anything else is imported; all
+other calls go to `modelcache.cli`.
 """
 
 import os

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    from .cache import Cache, RefLike
+    from .cache import Cache
+    from .getting import RefLike
     from .intake import Content
     from .records import Entry
     from .report import Health, Stats

@@ -1,17 +1,15 @@
 """The cache: wires the parts below into the calls that users make, and owns their lifetimes. No algorithm of its own.
 
-A hit is answered from memory with one ``stat``. Memory is trusted for `MEMORY_S` seconds, then the record is read again, so
-that what another process refreshed or removed is seen here soon; an object that is gone is seen at once.
+A hit is answered from memory with one ``stat``. Memory is trusted for `MEMORY_S` seconds, then the record is read
+again, so that what another process refreshed or removed is seen here soon; an object that is gone is seen at once.
 """
 
 from __future__ import annotations
 
 import os
-import threading
-import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from time import monotonic, time
+from dataclasses import asdict, replace
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,22 +20,16 @@ from .errors import (
     BatchError,
     ClosedError,
     EntryNotFoundError,
-    LocalNotFoundError,
     ModelCacheError,
-    NetworkError,
     PinnedError,
     UsageError,
 )
 from .events import Event
+from .getting import Getter, Limits, RefLike, listed
 from .records import Entries, Entry
-from .reference import Ref
 from .report import Health, Stats, Usage
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
-
-    from .fetch import Fetcher
-    from .flights import Flights
     from .intake import Content
     from .manifest import LockedModel, Model
     from .retry import Deadline
@@ -47,8 +39,6 @@ if TYPE_CHECKING:
 
 MEMORY_S = 10.0
 _MEMORY_REFS_MAX = 65_536
-_VERIFY = ("stat", "full")
-RefLike = str | os.PathLike[str]
 
 
 class _Warm:
@@ -99,13 +89,7 @@ class Cache:
         settings = Settings.from_environment(os.environ)
         self.root = layout.default_root(os.environ if root is None else {"MODELCACHE_DIR": os.fspath(root)})
         self.offline = settings.offline if offline is None else offline
-        self._retry = retry or settings.retry
-        self._timeout = timeout or settings.timeout
-        self._lock_timeout = settings.lock_timeout if lock_timeout is None else lock_timeout
-        self._concurrency = settings.concurrency
-        self._bandwidth = max_bandwidth
         self._listener = on_event
-        self._sources = tuple(sources or ())
         if max_bandwidth is not None and max_bandwidth < 1:
             raise UsageError(problem=f"max_bandwidth={max_bandwidth} makes no sense: bytes per second, from 1")
         if not hit.format_is_known(self.root):
@@ -114,12 +98,16 @@ class Cache:
             check_format(self.root)
         self._entries = Entries(self.root)
         self._warm: dict[RefLike, _Warm] = {}
-        self._hits = 0
-        self._misses = 0
-        self._guard = threading.Lock()
-        self._fetching: tuple[Fetcher, Flights[Entry]] | None = None
-        self._executor: tuple[int, ThreadPoolExecutor] | None = None
-        self._deadlines: weakref.WeakSet[Deadline] = weakref.WeakSet()
+        self._hits = 0  # Those answered from memory.
+        self._limits = Limits(
+            offline=self.offline,
+            retry=retry or settings.retry,
+            timeout=timeout or settings.timeout,
+            lock_timeout=settings.lock_timeout if lock_timeout is None else lock_timeout,
+            concurrency=settings.concurrency,
+            bandwidth=max_bandwidth,
+        )
+        self._getter = Getter(self.root, self._limits, tuple(sources or ()), self._tell)
         self._closed = False
 
     # -- getting ---------------------------------------------------------------------------------------------------
@@ -141,8 +129,8 @@ class Cache:
 
         Args:
             ref: A URL, a path, or a name that was put.
-            digest: What the content must be, ``sha256:<hex>``. A content that is here already is a hit, whatever its ref.
-            mirrors: Refs that are asked, in order, when *ref* cannot serve.
+            digest: What the content must be, ``sha256:<hex>``. A content that is here already is a hit, whatever its
+            ref. mirrors: Refs that are asked, in order, when *ref* cannot serve.
             max_age: Ask the source whether the content has changed if it last confirmed it longer ago than this, in
                 seconds. A source that cannot be reached is a warning then; what is cached is served.
             local_files_only: Open no connection; as if the cache were offline.
@@ -174,8 +162,9 @@ class Cache:
                 if found.st_mtime_ns == warm.mtime_ns and found.st_size == warm.size:
                     self._hits += 1
                     return warm.path
-        ask = self._ask(ref, digest, mirrors, max_age, local_files_only, force_download, verify)
-        return self._remember(ref, self._entry(ask, self._deadline(ask.ref))).path
+        self._check_open()
+        ask = self._getter.ask(ref, digest, mirrors, max_age, local_files_only, force_download, verify)
+        return self._remember(ref, self._getter.entry(ask, self._getter.deadline(ask.ref))).path
 
     async def aget(
         self,
@@ -189,14 +178,9 @@ class Cache:
         verify: str = "stat",
     ) -> str:
         """Do what `get` does without blocking the event loop; a cancelled task gives up its interest in the fetch."""
-        ask = self._ask(ref, digest, mirrors, max_age, local_files_only, force_download, verify)
-        entry = self._look(ask)
-        if entry is None:
-            work, deadline = self._work(ask), self._deadline(ask.ref)
-            try:
-                entry = await self._flights().arun(ask.flight, work, deadline, self._threads())
-            except NetworkError as error:
-                entry = self._stale(ask, error)
+        self._check_open()
+        ask = self._getter.ask(ref, digest, mirrors, max_age, local_files_only, force_download, verify)
+        entry = await self._getter.aentry(ask, self._getter.deadline(ask.ref))
         return self._remember(ref, entry).path
 
     def get_many(self, refs: Iterable[RefLike], *, jobs: int | None = None, **options: Any) -> dict[str, str]:
@@ -207,12 +191,13 @@ class Cache:
         """
         from .warmup import run_all
 
-        asks = {os.fspath(ref): self._ask(ref, **options) for ref in _listed(refs)}
-        deadlines = {ref: self._deadline(ask.ref) for ref, ask in asks.items()}
+        self._check_open()
+        asks = {os.fspath(ref): self._getter.ask(ref, **options) for ref in listed(refs)}
+        deadlines = {ref: self._getter.deadline(ask.ref) for ref, ask in asks.items()}
 
         def one(ref: str) -> str | ModelCacheError:
             try:
-                return self._remember(ref, self._entry(asks[ref], deadlines[ref])).path
+                return self._remember(ref, self._getter.entry(asks[ref], deadlines[ref])).path
             except ModelCacheError as error:
                 return error
 
@@ -223,7 +208,7 @@ class Cache:
         """Do what `get_many` does without blocking the event loop."""
         import asyncio
 
-        wanted = [os.fspath(ref) for ref in _listed(refs)]
+        wanted = [os.fspath(ref) for ref in listed(refs)]
         places = asyncio.Semaphore(self._jobs(jobs))
 
         async def one(ref: str) -> str | ModelCacheError:
@@ -261,8 +246,9 @@ class Cache:
         """
         from . import warmup
 
+        self._check_open()
         items = warmup.wanted(manifest, locked=locked)
-        deadlines = {item.ref: self._deadline(reference.parse(item.ref)) for item in items}
+        deadlines = {item.ref: self._getter.deadline(reference.parse(item.ref)) for item in items}
 
         def one(item: warmup.Wanted) -> warmup.Warmed:
             warmed = self._warm_up(item, deadlines[item.ref])
@@ -291,14 +277,15 @@ class Cache:
         """
         from . import warmup
 
+        self._check_open()
         models = warmup.read_manifest(manifest)
-        deadlines = {model.ref: self._deadline(reference.parse(model.ref)) for model in models}
+        deadlines = {model.ref: self._getter.deadline(reference.parse(model.ref)) for model in models}
 
         def one(model: Model) -> Entry | ModelCacheError:
             try:
                 fresh = model.digest is None and not self.offline
-                ask = self._ask(model.ref, model.digest, model.mirrors, force_download=fresh)
-                return self._entry(ask, deadlines[model.ref])
+                ask = self._getter.ask(model.ref, model.digest, model.mirrors, force_download=fresh)
+                return self._getter.entry(ask, deadlines[model.ref])
             except ModelCacheError as error:
                 return error
 
@@ -318,12 +305,13 @@ class Cache:
 
     def lookup(self, ref: RefLike) -> Entry | None:
         """Return the entry of *ref* if its content is here and untouched; None otherwise. Never opens a connection."""
-        return self._find(self._ask(ref))
+        self._check_open()
+        return self._getter.find(self._getter.ask(ref))
 
     # -- storing and forgetting ------------------------------------------------------------------------------------
 
     def put(self, content: Content, *, name: str, digest: str | None = None) -> Entry:
-        """Store *content* under *name*, durably; the name is a ref from then on. A name that was put before is replaced.
+        """Store *content* under *name*, durably; it is a ref from then on. What was put under it before is replaced.
 
         Args:
             content: Bytes, the path of a file, or an open binary file.
@@ -425,8 +413,9 @@ class Cache:
 
     def stats(self) -> Stats:
         """Return what this object has counted so far. Hits are counted without a lock: threads may lose a few."""
-        fetched = asdict(self._fetching[0].counts) if self._fetching else {}
-        return Stats(hits=self._hits, misses=self._misses, **fetched)
+        counts = self._getter.counts()
+        fetched = asdict(counts) if counts is not None else {}
+        return Stats(hits=self._hits + self._getter.hits, misses=self._getter.misses, **fetched)
 
     def usage(self) -> Usage:
         """Return what is on disk, counted; bytes that several names share are counted once."""
@@ -477,11 +466,7 @@ class Cache:
         """Cancel what is being fetched (it can be resumed) and let go of connections. A second close does nothing."""
         self._closed = True
         self._warm.clear()
-        _cancel(tuple(self._deadlines))
-        if self._executor is not None:
-            self._executor[1].shutdown(wait=self._executor[0] == os.getpid())
-        if self._fetching is not None:
-            self._fetching[0].registry.close()
+        self._getter.close()
 
     def __enter__(self) -> Self:
         return self
@@ -496,125 +481,15 @@ class Cache:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _ask(
-        self,
-        ref: RefLike,
-        digest: str | None = None,
-        mirrors: Iterable[RefLike] = (),
-        max_age: float | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
-        verify: str = "stat",
-        size: int | None = None,
-    ) -> _Ask:
-        """Return the question, checked before any I/O."""
-        self._check_open()
-        if max_age is not None and not (isinstance(max_age, int | float) and max_age >= 0):
-            raise UsageError(problem=f"max_age={max_age!r} makes no sense: seconds, from 0")
-        if verify not in _VERIFY:
-            raise UsageError(problem=f"verify={verify!r} makes no sense: one of {', '.join(_VERIFY)}")
-        if force_download and local_files_only:
-            raise UsageError(problem="force_download and local_files_only contradict each other")
-        parsed = reference.parse(ref)
-        parsed.name  # noqa: B018  # Raises for a name that cannot be a file's.
-        return _Ask(
-            ref=parsed,
-            digest=None if digest is None else Digest.parse(digest),
-            mirrors=tuple(reference.parse(mirror) for mirror in _listed(mirrors)),
-            max_age=max_age,
-            local=local_files_only or self.offline,
-            force=force_download,
-            verify=verify,
-            size=size,
-        )
-
-    def _entry(self, ask: _Ask, deadline: Deadline) -> Entry:
-        """Return the answer: a hit, or what a fetch brings."""
-        entry = self._look(ask)
-        if entry is not None:
-            return entry
-        try:
-            return self._flights().run(ask.flight, self._work(ask), deadline)
-        except NetworkError as error:
-            return self._stale(ask, error)
-
-    def _look(self, ask: _Ask) -> Entry | None:
-        """Return the entry that answers *ask* without a fetch, None if one is needed.
-
-        Raises:
-            LocalNotFoundError, EntryNotFoundError: None may be made.
-        """
-        entry = ask.known = self._find(ask)
-        named = not ask.ref.scheme
-        if entry is not None and (ask.local or named or not (ask.force or ask.is_stale(entry))):
-            if ask.force and ask.local:
-                raise LocalNotFoundError(
-                    ref=ask.ref.key,
-                    root=self.root,
-                    reason="force_download needs a connection, but the cache is offline",
-                )
-            self._hits += 1
-            self._entries.stamp_use(entry.key)
-            return entry
-        self._misses += 1
-        if named:
-            raise EntryNotFoundError(ref=ask.ref.key, root=self.root)
-        if ask.local:
-            reason = "the cache is offline" if self.offline else "local_files_only was given"
-            raise LocalNotFoundError(ref=ask.ref.key, root=self.root, reason=reason)
-        return None
-
-    def _find(self, ask: _Ask) -> Entry | None:
-        """Return the entry that holds what *ask* names, whole; None if there is none."""
-        entry = self._entries.read(ask.ref.key)
-        if entry is None or (ask.digest is not None and entry.digest != ask.digest):
-            if ask.digest is None:
-                return None
-            from .intake import link
-
-            return link(self.root, ask.ref, ask.digest)
-        try:
-            found = os.stat(entry.path)
-        except OSError:
-            return None
-        if ask.verify == "stat" and (found.st_size, found.st_mtime_ns) == (entry.size, entry.mtime_ns):
-            return entry
-        from .verification import examine
-
-        finding = examine(self.root, entry)
-        if finding.state == "corrupt":
-            self._tell(Event("quarantined", entry.key, detail=finding.moved_to))
-        return entry if finding.state == "ok" else None
-
-    def _work(self, ask: _Ask) -> Callable[[Deadline], Entry]:
-        from .fetch import Job
-
-        known = ask.known or (self._entries.read(ask.ref.key) if ask.force else None)
-        job = Job(ask.ref, ask.digest, ask.size, ask.mirrors, known, unless_changed=ask.known is not None)
-        self._flights()
-        assert self._fetching is not None
-        fetcher = self._fetching[0]
-        return lambda deadline: fetcher.fetch(job, deadline)
-
-    def _stale(self, ask: _Ask, error: NetworkError) -> Entry:
-        """Return what is cached where only its age asked for a fetch that failed; else raise *error*."""
-        if ask.known is None or ask.force:
-            raise error
-        import logging
-
-        logging.getLogger("modelcache").warning("%s; the cached content of %s is served", error.summary, ask.ref.key)
-        self._tell(Event("stale", ask.ref.key, detail=error.summary))
-        return ask.known
-
     def _warm_up(self, item: Wanted, deadline: Deadline) -> Warmed:
         from .warmup import Warmed
 
         started = monotonic()
         try:
-            ask = self._ask(item.ref, item.digest, item.mirrors, size=item.size)
-            entry = self._look(ask)
+            ask = self._getter.ask(item.ref, item.digest, item.mirrors, size=item.size)
+            entry = self._getter.look(ask)
             state = "cached" if entry is not None else "fetched"
-            entry = entry or self._entry(ask, deadline)
+            entry = entry or self._getter.entry(ask, deadline)
             if item.pin:
                 self.pin(entry.key)
         except ModelCacheError as error:
@@ -650,54 +525,15 @@ class Cache:
         for ref in [ref for ref, warm in tuple(self._warm.items()) if warm.key == key]:
             self._warm.pop(ref, None)
 
-    def _flights(self) -> Flights[Entry]:
-        """Return what fetches need, made when the first one begins: it takes a tenth of a second to import."""
-        with self._guard:
-            if self._fetching is None:
-                from .fetch import Fetcher
-                from .flights import Flights
-                from .sources import Registry
-                from .transfer import Throttle
-
-                fetcher = Fetcher(
-                    self.root,
-                    Registry(self._sources),
-                    retry_policy=self._retry,
-                    timeout=self._timeout,
-                    lock_timeout=self._lock_timeout,
-                    on_event=self._tell,
-                )
-                if self._bandwidth is not None:
-                    fetcher.throttle = Throttle(self._bandwidth)
-                self._fetching = fetcher, Flights()
-            return self._fetching[1]
-
     def _prepare(self) -> None:
         from .commit import prepare_root
 
         prepare_root(self.root)
 
-    def _threads(self) -> ThreadPoolExecutor:
-        with self._guard:
-            if self._executor is None or self._executor[0] != os.getpid():
-                from concurrent.futures import ThreadPoolExecutor
-
-                pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="modelcache-fetch")
-                self._executor = os.getpid(), pool
-            return self._executor[1]
-
-    def _deadline(self, ref: Ref) -> Deadline:
-        from .retry import Deadline
-
-        deadline = Deadline(self._timeout.total, ref=ref.key)
-        with self._guard:
-            self._deadlines.add(deadline)
-        return deadline
-
     def _jobs(self, jobs: int | None) -> int:
         if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
             raise UsageError(problem=f"jobs={jobs!r} makes no sense: a whole number from 1")
-        return jobs or self._concurrency
+        return jobs or self._limits.concurrency
 
     def _tell(self, event: Event) -> None:
         if self._listener is None:
@@ -712,36 +548,6 @@ class Cache:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(root=self.root)
-
-
-@dataclass(slots=True)
-class _Ask:
-    """What a get asks for, checked. ``known`` is what was found in the cache, whether it will do or not."""
-
-    ref: Ref
-    digest: Digest | None
-    mirrors: tuple[Ref, ...]
-    max_age: float | None
-    local: bool
-    force: bool
-    verify: str
-    size: int | None
-    known: Entry | None = None
-
-    @property
-    def flight(self) -> tuple[str, str | None, bool]:
-        """What makes two questions one."""
-        return self.ref.key, self.digest, self.force
-
-    def is_stale(self, entry: Entry) -> bool:
-        """Tell whether *entry* was confirmed too long ago, or in a future that a clock has taken back."""
-        return self.max_age is not None and not 0 <= time() - entry.checked <= self.max_age
-
-
-def _listed(refs: Iterable[RefLike]) -> list[RefLike]:
-    if isinstance(refs, str | os.PathLike):
-        raise UsageError(problem=f"a list of refs is expected, not the single {refs!r}")
-    return list(refs)
 
 
 def _cancel(deadlines: Iterable[Deadline]) -> None:

@@ -1,6 +1,7 @@
 """Settings: small value objects, and what the environment says about them. No I/O.
 
-The environment is read when a Cache is made, not at import. An argument wins over a variable, a variable over a default.
+The environment is read when a Cache is made, not at import. An argument wins over a variable, a variable over a
+default.
 
 =============================  ==============================================================  =========
 variable                       sets                                                            default

@@ -1,7 +1,7 @@
-"""Examining a cache directory: what a person needs to know when something is wrong. Real probes, in a directory of their own.
+"""Examining a cache directory: what a person needs to know when something is wrong, by real probes.
 
-Each check does what the cache itself will do there (rename, link, fsync, lock between two processes) and says what follows
-if it cannot. Nothing of the cache's content is touched.
+Each check does, in a directory of its own, what the cache itself will do there (rename, link, fsync, lock between two
+processes) and says what follows if it cannot. Nothing of the cache's content is touched.
 """
 
 from __future__ import annotations

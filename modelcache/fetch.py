@@ -1,6 +1,7 @@
 """One model from its source into the cache: single flight, retried, resumed, verified, durable (DESIGN.md section 9).
 
-Order of a fetch (I1, I2, I3, I5): lock the key → look again → claim a partial → stream into it → verify size and digest →
+Order of a fetch (I1, I2, I3, I5): lock the key → look again → claim a partial → stream into it → verify size and
+digest →
 publish the object → record the entry → let go. Whoever waited for the lock finds the entry, or the note of why there
 is none, and asks nobody.
 """

@@ -36,8 +36,8 @@ class Hit:
 def look(root: str, key: str, *, recently: bool = False) -> "Hit | None":
     """Return the hit for *key*, or None.
 
-    With *recently*, a hit whose last use is on record as more than an hour old is left to the slow path, which records the
-    use (DESIGN.md section 6); unless the record cannot be written anyhow.
+    With *recently*, a hit whose last use is on record as more than an hour old is left to the slow path, which records
+    the use (DESIGN.md section 6); unless the record cannot be written anyhow.
     """
     identity = key_id(key)
     path = f"{root}/{ENTRIES}/{identity}"

@@ -1,7 +1,8 @@
 """Mutual exclusion between processes, threads and forks. The only module that opens lock files.
 
-A lock here saves work; correctness never rests on it (I9). It stands on fasteners, whose ``InterProcessLock`` uses POSIX
-record locks (fcntl(2)). These have three traps, each measured: two lock objects on one path in one process both succeed;
+A lock here saves work; correctness never rests on it (I9). It stands on fasteners, whose ``InterProcessLock`` uses
+POSIX record locks (fcntl(2)). These have three traps, each measured: two lock objects on one path in one process both
+succeed;
 any close of any descriptor of the file drops the process's lock; a forked child's copy says "acquired" and owns
 nothing. So:
 
@@ -10,7 +11,8 @@ nothing. So:
   * After each acquire the inode of the path is compared with the descriptor's, so that the holder may unlink the
     file when it lets go: none remain when all are done.
 
-fasteners waits by polling (50 ms from hand to hand). Here a waiter blocks in the kernel instead, in a helper thread, and
+fasteners waits by polling (50 ms from hand to hand). Here a waiter blocks in the kernel instead, in a helper thread,
+and
 asks for the lock *shared*: the moment the holder lets go (or dies) all waiters wake together, look whether what they
 wait for is there, and mostly need no lock at all. Their wait is bounded and can be interrupted, which a plain
 F_SETLKW is not. A holder that failed may leave a note in the file for those who wait for it, so that sixty-four

@@ -171,26 +171,7 @@ class _Table(dict[str, Any]):
 
 def _tables(text: str, file: str, keys: dict[str, type], *, optional: set[str], top: set[str]) -> list[_Table]:
     """Return the ``[[model]]`` tables of *text*, each with exactly the *keys* it may and must have."""
-    try:
-        document = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and what a hostile file makes int() say.
-        # Python 3.14 gives .lineno; before it the position is only in the message.
-        position = str(error).rpartition("at line ")[2].partition(",")[0]
-        line = int(position) if position.isdigit() else None
-        if "at end of document" in str(error):
-            line = len(text.rstrip("\n").split("\n"))
-        raise ManifestError(file=file, line=line, problem=f"not TOML: {error}") from None
-    for key in document:
-        if key not in {"model", *top}:
-            raise ManifestError(file=file, line=_line_of(text, None, key), key=key, problem="unknown key")
-    found = document.get("model", [])
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise ManifestError(file=file, line=_line_of(text, None, "model"), key="model", problem="is written [[model]]")
-    version = document.get("version")
-    if "version" in top and (version != LOCK_VERSION or type(version) is not int):
-        problem = f"is {version!r}; this modelcache knows version {LOCK_VERSION}"
-        raise ManifestError(file=file, line=_line_of(text, None, "version"), key="version", problem=problem)
-    tables = [_Table(entry, text, file, index) for index, entry in enumerate(found)]
+    tables = [_Table(entry, text, file, index) for index, entry in enumerate(_models(text, file, top))]
     seen: set[str] = set()
     for table in tables:
         for key in table:
@@ -210,7 +191,31 @@ def _tables(text: str, file: str, keys: dict[str, type], *, optional: set[str], 
     return tables
 
 
-_HEADER = re.compile(r"""\s*\[\[?\s*["']?([^\]"'.]*?)["']?\s*[\].]""")
+def _models(text: str, file: str, top: set[str]) -> list[dict[str, Any]]:
+    """Return the ``model`` tables of the document *text*, which may hold the keys *top* besides."""
+    try:
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and what a hostile file makes int() say.
+        # Python 3.14 gives .lineno; before it the position is only in the message.
+        position = str(error).rpartition("at line ")[2].partition(",")[0]
+        line = int(position) if position.isdigit() else None
+        if "at end of document" in str(error):
+            line = len(text.rstrip("\n").split("\n"))
+        raise ManifestError(file=file, line=line, problem=f"not TOML: {error}") from None
+    for key in document:
+        if key not in {"model", *top}:
+            raise ManifestError(file=file, line=_line_of(text, None, key), key=key, problem="unknown key")
+    found = document.get("model", [])
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise ManifestError(file=file, line=_line_of(text, None, "model"), key="model", problem="is written [[model]]")
+    version = document.get("version")
+    if "version" in top and (version != LOCK_VERSION or type(version) is not int):
+        problem = f"is {version!r}; this modelcache knows version {LOCK_VERSION}"
+        raise ManifestError(file=file, line=_line_of(text, None, "version"), key="version", problem=problem)
+    return found
+
+
+_HEADER = re.compile(r"""\s*(\[\[?)\s*["']?([^\]"'.]*?)["']?\s*([\].])""")
 _TOML_NAMES = {str: "string", int: "whole number", bool: "boolean (true or false)", list: "list"}
 
 
@@ -224,9 +229,10 @@ def _line_of(text: str, index: int | None, key: str) -> int | None:
     for number, line in enumerate(text.split("\n"), 1):
         found = _HEADER.match(line)
         if found:
-            models += found[1] == "model"
-            table = models if found[1] == "model" else -1  # -1: a table that does not belong here.
-            if (table == index and header is None) or (index is None and found[1] == key):
+            opens_model = found.groups() == ("[[", "model", "]")
+            models += opens_model
+            table = models if opens_model else -1  # -1: a table that does not belong here.
+            if table == index or (index is None and header is None and found[2] == key):
                 header = number
         elif table == index and line.partition("=")[0].strip().strip("\"'") == key:
             return number

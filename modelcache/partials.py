@@ -1,7 +1,8 @@
 """Partials: unverified bytes of a download, so that the next process can go on where this one was killed.
 
-A partial is a directory, ``partial-v1/<id>.<owner>/``, with ``state`` (sealed) and ``object/<name>``. The inner directory
-becomes the object by one rename once its bytes are verified: a crash before that costs nothing, not even the tail.
+A partial is a directory, ``partial-v1/<id>.<owner>/``, with ``state`` (sealed) and ``object/<name>``. The inner
+directory becomes the object by one rename once its bytes are verified: a crash before that costs nothing, not even
+the tail.
 
 Which bytes count when a partial is taken over:
   * All that were written, if the machine has not booted since: a kill loses no page of the kernel's cache.

@@ -1,7 +1,7 @@
 """Trying again: the only module that imports tenacity.
 
-Full jitter, ``Retry-After``, a total deadline, and a count of attempts that starts anew whenever there was progress; the
-numbers are those of `RetryPolicy` and `Timeout`, which state the formula.
+Full jitter, ``Retry-After``, a total deadline, and a count of attempts that starts anew whenever there was progress;
+the numbers are those of `RetryPolicy` and `Timeout`, which state the formula.
 """
 
 from __future__ import annotations

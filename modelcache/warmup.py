@@ -141,7 +141,7 @@ def check_lock(models: Sequence[manifests.LockedModel], path: str) -> None:
     """Check that the lock file at *path* says exactly *models*; raise LockDriftError or ManifestError."""
     found = {model.ref: model for model in read_lock(path)}
     differences = [
-        f"{model.ref} is {model.digest} now, and locked as {found[model.ref].digest if model.ref in found else 'nothing'}"
+        f"{model.ref} is {model.digest} now, locked is {found[model.ref].digest if model.ref in found else 'nothing'}"
         for model in models
         if model.ref not in found or found[model.ref].digest != model.digest
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.server import FaultServer
+from modelcache.testing import FaultServer
 
 _PREFIXES = ("MODELCACHE_", "HF_", "FAILPOINTS")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "NETRC", "XDG_CACHE_HOME")

@@ -10,7 +10,7 @@ import pytest
 
 from modelcache import Cache, RetryPolicy, Timeout, errors
 from modelcache.events import Event
-from tests.support.server import OK, Fault, FaultServer
+from modelcache.testing import OK, Fault, FaultServer
 from tests.support.state import leftovers, wrong_objects
 
 CONTENT = random.Random(1).randbytes(3_000_000)
@@ -99,9 +99,7 @@ def test_a_fault_that_stays_is_its_own_error_and_leaves_nothing(
     assert not list(root.glob("objects-v1/*"))
 
 
-def test_broken_chunks_are_an_interrupted_transfer_whose_whole_chunks_are_kept(
-    server: FaultServer, root: Path
-) -> None:
+def test_broken_chunks_are_an_interrupted_transfer_whose_whole_chunks_are_kept(server: FaultServer, root: Path) -> None:
     url = server.add("/m.onnx", CONTENT, [Fault(framing="broken-chunks", ignore_range=True)] * 20)
 
     with make(root) as cache, pytest.raises(errors.InterruptedTransferError, match="framing"):
@@ -425,9 +423,7 @@ def test_netrc_is_used_when_nothing_else_is_given(
     assert server.seen()[1].headers["authorization"] == "Bearer token"
 
 
-def test_a_proxy_from_the_environment_is_used(
-    server: FaultServer, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_proxy_from_the_environment_is_used(server: FaultServer, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", server.url(""))
     server.add("http://models.example/m.onnx", CONTENT)
 
@@ -494,9 +490,7 @@ def test_what_is_stale_is_served_when_the_source_cannot_be_reached(server: Fault
             cache.get(url, force_download=True)
 
 
-def test_a_host_that_asks_to_wait_is_left_alone_by_every_cache_of_the_machine(
-    server: FaultServer, root: Path
-) -> None:
+def test_a_host_that_asks_to_wait_is_left_alone_by_every_cache_of_the_machine(server: FaultServer, root: Path) -> None:
     first = server.add("/a.onnx", CONTENT, [Fault(status=429, headers={"Retry-After": "30"})] * 9)
     second = server.add("/b.onnx", CONTENT)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.server import OK, Fault, FaultServer
+from modelcache.testing import OK, Fault, FaultServer
 from tests.support.state import leftovers, wrong_objects
 
 CONTENT = random.Random(3).randbytes(2_000_000)
@@ -126,9 +126,7 @@ def test_a_killed_downloader_is_succeeded_by_one_who_waits_and_who_resumes(serve
         [OK, Fault(hang_up=True), OK, Fault(abort_after=1024)],
     ],
 )
-def test_the_network_fails_and_recovers_under_contention(
-    faults: list[Fault], server: FaultServer, root: Path
-) -> None:
+def test_the_network_fails_and_recovers_under_contention(faults: list[Fault], server: FaultServer, root: Path) -> None:
     url = server.add("/m.onnx", CONTENT, faults)
     processes = [start(root, url) for _ in range(8)]
 

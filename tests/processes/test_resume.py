@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from modelcache import Cache
-from tests.support.server import Fault, FaultServer
+from modelcache.testing import Fault, FaultServer
 from tests.support.state import leftovers
 
 _GETTER = "import sys; from modelcache import Cache; print(Cache(sys.argv[1]).get(sys.argv[2]))"

@@ -225,7 +225,7 @@ class FaultServer:
         if len(line) != 3:
             return False
         headers = {}
-        while (text := reader.readline().decode("latin-1").strip()):  # type: ignore[attr-defined]
+        while text := reader.readline().decode("latin-1").strip():  # type: ignore[attr-defined]
             name, _, value = text.partition(":")
             headers[name.lower()] = value.strip()
         seen = Seen(line[0], line[1], headers, [0])

@@ -1,0 +1,262 @@
+"""One get, from the question to the entry: what the cache can answer itself, and when a fetch is needed.
+
+The order of a look (I1, I6): record → object there, of the recorded size and mtime → use. A touched object is hashed
+before it is believed. What a fetch needs is imported and made when the first one begins: it takes a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from time import time
+from typing import TYPE_CHECKING
+
+from . import reference
+from .config import RetryPolicy, Timeout
+from .digest import Digest
+from .errors import EntryNotFoundError, LocalNotFoundError, NetworkError, UsageError
+from .events import Event
+from .records import Entries, Entry
+from .reference import Ref
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from .fetch import Counts, Fetcher
+    from .flights import Flights
+    from .retry import Deadline
+    from .sources import Source
+
+_VERIFY = ("stat", "full")
+RefLike = str | os.PathLike[str]
+
+
+@dataclass(slots=True)
+class Ask:
+    """What a get asks for, checked. ``known`` is what was found in the cache, whether it will do or not."""
+
+    ref: Ref
+    digest: Digest | None
+    mirrors: tuple[Ref, ...]
+    max_age: float | None
+    local: bool
+    force: bool
+    verify: str
+    size: int | None
+    known: Entry | None = None
+
+    @property
+    def flight(self) -> tuple[str, str | None, bool]:
+        """What makes two questions one."""
+        return self.ref.key, self.digest, self.force
+
+    def is_stale(self, entry: Entry) -> bool:
+        """Tell whether *entry* was confirmed too long ago, or in a future that a clock has taken back."""
+        return self.max_age is not None and not 0 <= time() - entry.checked <= self.max_age
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How a cache fetches: waits in seconds, bandwidth in bytes per second, ``concurrency`` in models at a time."""
+
+    offline: bool
+    retry: RetryPolicy
+    timeout: Timeout
+    lock_timeout: float
+    concurrency: int
+    bandwidth: int | None
+
+
+class Getter:
+    """Answers the gets of one cache."""
+
+    def __init__(self, root: str, limits: Limits, sources: tuple[Source, ...], tell: Callable[[Event], object]) -> None:
+        self.root, self.limits = root, limits
+        self.hits = self.misses = 0
+        self._sources, self._tell = sources, tell
+        self._entries = Entries(root)
+        self._guard = threading.Lock()
+        self._fetching: tuple[Fetcher, Flights[Entry]] | None = None
+        self._executor: tuple[int, ThreadPoolExecutor] | None = None
+        self._deadlines: weakref.WeakSet[Deadline] = weakref.WeakSet()
+
+    def ask(
+        self,
+        ref: RefLike,
+        digest: str | None = None,
+        mirrors: Iterable[RefLike] = (),
+        max_age: float | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        verify: str = "stat",
+        size: int | None = None,
+    ) -> Ask:
+        """Return the question, checked before any I/O."""
+        if max_age is not None and not (isinstance(max_age, int | float) and max_age >= 0):
+            raise UsageError(problem=f"max_age={max_age!r} makes no sense: seconds, from 0")
+        if verify not in _VERIFY:
+            raise UsageError(problem=f"verify={verify!r} makes no sense: one of {', '.join(_VERIFY)}")
+        if force_download and local_files_only:
+            raise UsageError(problem="force_download and local_files_only contradict each other")
+        parsed = reference.parse(ref)
+        parsed.name  # noqa: B018  # Raises for a name that cannot be a file's.
+        return Ask(
+            ref=parsed,
+            digest=None if digest is None else Digest.parse(digest),
+            mirrors=tuple(reference.parse(mirror) for mirror in listed(mirrors)),
+            max_age=max_age,
+            local=local_files_only or self.limits.offline,
+            force=force_download,
+            verify=verify,
+            size=size,
+        )
+
+    def entry(self, ask: Ask, deadline: Deadline) -> Entry:
+        """Return the answer: a hit, or what a fetch brings."""
+        entry = self.look(ask)
+        if entry is not None:
+            return entry
+        try:
+            return self._flights().run(ask.flight, self._work(ask), deadline)
+        except NetworkError as error:
+            return self._stale(ask, error)
+
+    async def aentry(self, ask: Ask, deadline: Deadline) -> Entry:
+        """Do what `entry` does without blocking the event loop."""
+        entry = self.look(ask)
+        if entry is not None:
+            return entry
+        try:
+            return await self._flights().arun(ask.flight, self._work(ask), deadline, self._threads())
+        except NetworkError as error:
+            return self._stale(ask, error)
+
+    def look(self, ask: Ask) -> Entry | None:
+        """Return the entry that answers *ask* without a fetch, None if one is needed.
+
+        Raises:
+            LocalNotFoundError, EntryNotFoundError: None may be made.
+        """
+        entry = ask.known = self.find(ask)
+        named = not ask.ref.scheme
+        if entry is not None and (ask.local or named or not (ask.force or ask.is_stale(entry))):
+            if ask.force and ask.local:
+                raise LocalNotFoundError(
+                    ref=ask.ref.key,
+                    root=self.root,
+                    reason="force_download needs a connection, but the cache is offline",
+                )
+            self.hits += 1
+            self._entries.stamp_use(entry.key)
+            return entry
+        self.misses += 1
+        if named:
+            raise EntryNotFoundError(ref=ask.ref.key, root=self.root)
+        if ask.local:
+            reason = "the cache is offline" if self.limits.offline else "local_files_only was given"
+            raise LocalNotFoundError(ref=ask.ref.key, root=self.root, reason=reason)
+        return None
+
+    def find(self, ask: Ask) -> Entry | None:
+        """Return the entry that holds what *ask* names, whole; None if there is none."""
+        entry = self._entries.read(ask.ref.key)
+        if entry is None or (ask.digest is not None and entry.digest != ask.digest):
+            if ask.digest is None:
+                return None
+            from .intake import link
+
+            return link(self.root, ask.ref, ask.digest)
+        try:
+            found = os.stat(entry.path)
+        except OSError:
+            return None
+        if ask.verify == "stat" and (found.st_size, found.st_mtime_ns) == (entry.size, entry.mtime_ns):
+            return entry
+        from .verification import examine
+
+        finding = examine(self.root, entry)
+        if finding.state == "corrupt":
+            self._tell(Event("quarantined", entry.key, detail=finding.moved_to))
+        return entry if finding.state == "ok" else None
+
+    def deadline(self, ref: Ref) -> Deadline:
+        """Return a new deadline for a get of *ref*, which `close` cancels."""
+        from .retry import Deadline
+
+        deadline = Deadline(self.limits.timeout.total, ref=ref.key)
+        with self._guard:
+            self._deadlines.add(deadline)
+        return deadline
+
+    def counts(self) -> Counts | None:
+        """Return what fetching has cost so far, None if nothing was fetched."""
+        return self._fetching[0].counts if self._fetching else None
+
+    def close(self) -> None:
+        """Cancel what is being fetched, and let go of threads and connections."""
+        for deadline in tuple(self._deadlines):
+            deadline.cancel()
+        if self._executor is not None:
+            self._executor[1].shutdown(wait=self._executor[0] == os.getpid())
+        if self._fetching is not None:
+            self._fetching[0].registry.close()
+
+    def _work(self, ask: Ask) -> Callable[[Deadline], Entry]:
+        from .fetch import Job
+
+        known = ask.known or (self._entries.read(ask.ref.key) if ask.force else None)
+        job = Job(ask.ref, ask.digest, ask.size, ask.mirrors, known, unless_changed=ask.known is not None)
+        self._flights()
+        assert self._fetching is not None
+        fetcher = self._fetching[0]
+        return lambda deadline: fetcher.fetch(job, deadline)
+
+    def _stale(self, ask: Ask, error: NetworkError) -> Entry:
+        """Return what is cached where only its age asked for a fetch that failed; else raise *error*."""
+        if ask.known is None or ask.force:
+            raise error
+        logging.getLogger("modelcache").warning("%s; the cached content of %s is served", error.summary, ask.ref.key)
+        self._tell(Event("stale", ask.ref.key, detail=error.summary))
+        return ask.known
+
+    def _flights(self) -> Flights[Entry]:
+        """Return what fetches need, made when the first one begins: it takes a tenth of a second to import."""
+        with self._guard:
+            if self._fetching is None:
+                from .fetch import Fetcher
+                from .flights import Flights
+                from .sources import Registry
+                from .transfer import Throttle
+
+                fetcher = Fetcher(
+                    self.root,
+                    Registry(self._sources),
+                    retry_policy=self.limits.retry,
+                    timeout=self.limits.timeout,
+                    lock_timeout=self.limits.lock_timeout,
+                    on_event=self._tell,
+                )
+                if self.limits.bandwidth is not None:
+                    fetcher.throttle = Throttle(self.limits.bandwidth)
+                self._fetching = fetcher, Flights()
+            return self._fetching[1]
+
+    def _threads(self) -> ThreadPoolExecutor:
+        with self._guard:
+            if self._executor is None or self._executor[0] != os.getpid():
+                from concurrent.futures import ThreadPoolExecutor
+
+                pool = ThreadPoolExecutor(self.limits.concurrency, thread_name_prefix="modelcache-fetch")
+                self._executor = os.getpid(), pool
+            return self._executor[1]
+
+
+def listed(refs: Iterable[RefLike]) -> list[RefLike]:
+    """Return *refs* as a list; a single one, which is iterable too, is a mistake."""
+    if isinstance(refs, str | os.PathLike):
+        raise UsageError(problem=f"a list of refs is expected, not the single {refs!r}")
+    return list(refs)

@@ -1,0 +1,17 @@
+"""A prepared cache root, and entries and objects to put into it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from modelcache import commit
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    """The root of an empty cache, ready to be written."""
+    root = str(tmp_path / "cache")
+    commit.prepare_root(root)
+    return root

@@ -182,7 +182,7 @@ class Fetcher:
             except ModelCacheError as error:
                 failures.append(error)
                 if len(failures) < len(places):
-                    self._tell(job, "mirror", detail=f"{places[len(failures)].key} is asked: {error.summary}")
+                    self._tell(job, "mirror", detail=f"{_reason(error)}; {places[len(failures)].key} is asked")
         if len(failures) == 1:
             raise failures[0]
         raise MirrorsExhaustedError(ref=job.ref.key, errors=tuple(failures))
@@ -214,7 +214,7 @@ class _Download:
             except IntegrityError as error:
                 # Once more, from the first byte: the fault may be in the transfer, or in what was resumed.
                 self._drop_partial()
-                self._tell("retry", seconds=0.0, detail=error.summary)
+                self._tell("retry", seconds=0.0, detail=_reason(error))
                 return self._retried()
         except (IntegrityError, StorageError):
             # Wrong bytes, or a sync that failed: none of it is used again.
@@ -237,7 +237,7 @@ class _Download:
         self._fetcher.counts.retries += 1
         if isinstance(error, HttpStatusError) and error.status == 429:
             self._fetcher.backoff.set(self._host, seconds)
-        self._tell("retry", seconds=round(seconds, 3), detail=error.summary)
+        self._tell("retry", seconds=round(seconds, 3), detail=_reason(error))
 
     def _attempt(self) -> Entry:
         self._deadline.check()
@@ -433,6 +433,11 @@ class _Download:
 
     def _tell(self, kind: str, **facts: Any) -> None:
         self._fetcher.emit(Event(kind, self._job.ref.key, **facts))
+
+
+def _reason(error: ModelCacheError) -> str:
+    """Return why, without the ref that the event names already."""
+    return str(getattr(error, "detail", "") or error.summary)
 
 
 def _validators_of(partial: Partial) -> Validators:

@@ -13,6 +13,7 @@ import struct
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 
@@ -277,7 +278,8 @@ class FaultServer:
         else:
             answer["Connection"] = "close"
         answer.update(fault.headers)
-        head = f"HTTP/1.1 {status} {'Partial' if status == 206 else 'Status'}\r\n"
+        reason = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Unknown"
+        head = f"HTTP/1.1 {status} {reason}\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in answer.items() if value) + "\r\n"
         connection.sendall(head.encode("latin-1"))
         if seen.method == "HEAD" or status == 304:

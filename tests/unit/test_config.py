@@ -1,0 +1,143 @@
+"""Settings, and what the environment says about them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from modelcache.config import RetryPolicy, Settings, Timeout, parse_bytes
+from modelcache.errors import ConfigurationError
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    assert Settings.from_environment({}) == Settings(
+        offline=False, retry=RetryPolicy(), timeout=Timeout(), lock_timeout=600.0, concurrency=4
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MODELCACHE_OFFLINE",
+        "HF_HUB_OFFLINE",
+        "MODELCACHE_HTTP_RETRIES",
+        "MODELCACHE_HTTP_TIMEOUT",
+        "MODELCACHE_DEADLINE",
+        "MODELCACHE_LOCK_TIMEOUT",
+        "MODELCACHE_CONCURRENCY",
+    ],
+)
+@pytest.mark.parametrize("text", ["", "  "])
+def test_a_variable_without_a_value_counts_as_unset(name: str, text: str) -> None:
+    assert Settings.from_environment({name: text}) == Settings.from_environment({})
+
+
+@pytest.mark.parametrize("name", ["MODELCACHE_OFFLINE", "HF_HUB_OFFLINE"])
+@pytest.mark.parametrize(
+    ("text", "offline"), [("1", True), ("TRUE", True), (" yes ", True), ("on", True), ("0", False), ("off", False)]
+)
+def test_either_offline_variable_keeps_the_cache_offline(name: str, text: str, offline: bool) -> None:
+    assert Settings.from_environment({name: text}).offline is offline
+
+
+@pytest.mark.parametrize(("text", "attempts"), [("0", 1), ("5", 6), ("100", 101)])
+def test_retries_are_the_tries_after_the_first(text: str, attempts: int) -> None:
+    assert Settings.from_environment({"MODELCACHE_HTTP_RETRIES": text}).retry.attempts == attempts
+
+
+def test_the_http_timeout_sets_read_and_stall_and_never_lengthens_connect() -> None:
+    short = Settings.from_environment({"MODELCACHE_HTTP_TIMEOUT": "2.5"}).timeout
+    long = Settings.from_environment({"MODELCACHE_HTTP_TIMEOUT": "500"}).timeout
+
+    assert (short.connect, short.read, short.stall) == (2.5, 2.5, 2.5)
+    assert (long.connect, long.read, long.stall) == (Timeout().connect, 500, 500)
+
+
+def test_the_other_limits_are_taken_as_they_are() -> None:
+    settings = Settings.from_environment(
+        {"MODELCACHE_DEADLINE": "90", "MODELCACHE_LOCK_TIMEOUT": "0.5", "MODELCACHE_CONCURRENCY": "32"}
+    )
+
+    assert settings.timeout.total == 90
+    assert settings.lock_timeout == 0.5
+    assert settings.concurrency == 32
+
+
+_SENSELESS = {
+    "MODELCACHE_OFFLINE": ["2", "maybe", "-1"],
+    "HF_HUB_OFFLINE": ["2", "ja"],
+    "MODELCACHE_HTTP_RETRIES": ["-1", "1.5", "many", "٣", "9" * 5000],
+    "MODELCACHE_HTTP_TIMEOUT": ["0", "-1", "nan", "inf", "1e300", "soon", "9" * 5000],
+    "MODELCACHE_DEADLINE": ["0", "-0.5", "nan", "1e10", "1h"],
+    "MODELCACHE_LOCK_TIMEOUT": ["0", "-1", "inf", "1e300", "x"],
+    "MODELCACHE_CONCURRENCY": ["0", "-4", "2.0", "all", "9" * 5000],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in _SENSELESS.items() for text in texts])
+def test_a_senseless_variable_is_refused_by_its_name(name: str, text: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        Settings.from_environment({name: text})
+
+    assert raised.value.facts["setting"] == name
+    assert name in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["connect", "read", "stall", "total"])
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), 1e300, True, "30"])
+def test_a_timeout_that_makes_no_sense_is_refused_by_its_name(name: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"Timeout\.{name}"):
+        Timeout(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["connect", "read", "stall"])
+def test_only_the_total_may_be_without_limit(name: str) -> None:
+    assert Timeout(total=None).total is None
+    with pytest.raises(ConfigurationError, match=rf"Timeout\.{name}"):
+        Timeout(**{name: None})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, None, "3"])
+def test_a_policy_without_a_whole_number_of_attempts_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="attempts"):
+        RetryPolicy(attempts=value)
+
+
+@pytest.mark.parametrize("name", ["base", "cap", "retry_after_max"])
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), 1e300, True, None])
+def test_a_policy_with_a_senseless_wait_is_refused_by_its_name(name: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"RetryPolicy\.{name}"):
+        RetryPolicy(**{name: value})
+
+
+def test_a_policy_may_wait_no_time_at_all() -> None:
+    assert RetryPolicy(base=0, cap=0, retry_after_max=0).cap == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("1500", 1500),
+        ("1500B", 1500),
+        ("50MB", 50_000_000),
+        ("50 mb", 50_000_000),
+        (" 2GiB ", 2 * 1024**3),
+        ("1.5k", 1500),
+        ("2T", 2 * 10**12),
+        ("1TiB", 1024**4),
+        ("1e3", 1000),
+    ],
+)
+def test_bytes_are_read_as_people_write_them(text: str, count: int) -> None:
+    assert parse_bytes(text, setting="--max-bandwidth") == count
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "MB", "0", "0.5", "-5MB", "5iB", "5MBB", "5PB", "5 M B", "nan", "inf", "much", "1" * 5000, "\0"]
+)
+def test_what_is_no_number_of_bytes_is_refused_with_the_name_of_the_setting(text: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        parse_bytes(text, setting="--max-bandwidth")
+
+    assert raised.value.facts["setting"] == "--max-bandwidth"

@@ -1,0 +1,175 @@
+"""One tree of errors, each with its facts, its exit code, and what to do now."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from modelcache import errors
+from modelcache.errors import ModelCacheError
+
+REF = "https://example.org/m.onnx"
+_INNER = errors.StalledError(ref=REF, detail="it stalled")
+EXAMPLES: list[ModelCacheError] = [
+    errors.UsageError(problem="jobs=0 makes no sense"),
+    errors.UsageError(problem="no such option", hint="see --help"),
+    errors.InvalidReferenceError(ref="..", problem="'..' cannot be a file name"),
+    errors.InvalidReferenceError(ref="..", problem="'..' cannot be a file name", hint="name it otherwise"),
+    errors.InvalidDigestError(text="md5:1"),
+    errors.UnknownSchemeError(ref="ftp://x/y", scheme="ftp", known=("file", "https")),
+    errors.ConfigurationError(setting="MODELCACHE_DEADLINE", value="soon", expected="seconds above 0"),
+    errors.ManifestError(file="models.toml", problem="is missing", line=3, key="ref"),
+    errors.ManifestError(file="models.toml", problem="No such file or directory"),
+    errors.BatchError(failures={REF: _INNER}, total=3),
+    errors.RemoteNotFoundError(ref=REF, detail="404 Not Found"),
+    errors.EntryNotFoundError(ref="resnet", root="/cache"),
+    errors.AccessDeniedError(ref=REF, detail="403 Forbidden"),
+    errors.NetworkError(ref=REF, detail="it failed"),
+    errors.UnreachableError(ref=REF, detail="connection refused"),
+    errors.UnreachableError(ref=REF, detail="certificate verify failed", transient=False),
+    errors.InterruptedTransferError(ref=REF, detail="reset"),
+    errors.StalledError(ref=REF, detail="it stalled"),
+    errors.DeadlineError(ref=REF, detail="not done within 3 s"),
+    errors.HttpStatusError(ref=REF, status=503, reason="Service Unavailable", retry_after=7.5),
+    errors.HttpStatusError(ref=REF, status=418),
+    errors.RedirectError(ref=REF, detail="a loop"),
+    errors.ProtocolError(ref=REF, detail="two lengths"),
+    errors.MirrorsExhaustedError(ref=REF, errors=(_INNER, errors.RemoteNotFoundError(ref=REF, detail="410"))),
+    errors.DigestMismatchError(ref=REF, expected="sha256:1", actual="sha256:2"),
+    errors.SizeMismatchError(ref=REF, expected=1, actual=2),
+    errors.EmptyContentError(ref=REF),
+    errors.CorruptObjectError(ref=REF, expected="sha256:1", actual="sha256:2", moved_to="/cache/quarantine/1.2"),
+    errors.NoSpaceError(what=REF, needed=10, free=2),
+    errors.NoSpaceError(what=REF, needed=None, free=None),
+    errors.LockTimeoutError(what=REF, holder="process 7", seconds=600.0),
+    errors.LocalNotFoundError(ref=REF, root="/cache", reason="the cache is offline"),
+    errors.LockDriftError(file="models.lock", differences=("a is new", "b is gone")),
+    errors.PinnedError(ref=REF),
+    errors.ClosedError(root="/cache"),
+    errors.CancelledError(ref=REF),
+    errors.StorageError(path="/cache", action="publish", reason="Input/output error", number=errno.EIO),
+    errors.RootError(path="/cache", reason="it is a file", hint="Set MODELCACHE_DIR"),
+    errors.FormatError(path="/cache", found="9", known=1),
+]
+# Only their leaves are ever raised.
+ABSTRACT = {errors.ModelCacheError, errors.NotFoundError, errors.IntegrityError}
+each_example = pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+
+
+def classes(root: type[ModelCacheError] = ModelCacheError) -> Iterator[type[ModelCacheError]]:
+    yield root
+    for child in root.__subclasses__():
+        if child.__module__ == errors.__name__:
+            yield from classes(child)
+
+
+def drawn() -> dict[str, tuple[str, set[str], int | None]]:
+    """Return the tree in the docstring: parent, builtin bases and exit code (None: the parent's) by class."""
+    found: dict[str, tuple[str, set[str], int | None]] = {}
+    path: list[str] = []
+    for line in (errors.__doc__ or "").splitlines():
+        match = re.match(r"    ([│ ├└─]*)(\w+Error)(?: \(([\w, ]+)\))?(?:\s+(?:exit code )?(\d+))?(?:\s|$)", line)
+        if match is None:
+            continue
+        depth = len(match[1]) // 4
+        path = [*path[:depth], match[2]]
+        bases = {base.strip() for base in (match[3] or "").split(",")} - {"", "ENOSPC"}
+        found[match[2]] = (path[-2] if depth else "", bases, int(match[4]) if match[4] else None)
+    return found
+
+
+def test_the_tree_in_the_docstring_is_the_real_one() -> None:
+    real = {
+        kind.__name__: next((base.__name__ for base in kind.__bases__ if issubclass(base, ModelCacheError)), "")
+        for kind in classes()
+    }
+
+    assert {name: parent for name, (parent, _, _) in drawn().items()} == real
+
+
+@pytest.mark.parametrize("kind", list(classes()), ids=lambda kind: kind.__name__)
+def test_a_class_has_the_builtin_and_the_exit_code_that_are_drawn(kind: type[ModelCacheError]) -> None:
+    _, bases, code = drawn()[kind.__name__]
+    own = {base.__name__ for base in kind.__bases__ if base.__module__ == "builtins"} - {"Exception"}
+
+    assert own == bases
+    if code is not None:
+        assert kind.exit_code == code
+    else:
+        assert kind.exit_code == kind.__mro__[1].exit_code  # type: ignore[attr-defined]
+
+
+def test_every_class_has_an_example_here() -> None:
+    assert {type(error) for error in EXAMPLES} == set(classes()) - ABSTRACT
+
+
+@each_example
+def test_an_error_survives_pickling_with_all_its_facts(error: ModelCacheError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+
+    def state(one: ModelCacheError) -> dict[str, object]:
+        return {name: repr(value) for name, value in vars(one).items()}
+
+    assert type(copy) is type(error)
+    assert (str(copy), copy.exit_code, copy.transient) == (str(error), error.exit_code, error.transient)
+    assert state(copy) == state(error)
+    assert getattr(copy, "errno", None) == getattr(error, "errno", None)
+
+
+@each_example
+def test_an_error_says_what_happened_and_what_to_do_now(error: ModelCacheError) -> None:
+    assert error.summary
+    assert error.hint
+    assert str(error) == f"{error.summary}. {error.hint}"
+    assert "please" not in str(error).lower()
+
+
+@each_example
+def test_the_facts_of_an_error_are_its_fields(error: ModelCacheError) -> None:
+    for name, value in error.facts.items():
+        assert getattr(error, name) == value or name == "hint"
+
+
+@each_example
+def test_the_text_of_an_error_names_its_facts(error: ModelCacheError) -> None:
+    for name in error.facts.keys() & {"ref", "file", "setting", "path", "root", "detail", "status", "key", "line"}:
+        assert error.facts[name] is None or str(error.facts[name]) in str(error)
+
+
+def test_a_full_disk_has_the_errno_of_one() -> None:
+    full = errors.storage_error(OSError(errno.EDQUOT, "Disk quota exceeded", "/cache/x"), action="write", path="/cache")
+
+    assert isinstance(full, errors.NoSpaceError)
+    assert full.errno == errno.ENOSPC
+    assert "/cache/x" in str(full)
+
+
+def test_a_failed_call_keeps_its_errno_and_its_path() -> None:
+    failed = errors.storage_error(OSError(errno.EIO, "Input/output error"), action="sync", path="/cache/y")
+
+    assert isinstance(failed, errors.StorageError)
+    assert failed.errno == errno.EIO
+    assert "could not sync /cache/y: Input/output error" in str(failed)
+
+
+@pytest.mark.parametrize(("status", "transient"), [(429, True), (503, True), (408, True), (418, False), (501, False)])
+def test_only_a_status_that_may_pass_is_transient(status: int, transient: bool) -> None:
+    assert errors.HttpStatusError(ref=REF, status=status).transient is transient
+
+
+def test_mirrors_that_fail_alike_have_the_exit_code_of_their_failure() -> None:
+    missing = errors.RemoteNotFoundError(ref=REF, detail="404")
+
+    assert errors.MirrorsExhaustedError(ref=REF, errors=(missing, missing)).exit_code == 4
+    assert errors.MirrorsExhaustedError(ref=REF, errors=(missing, _INNER)).exit_code == 6
+
+
+def test_hostile_text_in_a_ref_is_shown_escaped_and_cut() -> None:
+    error = errors.InvalidReferenceError(ref="\x1b[2J\ud800" + "x" * 10_000, problem="no")
+
+    assert str(error).isprintable()
+    assert len(str(error)) < 500

@@ -49,7 +49,7 @@ def put(root: str, content: Content, ref: Ref, digest: Digest | None = None) -> 
             os.close(descriptor)
         if digest is not None and found != digest:
             raise DigestMismatchError(ref=ref.key, expected=digest, actual=found)
-        fail_point("put.before-publish")
+        fail_point("intake.before-publish")
         stored = Objects(root).publish(staged, found, ref.name)
         staged = ""
     except ModelCacheError:
@@ -64,7 +64,7 @@ def put(root: str, content: Content, ref: Ref, digest: Digest | None = None) -> 
         key=ref.key, digest=stored.digest, path=stored.path, size=stored.size, name=stored.name, source="put",
         created=now, checked=now, mtime_ns=stored.mtime_ns,
     )  # fmt: skip
-    fail_point("put.before-record")
+    fail_point("intake.before-record")
     Entries(root).write(entry)
     return entry
 
@@ -120,6 +120,6 @@ def _of_stream(stream: BinaryIO) -> Iterator[bytes]:
 def _written(descriptor: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
     """Pass *chunks* on, each written first."""
     for chunk in chunks:
-        fail_point("put.before-write")
+        fail_point("intake.before-write")
         commit.write(descriptor, chunk)
         yield chunk

@@ -1,0 +1,412 @@
+"""The command line as a user meets it: real processes, their output, their exit codes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from modelcache.testing import Fault, FaultServer
+from tests.support.state import leftovers
+
+CONTENT = random.Random(7).randbytes(400_000)
+DIGEST = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(root: Path, tmp_path: Path) -> Run:
+    def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "MODELCACHE_DIR": str(root), "MODELCACHE_HTTP_RETRIES": "0", **variables}
+        command = [sys.executable, "-m", "modelcache", *arguments]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    return call
+
+
+@pytest.fixture
+def manifest(server: FaultServer, tmp_path: Path) -> Path:
+    first = server.add("/a.onnx", CONTENT)
+    second = server.add("/b.onnx", CONTENT[:1000])
+    file = tmp_path / "models.toml"
+    file.write_text(f'[[model]]\nref = "{first}"\ndigest = "{DIGEST}"\npin = true\n\n[[model]]\nref = "{second}"\n')
+    return file
+
+
+def test_get_prints_the_path_alone(server: FaultServer, run: Run) -> None:
+    url = server.add("/m.onnx", CONTENT)
+
+    cold, warm = run("get", url), run("get", url)
+
+    assert cold.returncode == warm.returncode == 0
+    assert cold.stdout == warm.stdout
+    assert Path(cold.stdout.removesuffix("\n")).read_bytes() == CONTENT
+    assert len(server.seen()) == 1
+
+
+def test_path_prints_what_is_cached_and_fetches_nothing(server: FaultServer, run: Run) -> None:
+    url = server.add("/m.onnx", CONTENT)
+
+    missing = run("path", url)
+    run("get", url)
+    there = run("path", url)
+
+    assert (missing.returncode, missing.stdout) == (4, "")
+    assert "hint: " in missing.stderr
+    assert Path(there.stdout.strip()).is_file()
+
+
+def test_a_cached_get_loads_no_parser_and_no_network(server: FaultServer, run: Run, root: Path) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    run("get", url)
+    code = (
+        "import os, sys; exit = os._exit\n"
+        "os._exit = lambda code: (os.write(2, '\\n'.join(sys.modules).encode()), exit(code))\n"
+        f"sys.argv = ['modelcache', 'path', {url!r}]\n"
+        "from modelcache.__main__ import main; main()\n"
+    )
+    environment = {**os.environ, "MODELCACHE_DIR": str(root)}
+
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+
+    loaded = set(done.stderr.split())
+    assert not loaded & {"argparse", "json", "hashlib", "typing", "pathlib", "urllib3", "fasteners", "logging", "re"}
+    assert len(loaded) <= 60
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys; before = set(sys.modules); import modelcache; print(*(set(sys.modules) - before))"
+
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+    assert loaded == ["modelcache"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ([], 2),
+        (["nonsense"], 2),
+        (["get"], 2),
+        (["get", ""], 2),
+        (["get", "nope://host/m.onnx"], 2),
+        (["get", "https://"], 2),
+        (["get", "http://host/a\tb"], 2),
+        (["get", "http://host/%2e%2e"], 2),
+        (["get", "http://host/..%2Fetc%2Fpasswd"], 2),
+        (["get", "http://host/a%00b"], 2),
+        (["get", "http://host/" + "n" * 300], 2),
+        (["get", "../.."], 4),
+        (["get", "/no/such/file.onnx"], 4),
+        (["get", "never-put"], 4),
+        (["get", "http://host/m", "--digest", "sha256:12"], 2),
+        (["get", "http://host/m", "--digest", "md5:" + "0" * 32], 2),
+        (["get", "http://host/m", "--max-age", "-1"], 2),
+        (["get", "http://host/m", "--max-bandwidth", "fast"], 2),
+        (["get", "http://host/m", "--offline"], 10),
+        (["get", "http://127.0.0.1:1/m"], 6),
+        (["prewarm", "missing.toml"], 2),
+        (["prewarm", "-j", "0"], 2),
+        (["info", "http://host/m"], 4),
+        (["rm", "http://host/m"], 4),
+        (["verify", "http://host/m"], 4),
+        (["pin", "http://host/m"], 4),
+        (["unpin", "http://host/m"], 4),
+    ],
+)
+def test_nonsense_is_a_usage_error_or_a_miss_with_a_hint(arguments: list[str], code: int, run: Run) -> None:
+    done = run(*arguments)
+
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert "hint: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MODELCACHE_HTTP_RETRIES", "many"),
+        ("MODELCACHE_HTTP_TIMEOUT", "-3"),
+        ("MODELCACHE_DEADLINE", "nan"),
+        ("MODELCACHE_OFFLINE", "perhaps"),
+        ("MODELCACHE_CONCURRENCY", "0"),
+    ],
+)
+def test_a_senseless_variable_is_named(name: str, value: str, run: Run) -> None:
+    done = run("ls", **{name: value})
+
+    assert done.returncode == 2
+    assert name in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (Fault(status=404), 4),
+        (Fault(status=403), 5),
+        (Fault(status=500), 6),
+        (Fault(hang_up=True), 6),
+        (Fault(body=b""), 7),
+    ],
+    ids=["404", "403", "500", "hang up", "empty"],
+)
+def test_each_failure_has_its_exit_code(fault: Fault, code: int, server: FaultServer, run: Run) -> None:
+    url = server.add("/m.onnx", CONTENT, [fault] * 9)
+
+    done = run("get", url)
+
+    assert (done.returncode, done.stdout) == (code, "")
+
+
+def test_a_wrong_digest_names_both(server: FaultServer, run: Run) -> None:
+    url = server.add("/m.onnx", CONTENT)
+
+    done = run("get", url, "--digest", "sha256:" + "0" * 64)
+
+    assert done.returncode == 7
+    assert DIGEST in done.stderr
+    assert "0" * 64 in done.stderr
+
+
+def test_prewarm_gets_everything_and_writes_the_ready_file_last(manifest: Path, run: Run, tmp_path: Path) -> None:
+    done = run("prewarm", str(manifest), "--ready-file", "ready")
+
+    assert done.returncode == 0
+    assert done.stdout.count("fetched") == 2
+    assert (tmp_path / "ready").exists()
+
+
+def test_prewarm_of_which_some_fail_says_which_and_is_not_ready(
+    manifest: Path, server: FaultServer, run: Run, tmp_path: Path
+) -> None:
+    server.add("/b.onnx", b"", [Fault(status=404)] * 9)
+
+    done = run("prewarm", str(manifest), "--ready-file", "ready")
+
+    assert done.returncode == 3
+    assert "/b.onnx" in done.stderr
+    assert not (tmp_path / "ready").exists()
+    assert run("path", server.url("/a.onnx")).returncode == 0
+
+
+def test_prewarm_as_json_is_one_event_a_line_and_a_report(manifest: Path, run: Run) -> None:
+    done = run("prewarm", str(manifest), "--json")
+
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["event"] for event in events].count("fetched") == 2
+    assert events[-1]["event"] == "report"
+    assert [model["state"] for model in events[-1]["models"]] == ["fetched", "fetched"]
+    assert events[-1]["stats"]["requests"] == 2
+
+
+def test_lock_then_prewarm_locked_accepts_exactly_those_bytes(
+    manifest: Path, server: FaultServer, run: Run, root: Path
+) -> None:
+    locked = run("lock", str(manifest))
+    text = manifest.with_suffix(".lock").read_text()
+    agreed = run("prewarm", str(manifest), "--locked")
+    run("rm", server.url("/b.onnx"))
+    server.add("/b.onnx", b"moved on")
+    drifted = run("prewarm", str(manifest), "--locked")
+
+    assert locked.returncode == agreed.returncode == 0
+    assert DIGEST in text
+    assert "size = 1000" in text
+    assert drifted.returncode == 11
+    assert run("lock", str(manifest), "--check").returncode == 11
+
+
+def test_a_manifest_that_the_lock_file_does_not_describe_is_refused(
+    manifest: Path, server: FaultServer, run: Run
+) -> None:
+    run("lock", str(manifest))
+    manifest.write_text(manifest.read_text() + f'\n[[model]]\nref = "{server.url("/c.onnx")}"\n')
+
+    done = run("prewarm", str(manifest), "--locked")
+
+    assert done.returncode == 11
+    assert "/c.onnx" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("[[model]\n", 1, ""),
+        ('[[model]]\nref = "http://h/m"\ndigets = "x"\n', 3, "digets"),
+        ('[[model]]\nref = "http://h/m"\n\n[[model]]\ndigest = "sha256:1"\n', 4, "ref"),
+        ('[[model]]\nref = "http://h/m"\ndigest = "sha256:1"\n', 3, "digest"),
+        ('[[model]]\nref = 3\n', 2, "ref"),
+        ('[[model]]\nref = "http://h/m"\npin = "yes"\n', 3, "pin"),
+        ('[[model]]\nref = "http://h/m"\n[[model]]\nref = "HTTP://H:80/m"\n', 4, "ref"),
+    ],
+)
+def test_a_mistake_in_a_manifest_is_told_with_file_line_and_key(
+    text: str, line: int, key: str, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "models.toml").write_text(text)
+
+    done = run("prewarm")
+
+    assert done.returncode == 2
+    assert f"models.toml:{line}: {key}" in done.stderr
+
+
+def test_ls_info_stats_and_rm_tell_and_forget(server: FaultServer, run: Run, root: Path) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    run("get", url)
+
+    assert url in run("ls").stdout
+    assert json.loads(run("ls", "--json").stdout)[0]["digest"] == DIGEST
+    assert DIGEST in run("info", url).stdout
+    assert json.loads(run("stats", "--json").stdout)["object_bytes"] == len(CONTENT)
+    assert run("rm", url).returncode == 0
+    assert run("path", url).returncode == 4
+    assert json.loads(run("stats", "--json").stdout)["objects"] == 0
+    assert leftovers(root) == []
+
+
+def test_a_pinned_model_is_not_removed_without_force(server: FaultServer, run: Run) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    run("get", url)
+    run("pin", url)
+
+    assert run("rm", url).returncode == 1
+    assert run("path", url).returncode == 0
+    assert run("rm", "--force", url).returncode == 0
+
+
+def test_verify_finds_a_flipped_bit_sets_the_object_aside_and_repairs(
+    server: FaultServer, run: Run, root: Path
+) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    path = Path(run("get", url).stdout.strip())
+    facts = path.stat()
+    path.chmod(0o644)
+    path.write_bytes(b"X" + CONTENT[1:])
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # So that a hit cannot notice.
+
+    found = run("verify")
+    aside = run("path", url)
+    repaired = run("verify", "--repair")
+
+    assert found.returncode == 7
+    assert url in found.stdout
+    assert aside.returncode == 4
+    assert repaired.returncode == 0
+    assert Path(run("path", url).stdout.strip()).read_bytes() == CONTENT
+    reason = json.loads(next((root / "quarantine").glob("*/REASON.json")).read_text())
+    assert DIGEST in reason["reason"]
+
+
+def test_a_write_through_by_another_tool_is_noticed_by_the_next_get(
+    server: FaultServer, run: Run
+) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    path = Path(run("get", url).stdout.strip())
+    path.chmod(0o644)
+    path.write_bytes(b"X" + CONTENT[1:])
+
+    again = run("get", url)
+
+    assert Path(again.stdout.strip()).read_bytes() == CONTENT
+    assert len(server.seen()) == 2
+
+
+def test_offline_serves_what_is_cached_and_opens_no_connection(server: FaultServer, run: Run) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    run("get", url)
+
+    assert run("get", url, "--max-age", "0", MODELCACHE_OFFLINE="1").returncode == 0
+    assert run("get", server.url("/other"), HF_HUB_OFFLINE="1").returncode == 10
+    assert len(server.seen()) == 1
+
+
+def test_doctor_examines_a_healthy_root_and_fails_on_a_file_in_the_way(run: Run, root: Path) -> None:
+    healthy = run("doctor")
+    checks = json.loads(run("doctor", "--json").stdout)
+
+    assert healthy.returncode == 0, healthy.stdout
+    assert {check["name"]: check["level"] for check in checks}["locks"] == "ok"
+    assert run("doctor", "--root", str(root / "format")).returncode == 1
+
+
+def test_a_file_where_the_root_should_be_is_told(run: Run, server: FaultServer, tmp_path: Path) -> None:
+    (tmp_path / "occupied").write_text("x")
+    url = server.add("/m.onnx", CONTENT)
+
+    done = run("get", url, "--root", str(tmp_path / "occupied"))
+
+    assert done.returncode == 1
+    assert "not a directory" in done.stderr
+    assert server.seen() == []
+
+
+def test_a_root_of_a_newer_modelcache_is_refused_and_left_alone(run: Run, root: Path, server: FaultServer) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    run("get", url)
+    (root / "format").write_text("99\n")
+
+    for command in (["get", url], ["path", url], ["ls"], ["rm", url]):
+        done = run(*command)
+        assert done.returncode == 1, command
+        assert "99" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_a_root_of_another_user_serves_hits_and_names_its_owner_on_a_miss(server: FaultServer, tmp_path: Path) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    shared = tmp_path / "shared"
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(0o755)
+    code = (
+        "import os, sys\n"
+        "from modelcache.cli import run\n"
+        # The interpreter may lie where only its owner can read: what will be imported is imported first.
+        "run(['get', sys.argv[-1] + '.missing'])\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "sys.exit(run(sys.argv[1:]))\n"
+    )
+    environment = {**os.environ, "MODELCACHE_DIR": str(shared)}
+    subprocess.run([sys.executable, "-m", "modelcache", "get", url], env=environment, check=True, capture_output=True)
+
+    def as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    hit, miss = as_nobody("get", url), as_nobody("get", server.url("/other.onnx"))
+
+    assert hit.returncode == 0, hit.stderr
+    assert Path(hit.stdout.strip()).read_bytes() == CONTENT
+    assert miss.returncode == 1
+    assert "belongs to user 0" in miss.stderr
+
+
+def test_output_into_a_closed_pipe_is_no_traceback(server: FaultServer, run: Run, root: Path) -> None:
+    run("get", server.add("/m.onnx", CONTENT))
+    reading, writing = os.pipe()
+    os.close(reading)
+
+    with os.fdopen(writing, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "modelcache", "ls"],
+            env={**os.environ, "MODELCACHE_DIR": str(root)},
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1

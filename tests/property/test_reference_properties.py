@@ -17,8 +17,7 @@ def parsed(text: str) -> Ref:
     """Return the ref; a text that is refused proves nothing."""
     try:
         return reference.parse(text)
-    except InvalidReferenceError as error:
-        assert str(error).isprintable()
+    except InvalidReferenceError:
         assume(False)
         raise
 
@@ -87,7 +86,9 @@ def test_no_password_gets_into_a_key_or_an_error(data: st.DataObject, secret: st
 
 
 _SIGNATURES = st.lists(
-    st.sampled_from(["X-Amz-Signature=1", "x-amz-date=2", "X-Goog-Expires=3", "sig=4", "Signature=5", "access_token=6"]),
+    st.sampled_from(
+        ["X-Amz-Signature=1", "x-amz-date=2", "X-Goog-Expires=3", "sig=4", "Signature=5", "access_token=6"]
+    ),
     min_size=1,
     max_size=4,
 )

@@ -101,7 +101,9 @@ def test_the_credentials_of_a_url_are_kept_for_the_source() -> None:
         (5, "pin", '[[model]]\nref = "https://h/m"\n\n[[model]]\npin = 7\nref = "https://h/n"\n'),
     ],
 )
-def test_a_mistake_in_a_manifest_is_reported_with_its_line_and_key(line: int | None, key: str | None, text: str) -> None:
+def test_a_mistake_in_a_manifest_is_reported_with_its_line_and_key(
+    line: int | None, key: str | None, text: str
+) -> None:
     assert mistake(text) == (line, key)
 
 

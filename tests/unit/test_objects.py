@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,7 +85,7 @@ def test_an_object_removed_while_it_is_named_counts_as_not_there(store: str, mon
     publish(store, "a.onnx")
     link = os.link
 
-    def removed_first(*args: str, **options: bool) -> None:
+    def removed_first(*args: Any, **options: Any) -> None:
         Objects(store).remove(DIGEST)
         link(*args, **options)
 
@@ -99,7 +100,7 @@ def test_an_object_removed_while_the_same_content_is_published_is_published_anew
     publish(store, "a.onnx")
     link = os.link
 
-    def removed_first(*args: str, **options: bool) -> None:
+    def removed_first(*args: Any, **options: Any) -> None:
         Objects(store).remove(DIGEST)
         link(*args, **options)
 

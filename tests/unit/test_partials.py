@@ -214,6 +214,15 @@ def test_bytes_that_were_written_and_not_yet_hashed_count_too(store: str) -> Non
     assert holds(Partials(store).claim(KEY, NAME)) == 3000
 
 
+def test_a_journal_vouches_only_for_the_bytes_it_was_given(store: str) -> None:
+    partial = begin(store, 2000)
+    partial.append(CONTENT[2000:3000])
+    partial.journal(2000, partial.digest)
+    to_dead(partial)
+
+    assert holds(Partials(store).claim(KEY, NAME)) == 3000
+
+
 def test_a_partial_of_a_live_owner_is_left_alone(store: str) -> None:
     partial = begin(store, 3000, journal=3000)
 
@@ -241,9 +250,7 @@ def test_a_copy_is_resumed_whole_when_its_owner_is_killed_at_once(store: str) ->
     assert holds(Partials(store).claim(KEY, NAME)) == 2000
 
 
-def test_a_copy_does_not_call_synced_what_only_the_original_has(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_does_not_call_synced_what_only_the_original_has(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(_copied(store))
     boot(monkeypatch)
 

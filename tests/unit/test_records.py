@@ -17,7 +17,7 @@ from modelcache import hit, layout
 from modelcache.digest import Digest
 from modelcache.errors import NoSpaceError, StorageError
 from modelcache.records import Entries, Entry
-from modelcache.sealed import seal
+from modelcache.sealed import seal, unseal
 
 KEY = "https://example.org/a/m%20o.onnx"
 DIGEST = Digest.of_bytes([b"model"])
@@ -93,6 +93,12 @@ def _foreign(record: Path) -> bytes:
     return record.read_bytes().partition(b"\n")[0] + b"\n"
 
 
+def _body_with(record: Path, **facts: object) -> tuple[bytes, bytes]:
+    """Return the second line of *record* as it is, and sealed again with other *facts*."""
+    body = record.read_bytes().partition(b"\n")[2]
+    return body, seal((unseal(body) or {}) | facts)
+
+
 BROKEN = {
     "empty": lambda record: b"",
     "zeroed": lambda record: b"\0" * record.stat().st_size,
@@ -107,11 +113,8 @@ BROKEN = {
     "another form": lambda record: _foreign(record) + seal({"version": 2}),
     "key of another type": lambda record: _foreign(record) + seal({"key": 7}),
     "field missing": lambda record: _foreign(record) + seal({"key": KEY, "source": "x"}),
-    "mirrors of another type": lambda record: (
-        _foreign(record)
-        + seal(dict.fromkeys(("source", "created", "etag", "last_modified", "revision", "mirrors")) | {"key": KEY})
-    ),
-    "key of another record": lambda record: _foreign(record) + seal({"key": "another"}),
+    "mirrors of another type": lambda record: record.read_bytes().replace(*_body_with(record, mirrors=7)),
+    "key of another record": lambda record: record.read_bytes().replace(*_body_with(record, key="another key")),
     "another object": lambda record: layout.encode_head(record.name, "../../etc", 5, 1, 1, "passwd")
     + record.read_bytes().partition(b"\n")[2],
 }  # fmt: skip

@@ -1,0 +1,135 @@
+"""Both sides of a pause: the thread that waits, and whoever lets it go, in this process or another one.
+
+A thread waits in a read of a pipe. If its process has a ``FAILPOINTS_DIR``, the pipe is a FIFO in that directory:
+
+    <name>.paused-<pid>-<number>    a thread waits; a byte written to this FIFO lets it go
+    <name>.release                  nobody waits at this point any more
+
+  * A FIFO gets its name once it can be read, so that whoever sees it can let go of its thread.
+  * A FIFO without a reader belonged to a process that died: it counts for nothing, and is removed.
+  * A thread looks for ``.release`` after its FIFO is named; `release` looks for FIFOs after ``.release`` is made. One of
+    the two sees the other.
+  * The name goes before the byte is written: after `release` returned, `wait_paused` sees only new arrivals.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from typing import Self
+
+_POLL_S = 0.002  # Only of the side that looks for arrivals; there is no portable wait for a new name in a directory.
+_numbers = itertools.count(1)  # A name is used once, so that who removes a stale one cannot hit its successor.
+
+
+class Gate:
+    """Where one thread waits, once. It is a context manager, which takes its traces away."""
+
+    def __init__(self, name: str, directory: str | None) -> None:
+        self._mark = self._released = ""
+        if directory is None:
+            self._reader, self._writer = os.pipe()
+            return
+        os.makedirs(directory, exist_ok=True)
+        self._released = f"{directory}/{name}.release"
+        suffix = f"{os.getpid()}-{next(_numbers)}"
+        staged = f"{directory}/.{suffix}"
+        os.mkfifo(staged)
+        # A FIFO opens for writing without waiting only when it is open for reading.
+        self._reader = os.open(staged, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._writer = os.open(staged, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.set_blocking(self._reader, True)
+        self._mark = f"{directory}/{name}.paused-{suffix}"
+        os.rename(staged, self._mark)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _unlink(self._mark)
+        self.forget()
+
+    def wait(self) -> None:
+        """Wait until the gate is open. The thread sleeps in the kernel."""
+        if not (self._released and os.path.exists(self._released)):
+            os.read(self._reader, 1)
+
+    def open(self) -> None:
+        """Let the thread that waits, or is about to, go on."""
+        _unlink(self._mark)
+        os.write(self._writer, b"\n")
+
+    def forget(self) -> None:
+        """Close this process's ends of the pipe."""
+        os.close(self._reader)
+        os.close(self._writer)
+
+
+def wait_paused(directory: str, name: str, timeout: float, count: int) -> list[int]:
+    """See `failpoints.wait_paused`."""
+    end = time.monotonic() + timeout
+    while True:
+        paused = sorted(pid for mark, pid in _marks(directory, name) if _knock(mark, b""))
+        if len(paused) >= count:
+            return paused
+        if time.monotonic() >= end:
+            raise TimeoutError(
+                f"{len(paused)} of {count} threads paused at {name} within {timeout:g} s (processes {paused}). "
+                f"{directory} holds {_listing(directory)}. Do they have this FAILPOINTS_DIR, and reach the point?"
+            )
+        time.sleep(_POLL_S)
+
+
+def release(directory: str, name: str, pid: int | None) -> list[int]:
+    """See `failpoints.release`."""
+    if pid is None:
+        os.makedirs(directory, exist_ok=True)
+        os.close(os.open(f"{directory}/{name}.release", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
+    marks = list(_marks(directory, name))
+    return sorted(owner for mark, owner in marks if pid in {None, owner} and _knock(mark, b"\n"))
+
+
+def _marks(directory: str, name: str) -> Iterator[tuple[str, int]]:
+    for entry in _listing(directory):
+        point, paused, suffix = entry.rpartition(".paused-")
+        if paused and point == name:
+            yield f"{directory}/{entry}", int(suffix.partition("-")[0])
+
+
+def _knock(mark: str, byte: bytes) -> bool:
+    """Write *byte* to the thread that waits at *mark*, taking its name away; with none, only see whether it lives."""
+    try:
+        descriptor = os.open(mark, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        _unlink(mark)
+        return False
+    try:
+        if byte:
+            _unlink(mark)
+            os.write(descriptor, byte)
+    except BrokenPipeError:  # It has died, or been let go, since.
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _listing(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:  # It had no name, or another one took it away.
+        pass

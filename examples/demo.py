@@ -1,4 +1,4 @@
-"""The main job on real models: pre-warm, a herd, two kills, an unplugged server, and an answer. Run it with ``make demo``.
+"""The main job on real models: pre-warm, a herd, two kills, an unplugged server, an answer. Run it by ``make demo``.
 
 A local server plays the source of three real models and fails on purpose. Everything else is real: processes, signals,
 sockets, files, onnxruntime. All numbers in the last table are counted, by the server and by the caches.
@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from modelcache.testing import Fault, FaultServer
@@ -36,6 +38,14 @@ sys.stdin.readline()
 paths = [cache.get(ref) for ref in sys.argv[1:]]
 print(json.dumps({"paths": paths, "stats": cache.stats().as_dict()}), flush=True)
 """
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a worker said at its end: the paths that it got, and what its cache counted."""
+
+    paths: list[str]
+    stats: dict[str, int]
 
 
 def main() -> int:
@@ -69,7 +79,8 @@ def main() -> int:
         victim.wait()
 
         say(f"2. {PROCESSES} processes ask at once; the one that downloads is killed (SIGKILL), another one resumes")
-        survivors, outcomes = herd(server, refs, size)
+        # The manifest's mirror is the manifest's; a plain get has none. So squeezenet is left to the prewarm.
+        survivors = herd(server, [refs[0], refs[2]], size)
 
         say("3. `modelcache prewarm` again: everything is here; the ready file is written last")
         subprocess.run(modelcache("prewarm", str(manifest), "--ready-file", str(WORK / "ready")), check=True)
@@ -77,13 +88,13 @@ def main() -> int:
         say(f"4. The server is gone; {PROCESSES} new processes still get every model")
         requests = len(server.seen())
         server.unplug()
-        later = [finish(worker)[1] for worker in release(start(refs) for _ in range(PROCESSES))]
+        later = [said for said in map(finish, release(start(refs) for _ in range(PROCESSES))) if said is not None]
         assert len(server.seen()) == requests, "nobody asked for anything"
 
         say("5. onnxruntime loads what is cached, and answers")
-        answer(outcomes[0]["paths"])
+        answer(survivors[0].paths)
         subprocess.run(modelcache("verify"), check=True)
-        table(server, files, survivors, outcomes, later)
+        table(server, files, survivors, later)
     return 0
 
 
@@ -116,9 +127,9 @@ def start(refs: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def release(workers: object) -> list[subprocess.Popen[str]]:
+def release(workers: Iterable[subprocess.Popen[str]]) -> list[subprocess.Popen[str]]:
     """Wait until all *workers* are ready, then let them go at once; return them."""
-    started: list[subprocess.Popen[str]] = list(workers)  # type: ignore[call-overload]
+    started = list(workers)
     for worker in started:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "ready\n"
@@ -129,35 +140,36 @@ def release(workers: object) -> list[subprocess.Popen[str]]:
     return started
 
 
-def finish(worker: subprocess.Popen[str]) -> tuple[int, dict[str, object]]:
-    """Wait for *worker*; return its exit code and what it said last."""
+def finish(worker: subprocess.Popen[str]) -> Said | None:
+    """Wait for *worker*; return what it said last, None if it was killed."""
     output, _ = worker.communicate(timeout=300)
-    return worker.returncode, json.loads(output.splitlines()[-1]) if worker.returncode == 0 else {}
+    if worker.returncode == -signal.SIGKILL:
+        return None
+    assert worker.returncode == 0, f"worker {worker.pid} ended with {worker.returncode}"
+    return Said(**json.loads(output.splitlines()[-1]))
 
 
-def herd(server: FaultServer, refs: list[str], size: int) -> tuple[int, list[dict[str, object]]]:
-    """Let eight processes ask at once and kill the one that downloads; return the survivors and what they said."""
+def herd(server: FaultServer, refs: list[str], size: int) -> list[Said]:
+    """Let eight processes ask at once and kill the one that downloads; return what the other seven said."""
     before = server.sent()
-    # The manifest's mirror is the manifest's; a plain get has none. These two the first prewarm has cached already.
-    workers = release(start([refs[0], refs[2]]) for _ in range(PROCESSES))
+    workers = release(start(refs) for _ in range(PROCESSES))
     server.wait_for_sent(before + size * 3 // 10)
     lock = next((WORK / "cache" / "locks").iterdir()).read_bytes()
     downloader = int(lock.split()[1])  # "process 123 on host"
     print(f"   process {downloader} downloads and is killed; the other seven wait for it", flush=True)
     os.kill(downloader, signal.SIGKILL)
     server.release()
-    outcomes = [finish(worker) for worker in workers]
-    alive = [said for code, said in outcomes if code == 0]
-    assert len(alive) == PROCESSES - 1, f"{len(alive)} processes were served"
-    return len(alive), alive
+    survivors = [said for said in map(finish, workers) if said is not None]
+    assert len(survivors) == PROCESSES - 1, f"{len(survivors)} processes were served"
+    return survivors
 
 
-def answer(paths: object) -> None:
+def answer(paths: list[str]) -> None:
     """Load the ONNX model and the safetensors file from the cache, and show that they are what they should be."""
     import numpy as np
     import onnxruntime as ort
 
-    resnet, minilm = (Path(path) for path in paths)  # type: ignore[attr-defined]
+    resnet, minilm = (Path(path) for path in paths)
     started = time.perf_counter()
     ort.set_default_logger_severity(3)  # It warns of unused initialisers, which is true and nothing to us.
     session = ort.InferenceSession(str(resnet), providers=["CPUExecutionProvider"])
@@ -172,17 +184,11 @@ def answer(paths: object) -> None:
     print(f"   all-minilm-l6-v2: {len(tensors)} tensors, {parameters / 1e6:.1f} million parameters")
 
 
-def table(
-    server: FaultServer,
-    files: dict[str, Path],
-    survivors: int,
-    outcomes: list[dict[str, object]],
-    later: list[dict[str, object]],
-) -> None:
+def table(server: FaultServer, files: dict[str, Path], survivors: list[Said], later: list[Said]) -> None:
     """Print what was counted."""
 
-    def total(said: list[dict[str, object]], name: str) -> int:
-        return sum(int(one["stats"][name]) for one in said)  # type: ignore[index]
+    def total(said: list[Said], name: str) -> int:
+        return sum(one.stats[name] for one in said)
 
     say("Counted by the server")
     print(f"   {'model':<40}{'size':>12}{'requests':>10}{'bytes sent':>12}{'sent/size':>11}")
@@ -193,8 +199,11 @@ def table(
     print(f"   requests answered 404 before a mirror was asked: {len(others)}")
     print(f"   methods: {', '.join(sorted(set(server.methods())))}")
     say("Counted by the caches")
-    print(f"   herd, {survivors} survivors: {total(outcomes, 'hits')} hits, {total(outcomes, 'fetched')} fetched, ", end="")
-    print(f"{total(outcomes, 'bytes_resumed')} bytes resumed, {total(outcomes, 'bytes_received')} received")
+    print(
+        f"   herd, {len(survivors)} survivors: {total(survivors, 'hits')} hits, {total(survivors, 'fetched')} fetched"
+    )
+    resumed, received = total(survivors, "bytes_resumed"), total(survivors, "bytes_received")
+    print(f"   herd: {resumed} bytes resumed, {received} received")
     print(f"   server gone, {PROCESSES} processes: {total(later, 'hits')} hits, {total(later, 'requests')} requests")
 
 

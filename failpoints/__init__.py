@@ -16,9 +16,9 @@ Promised:
   * With ``FAILPOINTS_SEED`` the draws of a point are the same in every run, whatever other points do.
   * A spec that cannot be understood is refused as a whole, when it is read.
 
-Environment: ``FAILPOINTS`` (a spec) and ``FAILPOINTS_TRACE`` (a file that gets a line for each point reached) are read at
-import; ``FAILPOINTS_SEED``, and ``FAILPOINTS_DIR`` (where a pause can be seen and ended from outside), whenever a point is
-configured.
+Environment: ``FAILPOINTS`` (a spec) and ``FAILPOINTS_TRACE`` (a file that gets a line for each point reached) are read
+at import; ``FAILPOINTS_SEED``, and ``FAILPOINTS_DIR`` (where a pause can be seen and ended from outside), whenever a
+point is configured.
 
 Not promised: isolation of threads. Points belong to the process, so tests that share one must take turns.
 """

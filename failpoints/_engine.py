@@ -1,7 +1,7 @@
 """What an active process does at its points. Loaded when the first point is configured or a trace is asked for.
 
-One lock guards what is configured, the counts and who is paused; nothing is done at a point while it is held. A fork
-takes it first, so that the child's copy is whole, and the child gets a lock of its own.
+One lock guards what is configured, the counts and who is paused; no task is done while it is held. A fork takes it
+first, so that the child's copy is whole, and the child gets a lock of its own.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
 
-from . import FailPointPanic, FailPointUsageError, _reasons
+from . import TYPE_CHECKING, FailPointPanic, FailPointUsageError, _reasons
 from ._pause import Gate
 from ._spec import Actions, Term, parse, parse_point
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import NoReturn, TypeVar
+
+    _T = TypeVar("_T")
 
 _lock = threading.RLock()  # Reentrant: the handler of a signal may reach a point as well.
 _points: dict[str, Actions] = {}
@@ -90,7 +94,7 @@ def active(name: str, actions: str) -> Iterator[None]:
                 _change({**_points, name: before})
 
 
-def evaluate(name: str, on_return: Callable[[str], Any] | None, on_torn: Callable[[int], object] | None) -> Any:
+def evaluate(name: str, on_return: Callable[[str], _T] | None, on_torn: Callable[[int], object] | None) -> _T | None:
     """Do what is configured for *name*: see `failpoints.fail_point`."""
     if _trace:
         try:
@@ -149,26 +153,25 @@ def _pause(name: str, actions: Actions) -> None:
 
     Not bounded, against the house rule: how long it takes is the test's to say, and a test that dies leaves it waiting.
     """
-    try:
-        gate = Gate(name, actions.directory)
-    except OSError as error:
-        raise _misused(name, f"cannot be paused in FAILPOINTS_DIR: {error}") from error
-    with gate:
-        with _lock:
-            if _points.get(name) is not actions:
-                return
-            _paused[gate] = name, actions
+    with _lock:
+        if _points.get(name) is not actions:
+            return
         try:
-            gate.wait()
-        finally:
-            with _lock:
-                del _paused[gate]
+            gate = Gate(name, actions.directory)
+        except OSError as error:
+            raise _misused(name, f"cannot be paused in FAILPOINTS_DIR: {error}") from error
+        _paused[gate] = name, actions
+    try:
+        gate.wait()
+    finally:
+        with _lock:
+            del _paused[gate]
+            gate.close()
 
 
 def _change(points: dict[str, Actions]) -> None:
+    global _points
     with _lock:
-        # The dict is replaced, never changed: a signal handler that interrupts this finds the old one or the new one.
-        global _points
         _points = points
         (_reasons.add if points else _reasons.discard)("points")
         for gate, (name, actions) in _paused.items():
@@ -182,7 +185,7 @@ def _die() -> NoReturn:
 
 
 def _append(path: str, line: bytes) -> None:
-    # Opened for each line: a descriptor that stays open may be closed by the program, and its number used for another file.
+    # Opened for each line: the program may close a descriptor that stays open, and its number be used for another file.
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         os.write(descriptor, line)  # A single one, so that lines of several processes do not mix.
@@ -197,6 +200,14 @@ def _misused(name: str, problem: str) -> FailPointUsageError:
     return FailPointUsageError(name, f"{frame.f_code.co_filename}:{frame.f_lineno}", problem)
 
 
+def _before_fork() -> None:
+    _lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    _lock.release()
+
+
 def _after_fork_in_child() -> None:
     global _lock
     _lock = threading.RLock()
@@ -208,6 +219,5 @@ def _after_fork_in_child() -> None:
         actions.after_fork()
 
 
-os.register_at_fork(
-    before=lambda: _lock.acquire(), after_in_parent=lambda: _lock.release(), after_in_child=_after_fork_in_child
-)
+# Functions, not the lock's own methods: in a child that forks again the lock is another one.
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -7,8 +7,8 @@ A thread waits in a read of a pipe. If its process has a ``FAILPOINTS_DIR``, the
 
   * A FIFO gets its name once it can be read, so that whoever sees it can let go of its thread.
   * A FIFO without a reader belonged to a process that died: it counts for nothing, and is removed.
-  * A thread looks for ``.release`` after its FIFO is named; `release` looks for FIFOs after ``.release`` is made. One of
-    the two sees the other.
+  * A thread looks for ``.release`` after its FIFO is named; `release` looks for FIFOs after ``.release`` is made. One
+    of the two sees the other.
   * The name goes before the byte is written: after `release` returned, `wait_paused` sees only new arrivals.
 """
 
@@ -18,15 +18,18 @@ import errno
 import itertools
 import os
 import time
-from collections.abc import Iterator
-from typing import Self
+
+from . import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _POLL_S = 0.002  # Only of the side that looks for arrivals; there is no portable wait for a new name in a directory.
 _numbers = itertools.count(1)  # A name is used once, so that who removes a stale one cannot hit its successor.
 
 
 class Gate:
-    """Where one thread waits, once. It is a context manager, which takes its traces away."""
+    """Where one thread waits, once."""
 
     def __init__(self, name: str, directory: str | None) -> None:
         self._mark = self._released = ""
@@ -45,13 +48,6 @@ class Gate:
         self._mark = f"{directory}/{name}.paused-{suffix}"
         os.rename(staged, self._mark)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _unlink(self._mark)
-        self.forget()
-
     def wait(self) -> None:
         """Wait until the gate is open. The thread sleeps in the kernel."""
         if not (self._released and os.path.exists(self._released)):
@@ -62,8 +58,13 @@ class Gate:
         _unlink(self._mark)
         os.write(self._writer, b"\n")
 
+    def close(self) -> None:
+        """Take the gate away, once its thread has passed."""
+        _unlink(self._mark)
+        self.forget()
+
     def forget(self) -> None:
-        """Close this process's ends of the pipe."""
+        """Close this process's ends of the pipe; its name is another one's."""
         os.close(self._reader)
         os.close(self._writer)
 
@@ -95,8 +96,9 @@ def release(directory: str, name: str, pid: int | None) -> list[int]:
 def _marks(directory: str, name: str) -> Iterator[tuple[str, int]]:
     for entry in _listing(directory):
         point, paused, suffix = entry.rpartition(".paused-")
-        if paused and point == name:
-            yield f"{directory}/{entry}", int(suffix.partition("-")[0])
+        pid = suffix.partition("-")[0]
+        if paused and point == name and pid.isdigit():
+            yield f"{directory}/{entry}", int(pid)
 
 
 def _knock(mark: str, byte: bytes) -> bool:

@@ -10,13 +10,11 @@ import builtins
 import errno
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 
-from . import FailPointSpecError
+from . import TYPE_CHECKING, FailPointSpecError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from random import Random
 
 # Part of file names in FAILPOINTS_DIR, and of lines in a trace.
@@ -30,25 +28,24 @@ _NOT_IN_BRACKETS = r"(?![^(]*\))"  # No closing bracket ahead without an opening
 _ERRNO = re.compile(r"E[A-Z0-9]+")
 
 
-@dataclass
 class Term:
     """One term of a point's actions.
 
     Attributes:
         percent: How many of a hundred calls do it, or None for all.
-        count: How many more calls may do it, or None for ever; counted down by the engine.
+        count: How many more calls may do it, or None for ever.
         task: One of the words of the grammar.
         text: The argument of ``return``, ``print`` and ``panic``; "" without one.
         number: The argument of ``sleep``, ``delay``, ``exit`` and ``torn``.
         error: Makes what ``raise`` raises.
     """
 
-    percent: float | None
-    count: int | None
-    task: str
-    text: str = ""
-    number: float = 0
+    text = ""
+    number = 0.0
     error: Callable[[], BaseException] | None = None
+
+    def __init__(self, percent: float | None, count: int | None, task: str) -> None:
+        self.percent, self.count, self.task = percent, count, task
 
 
 class Actions:
@@ -151,9 +148,7 @@ def _take_argument(term: Term, name: str, argument: str | None) -> None:
             raise ValueError(f"{term.task!r} is no task")
 
 
-def _number(
-    text: str | None, what: str, least: float, most: float | None = None, *, whole: bool = False
-) -> float:
+def _number(text: str | None, what: str, least: float, most: float | None = None, *, whole: bool = False) -> float:
     pattern = r"-?\d+" if whole else r"-?\d+(\.\d+)?"
     text = (text or "").strip()
     if not re.fullmatch(pattern, text, re.ASCII):

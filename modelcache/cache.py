@@ -129,8 +129,8 @@ class Cache:
 
         Args:
             ref: A URL, a path, or a name that was put.
-            digest: What the content must be, ``sha256:<hex>``. A content that is here already is a hit, whatever its
-            ref. mirrors: Refs that are asked, in order, when *ref* cannot serve.
+            digest: What the content must be, ``sha256:<hex>``. If it is here already it is a hit, whatever its ref.
+            mirrors: Refs that are asked, in order, when *ref* cannot serve.
             max_age: Ask the source whether the content has changed if it last confirmed it longer ago than this, in
                 seconds. A source that cannot be reached is a warning then; what is cached is served.
             local_files_only: Open no connection; as if the cache were offline.

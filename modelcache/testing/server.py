@@ -11,9 +11,11 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from io import BufferedReader
 from types import TracebackType
 from typing import Self
 
@@ -191,8 +193,8 @@ class FaultServer:
     ) -> None:
         self.close()
 
-    def _start(self, target: object, *arguments: object) -> None:
-        thread = threading.Thread(target=target, args=arguments, daemon=True)  # type: ignore[arg-type]
+    def _start(self, target: Callable[[socket.socket], None], connection: socket.socket) -> None:
+        thread = threading.Thread(target=target, args=(connection,), daemon=True)
         self._threads.append(thread)
         thread.start()
 
@@ -220,13 +222,13 @@ class FaultServer:
                 with self._change:
                     self._connections.discard(connection)
 
-    def _answer(self, connection: socket.socket, reader: object) -> bool:
+    def _answer(self, connection: socket.socket, reader: BufferedReader) -> bool:
         """Answer one request; False if the connection must end."""
-        line = reader.readline().decode("latin-1").split()  # type: ignore[attr-defined]
+        line = reader.readline().decode("latin-1").split()
         if len(line) != 3:
             return False
         headers = {}
-        while text := reader.readline().decode("latin-1").strip():  # type: ignore[attr-defined]
+        while text := reader.readline().decode("latin-1").strip():
             name, _, value = text.partition(":")
             headers[name.lower()] = value.strip()
         seen = Seen(line[0], line[1], headers, [0])
@@ -291,61 +293,71 @@ class FaultServer:
     def _send_body(
         self, connection: socket.socket, seen: Seen, page: _Page, fault: Fault, start: int, stop: int
     ) -> bool:
-        end = stop + fault.extra
-        at = start
-        file = open(page.content, "rb") if isinstance(page.content, str) and fault.body is None else None
-        try:
+        """Send the bytes from *start* to *stop*, as far as *fault* lets it; False if the connection must end."""
+        at, end = start, stop + fault.extra
+        with _opened(page, fault) as read:
             while at < end:
-                limit = min(SLICE_BYTES, end - at)
-                done = at - start
-                if fault.rate is not None:
-                    limit = min(limit, max(1, fault.rate // 20))
-                for mark in (fault.abort_after, fault.stall_after, fault.hold_after):
-                    if mark is not None and done < mark:
-                        limit = min(limit, mark - done)
-                if fault.abort_after is not None and done >= fault.abort_after:
-                    if fault.reset:
-                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                if not self._may_go_on(connection, fault, at - start):
                     return False
-                if fault.stall_after is not None and done >= fault.stall_after:
-                    connection.recv(1)  # Nothing comes until the client has gone, or the server is unplugged.
-                    return False
-                if fault.hold_after is not None and done >= fault.hold_after and not self._released.is_set():
-                    self._released.wait()
-                piece = self._piece(page, fault, file, at, limit, stop)
-                if fault.framing == "broken-chunks" and done > 0:
-                    connection.sendall(b"not a number\r\n")
-                    return False
-                if fault.framing in {"chunked", "broken-chunks"}:
-                    connection.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
-                else:
-                    connection.sendall(piece)
+                limit = _limit(fault, at - start, end - at)
+                piece = read(at, min(limit, stop - at)) if at < stop else bytes(limit)  # Beyond the content: zeros.
+                _write(connection, fault, piece)
                 at += len(piece)
                 with self._change:
                     seen.sent[0] += len(piece)
                     self._change.notify_all()
-                if fault.rate is not None:
-                    # What is simulated is a slow link; no test waits for this to have happened.
-                    if self._closing.wait(len(piece) / fault.rate):
-                        return False
-            if fault.framing == "chunked":
-                connection.sendall(b"0\r\n\r\n")
-        finally:
-            if file is not None:
-                file.close()
+                # What is simulated is a slow link; no test waits for this to have happened.
+                if fault.rate is not None and self._closing.wait(len(piece) / fault.rate):
+                    return False
+        if fault.framing == "chunked":
+            connection.sendall(b"0\r\n\r\n")
         return True
 
-    def _piece(self, page: _Page, fault: Fault, file: object, at: int, limit: int, stop: int) -> bytes:
-        if at >= stop:
-            return b"\0" * limit  # What comes beyond the content.
-        limit = min(limit, stop - at)
-        if file is not None:
-            piece = os.pread(file.fileno(), limit, at)  # type: ignore[attr-defined]
-        else:
-            content = page.content if fault.body is None else fault.body
-            assert isinstance(content, bytes)
-            piece = content[at : at + limit]
-        if fault.corrupt_at is not None and at <= fault.corrupt_at < at + len(piece):
-            index = fault.corrupt_at - at
-            piece = piece[:index] + bytes([piece[index] ^ 0xFF]) + piece[index + 1 :]
-        return piece
+    def _may_go_on(self, connection: socket.socket, fault: Fault, done: int) -> bool:
+        """Do what *fault* does once *done* bytes of the body have been sent; False if that was the end."""
+        if fault.abort_after is not None and done >= fault.abort_after:
+            if fault.reset:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return False
+        if fault.stall_after is not None and done >= fault.stall_after:
+            connection.recv(1)  # Nothing comes until the client has gone, or the server is unplugged.
+            return False
+        if fault.hold_after is not None and done >= fault.hold_after:
+            self._released.wait()
+        if fault.framing == "broken-chunks" and done > 0:
+            connection.sendall(b"not a number\r\n")
+            return False
+        return True
+
+
+@contextmanager
+def _opened(page: _Page, fault: Fault) -> Iterator[Callable[[int, int], bytes]]:
+    """Yield a function from (offset, length) to the bytes of the content there."""
+
+    def corrupted(at: int, piece: bytes) -> bytes:
+        if fault.corrupt_at is None or not at <= fault.corrupt_at < at + len(piece):
+            return piece
+        index = fault.corrupt_at - at
+        return piece[:index] + bytes([piece[index] ^ 0xFF]) + piece[index + 1 :]
+
+    content = page.content if fault.body is None else fault.body
+    if isinstance(content, bytes):
+        yield lambda at, length: corrupted(at, content[at : at + length])
+        return
+    with open(content, "rb") as file:
+        yield lambda at, length: corrupted(at, os.pread(file.fileno(), length, at))
+
+
+def _limit(fault: Fault, done: int, left: int) -> int:
+    """Return how many bytes are sent next, so that every mark of *fault* is met exactly."""
+    limits = [SLICE_BYTES, left]
+    if fault.rate is not None:
+        limits.append(max(1, fault.rate // 20))
+    limits += [m - done for m in (fault.abort_after, fault.stall_after, fault.hold_after) if m is not None and done < m]
+    return min(limits)
+
+
+def _write(connection: socket.socket, fault: Fault, piece: bytes) -> None:
+    if fault.framing in {"chunked", "broken-chunks"}:
+        piece = b"%x\r\n%s\r\n" % (len(piece), piece)
+    connection.sendall(piece)

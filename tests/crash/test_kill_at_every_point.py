@@ -62,7 +62,7 @@ class World:
                 with failpoints.scenario(spec):
                     work(self.cache())
                 os._exit(0)
-            except BaseException:
+            except BaseException:  # noqa: BLE001  # Whatever it is, the child must not go on as pytest.
                 os._exit(1)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
@@ -144,7 +144,12 @@ def remove(world: World) -> Iterator[Callable[[Cache], object]]:
 
 def pin_and_unpin(world: World) -> Iterator[Callable[[Cache], object]]:
     world.cache().put(OLD, name="m")
-    yield lambda cache: (cache.pin("m"), cache.unpin("m"))
+
+    def work(cache: Cache) -> None:
+        cache.pin("m")
+        cache.unpin("m")
+
+    yield work
     assert Path(world.cache().get("m")).read_bytes() == OLD
 
 
@@ -169,7 +174,7 @@ def contended_get(world: World) -> Iterator[Callable[[Cache], object]]:
             os.write(told, b"x")
             world.cache().get(world.url)
             os._exit(0)
-        except BaseException:
+        except BaseException:  # noqa: BLE001  # As above.
             os._exit(1)
     os.read(ready, 1)
     os.close(ready)
@@ -182,8 +187,8 @@ def contended_get(world: World) -> Iterator[Callable[[Cache], object]]:
 
 
 OPERATIONS = [
-    cold_get, resumed_get, restarted_get, interrupted_get, refresh, throttled_get, put, second_name, remove, pin_and_unpin, repair,
-    contended_get,
+    cold_get, resumed_get, restarted_get, interrupted_get, refresh, throttled_get, contended_get,
+    put, second_name, remove, pin_and_unpin, repair,
 ]  # fmt: skip
 reached: set[str] = set()
 

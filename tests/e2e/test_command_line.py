@@ -247,7 +247,7 @@ def test_a_manifest_that_the_lock_file_does_not_describe_is_refused(
         ('[[model]]\nref = "http://h/m"\ndigets = "x"\n', 3, "digets"),
         ('[[model]]\nref = "http://h/m"\n\n[[model]]\ndigest = "sha256:1"\n', 4, "ref"),
         ('[[model]]\nref = "http://h/m"\ndigest = "sha256:1"\n', 3, "digest"),
-        ('[[model]]\nref = 3\n', 2, "ref"),
+        ("[[model]]\nref = 3\n", 2, "ref"),
         ('[[model]]\nref = "http://h/m"\npin = "yes"\n', 3, "pin"),
         ('[[model]]\nref = "http://h/m"\n[[model]]\nref = "HTTP://H:80/m"\n', 4, "ref"),
     ],
@@ -310,9 +310,7 @@ def test_verify_finds_a_flipped_bit_sets_the_object_aside_and_repairs(
     assert DIGEST in reason["reason"]
 
 
-def test_a_write_through_by_another_tool_is_noticed_by_the_next_get(
-    server: FaultServer, run: Run
-) -> None:
+def test_a_write_through_by_another_tool_is_noticed_by_the_next_get(server: FaultServer, run: Run) -> None:
     url = server.add("/m.onnx", CONTENT)
     path = Path(run("get", url).stdout.strip())
     path.chmod(0o644)

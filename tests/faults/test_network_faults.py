@@ -1,4 +1,4 @@
-"""What the network does to a download, one fault at a time: a typed error or the right bytes, and nothing left behind."""
+"""What the network does to a download, one fault at a time: a typed error or the right bytes, nothing left behind."""
 
 from __future__ import annotations
 
@@ -134,9 +134,9 @@ def test_a_stalled_stream_is_cut_and_resumed(server: FaultServer, root: Path) ->
 def test_a_stream_that_drips_is_cut_although_bytes_keep_coming(server: FaultServer, root: Path) -> None:
     url = server.add("/m.onnx", CONTENT, [Fault(rate=1000)] * 9)
 
-    with make(root, retry=RetryPolicy(attempts=1), timeout=Timeout(read=60, stall=0.5)) as cache:
-        with pytest.raises(errors.StalledError):
-            cache.get(url)
+    timeout = Timeout(read=60, stall=0.5)
+    with make(root, retry=RetryPolicy(attempts=1), timeout=timeout) as cache, pytest.raises(errors.StalledError):
+        cache.get(url)
 
 
 def test_a_truncated_download_is_resumed_and_not_begun_again(server: FaultServer, root: Path) -> None:

@@ -91,7 +91,8 @@ def test_memory_does_not_grow_with_the_size_of_the_download(server: FaultServer,
 def test_a_download_that_is_resumed_ten_times_is_whole(server: FaultServer, root: Path) -> None:
     content = random.Random(6).randbytes(2_000_000)
     url = server.add("/m.onnx", content, [Fault(abort_after=150_000)] * 10)
-    failing = "from modelcache import Cache, RetryPolicy, errors; import sys\n" + (
+    failing = (
+        "import sys; from modelcache import Cache, RetryPolicy, errors\n"
         "try: Cache(sys.argv[1], retry=RetryPolicy(attempts=1)).get(sys.argv[2])\n"
         "except errors.NetworkError: sys.exit(6)\n"
     )

@@ -62,26 +62,16 @@ class PartialsMachine(RuleBasedStateMachine):
 
     # -- the life of one partial ---------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.mine is None)
-    @rule()
-    def create(self) -> None:
-        self.mine, self.synced = self.partials.create(KEY, NAME), 0
-        self.mine.describe(FACTS, len(CONTENT))
-
     @precondition(lambda self: self.mine is not None)
-    @rule(count=st.integers(1, 1500), waiting=st.sampled_from([0, 0, 1, 300]))
-    def receive(self, count: int, waiting: int) -> None:
+    @rule(count=st.integers(1, 1500), waiting=st.sampled_from([0, 1, 300]), journal=st.booleans())
+    def receive(self, count: int, waiting: int, journal: bool) -> None:
         """Append *count* bytes; the last *waiting* of them are not hashed yet."""
         assert self.mine is not None
         self.mine.append(CONTENT[self.mine.length : self.mine.length + count])
         self.mine.hash(CONTENT[self.mine.hashed : max(self.mine.hashed, self.mine.length - waiting)])
-
-    @precondition(lambda self: self.mine is not None and self.mine.hashed > 0)
-    @rule()
-    def journal(self) -> None:
-        assert self.mine is not None
-        self.mine.journal(self.mine.hashed, self.mine.digest)
-        self.synced = self.mine.hashed
+        if journal:
+            self.mine.journal(self.mine.hashed, self.mine.digest)
+            self.synced = self.mine.hashed
 
     @precondition(lambda self: self.mine is not None)
     @rule()
@@ -95,7 +85,7 @@ class PartialsMachine(RuleBasedStateMachine):
     @rule()
     def finish(self) -> None:
         assert self.mine is not None
-        self.receive(len(CONTENT), 0)
+        self.receive(len(CONTENT), 0, journal=False)
         stored = self.mine.publish(Objects(self.root))
         self.mine = None
         assert Path(stored.path).read_bytes() == CONTENT
@@ -150,6 +140,13 @@ class PartialsMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.mine is None)
     @rule()
+    def begin(self) -> None:
+        """Claim what there is, and begin anew where there is nothing, as a fetch does."""
+        self.claim()
+        if self.mine is None:
+            self.mine = self.partials.create(KEY, NAME)
+            self.mine.describe(FACTS, len(CONTENT))
+
     def claim(self) -> None:
         claimed = self.partials.claim(KEY, NAME)
 

@@ -257,7 +257,12 @@ def test_a_single_ref_is_not_a_list_of_letters(root: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_age": -1}, {"verify": "maybe"}, {"digest": "sha256:xyz"}, {"force_download": True, "local_files_only": True}],
+    [
+        {"max_age": -1},
+        {"verify": "maybe"},
+        {"digest": "sha256:xyz"},
+        {"force_download": True, "local_files_only": True},
+    ],
 )
 def test_a_senseless_argument_raises_before_any_io(options: dict[str, object], root: Path) -> None:
     with Cache(root) as cache, pytest.raises(errors.UsageError):

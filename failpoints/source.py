@@ -11,7 +11,6 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.machinery import PathFinder
 
 from ._spec import is_name
 
@@ -139,17 +138,17 @@ def _files(path_or_package: str | os.PathLike[str]) -> Iterator[str]:
 
 def _package(name: str) -> list[str]:
     """Return where the package or module *name* has its source, nothing if there is none."""
-    parts = name.split(".")
-    if not all(part.isidentifier() for part in parts):
+    top, *rest = name.split(".")
+    if not all(part.isidentifier() for part in (top, *rest)):
         return []
-    # Step by step from directory to directory: importlib.util.find_spec would import, and so run, the parents.
-    found = importlib.util.find_spec(parts[0])
-    for end in range(2, len(parts) + 1):
-        if found is None or found.submodule_search_locations is None:
-            return []
-        found = PathFinder.find_spec(".".join(parts[:end]), list(found.submodule_search_locations))
-    if found is None:
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # A module without a spec, such as __main__.
         return []
-    if found.submodule_search_locations is not None:
-        return list(found.submodule_search_locations)
-    return [found.origin] if found.origin and found.origin.endswith(".py") else []
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is None:
+        return [spec.origin] if not rest and spec.origin and spec.origin.endswith(".py") else []
+    # The rest by its path: to find a part as Python does would import, and so run, what it is part of.
+    parts = [os.path.join(location, *rest) for location in spec.submodule_search_locations]
+    return [path for part in parts for path in (part, f"{part}.py") if os.path.exists(path)]

@@ -87,6 +87,8 @@ class Cache:
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
         settings = Settings.from_environment(os.environ)
+        if root is not None and not os.fspath(root):
+            raise UsageError(problem="root is empty: give a directory, or leave it out for the default one")
         self.root = layout.default_root(os.environ if root is None else {"MODELCACHE_DIR": os.fspath(root)})
         self.offline = settings.offline if offline is None else offline
         self._listener = on_event
@@ -295,7 +297,7 @@ class Cache:
             raise (
                 next(iter(failures.values())) if len(models) == 1 else BatchError(failures=failures, total=len(models))
             )
-        locked = warmup.resolve(models, [entry for entry in found if isinstance(entry, Entry)])
+        locked = warmup.resolve([entry for entry in found if isinstance(entry, Entry)])
         path = warmup.lock_path(manifest)
         if check:
             warmup.check_lock(locked, path)

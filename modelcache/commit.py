@@ -110,7 +110,11 @@ def open_existing(path: str) -> int:
         return os.open(path, flags)
     except PermissionError:
         # Its owner died between making it read-only and renaming it; it was never visible.
-        os.chmod(path, 0o600, follow_symlinks=False)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
         return os.open(path, flags)
 
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from failpoints import fail_point
 
-from . import commit, files
+from . import commit, files, layout
 from .digest import Digest
 from .errors import (
     DigestMismatchError,
@@ -72,18 +72,29 @@ def put(root: str, content: Content, ref: Ref, digest: Digest | None = None) -> 
 def link(root: str, ref: Ref, digest: Digest) -> Entry | None:
     """Return an entry for *ref* on the object with *digest*, which is here already; None if it is not.
 
-    A root that cannot be written serves the object all the same, under the name that it has.
+    The object is read and hashed: no record of *ref* says what ``stat`` should find, and one that is written now must
+    not call
+    altered bytes whole (I1). A root that cannot be written serves the object all the same, under the name that it has.
     """
     objects, entries = Objects(root), Entries(root)
     stored = objects.find(digest, ref.name) or objects.find(digest)
     if stored is None:
+        return None
+    writable = os.access(f"{root}/{layout.STAGING}", os.W_OK)
+    try:
+        actual = files.digest_of(stored.path)
+    except OSError:
+        return None
+    if actual != digest:
+        if writable:
+            objects.quarantine(digest, f"{ref.key}: expected {digest}, found {actual}")
         return None
     now = int(time.time())
     entry = Entry(
         key=ref.key, digest=digest, path=stored.path, size=stored.size, name=stored.name, source=ref.key,
         created=now, checked=now, mtime_ns=stored.mtime_ns,
     )  # fmt: skip
-    if os.access(f"{root}/staging", os.W_OK):
+    if writable:
         named = objects.name(digest, ref.name)
         if named is None:
             return None

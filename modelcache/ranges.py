@@ -51,6 +51,7 @@ class ParallelStream(Stream):
         self._judged_at, self._judged_pieces, self._best_rate = time.monotonic(), 0, 0.0
         self._add_connection()
         self._add_connection()
+        self._tell(len(self._threads))
 
     def read(self, limit: int) -> bytes:
         """Return the next piece; see `Stream.read`. A piece is larger than *limit* as a rule."""
@@ -99,12 +100,12 @@ class ParallelStream(Stream):
         if rate >= self._best_rate * _GAIN:
             self._best_rate = rate
             self._add_connection()
+            self._tell(len(self._threads))
 
     def _add_connection(self) -> None:
         thread = threading.Thread(target=self._work, name="modelcache-range", daemon=True)
         self._threads.append(thread)
         thread.start()
-        self._tell(len(self._threads))
 
     def _work(self) -> None:
         while True:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TypeVar
 
-from . import commit
+from . import commit, reference
 from . import manifest as manifests
 from .errors import (
     BatchError,
@@ -106,11 +106,9 @@ def wanted(path: str | os.PathLike[str], *, locked: bool) -> list[Wanted]:
         return [Wanted(model.ref, model.digest, None, model.mirrors, model.pin) for model in models]
     lock = read_lock(lock_path(path))
     manifests.check_drift(models, lock, file=lock_path(path))
-    by_ref = {model.ref: model for model in lock}
-    return [
-        Wanted(model.ref, by_ref[model.ref].digest, by_ref[model.ref].size, model.mirrors, model.pin)
-        for model in models
-    ]
+    exactly = {reference.parse(model.ref).key: model for model in lock}
+    both = [(model, exactly[reference.parse(model.ref).key]) for model in models]
+    return [Wanted(model.ref, exact.digest, exact.size, model.mirrors, model.pin) for model, exact in both]
 
 
 def as_drift(error: ModelCacheError, path: str | os.PathLike[str]) -> ModelCacheError:
@@ -120,12 +118,9 @@ def as_drift(error: ModelCacheError, path: str | os.PathLike[str]) -> ModelCache
     return error
 
 
-def resolve(models: Sequence[manifests.Model], entries: Sequence[Entry]) -> tuple[manifests.LockedModel, ...]:
-    """Return what a lock file says of *models*, which are here as *entries*."""
-    return tuple(
-        manifests.LockedModel(model.ref, entry.digest, entry.size, entry.revision)
-        for model, entry in zip(models, entries, strict=True)
-    )
+def resolve(entries: Sequence[Entry]) -> tuple[manifests.LockedModel, ...]:
+    """Return what a lock file says of *entries*: by key, which holds no credentials."""
+    return tuple(manifests.LockedModel(entry.key, entry.digest, entry.size, entry.revision) for entry in entries)
 
 
 def write_lock(models: Sequence[manifests.LockedModel], path: str) -> None:
@@ -139,7 +134,7 @@ def write_lock(models: Sequence[manifests.LockedModel], path: str) -> None:
 
 def check_lock(models: Sequence[manifests.LockedModel], path: str) -> None:
     """Check that the lock file at *path* says exactly *models*; raise LockDriftError or ManifestError."""
-    found = {model.ref: model for model in read_lock(path)}
+    found = {reference.parse(model.ref).key: model for model in read_lock(path)}
     differences = [
         f"{model.ref} is {model.digest} now, locked is {found[model.ref].digest if model.ref in found else 'nothing'}"
         for model in models

@@ -17,7 +17,7 @@ class FileSource(Source):
 
     def open(self, request: Request) -> Stream:
         """See `Source.open`."""
-        path = reference.parse(request.url).key.removeprefix("file://")
+        path = reference.parse(request.url).path
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # NONBLOCK: a FIFO must not hang.
         except (FileNotFoundError, NotADirectoryError) as error:

@@ -228,6 +228,23 @@ def test_lock_then_prewarm_locked_accepts_exactly_those_bytes(
     assert run("lock", str(manifest), "--check").returncode == 11
 
 
+def test_a_lock_file_holds_no_credentials_and_still_fits_its_manifest(
+    manifest: Path, server: FaultServer, run: Run
+) -> None:
+    text = manifest.read_text().replace("http://", "http://user:hunter2@").replace('/b.onnx"', '/b.onnx?token=s3cr3t"')
+    manifest.write_text(text)
+    server.add("/b.onnx?token=s3cr3t", CONTENT[:1000])
+
+    locked = run("lock", str(manifest))
+    written = manifest.with_suffix(".lock").read_text()
+
+    assert locked.returncode == 0, locked.stderr
+    assert "hunter2" not in written
+    assert "s3cr3t" not in written
+    assert run("prewarm", str(manifest), "--locked").returncode == 0
+    assert run("lock", "--check", str(manifest)).returncode == 0
+
+
 def test_a_manifest_that_the_lock_file_does_not_describe_is_refused(
     manifest: Path, server: FaultServer, run: Run
 ) -> None:

@@ -518,7 +518,7 @@ def test_parallel_ranges_are_used_on_a_slow_link_and_give_the_same_bytes(
         path = cache.get(url)
 
     assert Path(path).read_bytes() == CONTENT
-    assert connections[:2] == [1, 2]
+    assert connections[0] == 2
     assert all("if-range" in seen.headers for seen in server.seen()[1:])
 
 

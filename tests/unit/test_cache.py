@@ -58,6 +58,20 @@ def test_a_known_digest_is_a_hit_whatever_the_ref(server: FaultServer, root: Pat
     assert len(server.seen()) == 1
 
 
+def test_an_altered_object_is_no_hit_for_its_digest(server: FaultServer, root: Path) -> None:
+    url, mirror = server.add("/m.onnx", CONTENT), server.add("/mirror.onnx", CONTENT)
+    with Cache(root) as cache:
+        entry = cache.put(CONTENT, name="m.onnx")
+        path = Path(entry.path)
+        path.chmod(0o644)
+        path.write_bytes(b"X" + CONTENT[1:])
+
+        assert Path(cache.get(url, digest=entry.digest)).read_bytes() == CONTENT
+        assert Path(cache.get(mirror, digest=entry.digest)).read_bytes() == CONTENT
+
+    assert [seen.path for seen in server.seen()] == ["/m.onnx"]
+
+
 def test_a_digest_that_contradicts_what_is_cached_is_fetched_and_checked(server: FaultServer, root: Path) -> None:
     url = server.add("/m.onnx", CONTENT)
 
@@ -269,6 +283,23 @@ def test_a_senseless_argument_raises_before_any_io(options: dict[str, object], r
         cache.get("https://host/m.onnx", **options)  # type: ignore[arg-type]
 
     assert not root.exists()
+
+
+def test_an_empty_root_is_a_mistake_and_not_the_default(root: Path) -> None:
+    with pytest.raises(errors.UsageError):
+        Cache("")
+
+
+@pytest.mark.parametrize("name", ["50%.onnx", "a#b.onnx", "a?b.onnx", "with space.onnx", "ümlaut.onnx"])
+def test_any_file_name_can_be_a_source(name: str, root: Path, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes(CONTENT)
+
+    with Cache(root) as cache:
+        path = cache.get(file)
+
+    assert Path(path).name == name
+    assert Path(path).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("ref", [None, 3, b"bytes", [], {}])

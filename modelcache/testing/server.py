@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -83,9 +84,10 @@ class _Page:
 
 
 class FaultServer:
-    """Serves what it is given, on a port of 127.0.0.1, until it is closed."""
+    """Serves what it is given, on a port of 127.0.0.1, until it is closed; over TLS if it is given a context."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._pages: dict[str, _Page] = {}
         self._change = threading.Condition()
         self._seen: list[Seen] = []
@@ -125,7 +127,7 @@ class FaultServer:
 
     def url(self, path: str) -> str:
         """Return the URL of *path*."""
-        return f"http://127.0.0.1:{self.port}{path}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}{path}"
 
     def seen(self, path: str | None = None) -> list[Seen]:
         """Return the requests so far, for *path* if it is given."""
@@ -209,18 +211,23 @@ class FaultServer:
                 self._connections.add(connection)
             self._start(self._serve, connection)
 
-    def _serve(self, connection: socket.socket) -> None:
-        with connection:
-            try:
-                reader = connection.makefile("rb")
-                with reader:
-                    while self._answer(connection, reader):
-                        pass
-            except OSError:
-                pass  # The client has gone, or was cut off on purpose.
-            finally:
+    def _serve(self, plain: socket.socket) -> None:
+        connection = plain
+        try:
+            if self._tls is not None:
+                connection = self._tls.wrap_socket(plain, server_side=True)
                 with self._change:
-                    self._connections.discard(connection)
+                    self._connections.add(connection)
+            with connection.makefile("rb") as reader:
+                while self._answer(connection, reader):
+                    pass
+        except OSError:
+            pass  # The client has gone, does not trust us, or was cut off on purpose.
+        finally:
+            with self._change:
+                self._connections -= {plain, connection}
+            connection.close()
+            plain.close()
 
     def _answer(self, connection: socket.socket, reader: BufferedReader) -> bool:
         """Answer one request; False if the connection must end."""

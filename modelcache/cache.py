@@ -415,9 +415,8 @@ class Cache:
 
     def stats(self) -> Stats:
         """Return what this object has counted so far. Hits are counted without a lock: threads may lose a few."""
-        counts = self._getter.counts()
-        fetched = asdict(counts) if counts is not None else {}
-        return Stats(hits=self._hits + self._getter.hits, misses=self._getter.misses, **fetched)
+        getter = self._getter
+        return Stats(hits=self._hits + getter.hits, misses=getter.misses, **asdict(getter.counts()))
 
     def usage(self) -> Usage:
         """Return what is on disk, counted; bytes that several names share are counted once."""

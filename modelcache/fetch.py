@@ -44,6 +44,7 @@ from .partials import Partial, Partials
 from .ranges import ParallelStream
 from .records import Entries, Entry
 from .reference import Ref
+from .report import Counts
 from .retry import Deadline
 from .sources import Registry, Request, Source, Stream, Validators
 from .sweep import sweep
@@ -71,19 +72,6 @@ class Job:
     mirrors: tuple[Ref, ...] = ()
     known: Entry | None = None
     unless_changed: bool = False
-
-
-@dataclass(slots=True)
-class Counts:
-    """What fetching has cost so far, counted: transfers begun and ended, retries, bytes."""
-
-    fetched: int = 0
-    unchanged: int = 0
-    requests: int = 0
-    retries: int = 0
-    failed: int = 0
-    bytes_received: int = 0
-    bytes_resumed: int = 0
 
 
 class Fetcher:

@@ -22,11 +22,12 @@ from .errors import EntryNotFoundError, LocalNotFoundError, NetworkError, UsageE
 from .events import Event
 from .records import Entries, Entry
 from .reference import Ref
+from .report import Counts
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-    from .fetch import Counts, Fetcher
+    from .fetch import Fetcher
     from .flights import Flights
     from .retry import Deadline
     from .sources import Source
@@ -192,9 +193,9 @@ class Getter:
             self._deadlines.add(deadline)
         return deadline
 
-    def counts(self) -> Counts | None:
-        """Return what fetching has cost so far, None if nothing was fetched."""
-        return self._fetching[0].counts if self._fetching else None
+    def counts(self) -> Counts:
+        """Return what fetching has cost so far."""
+        return self._fetching[0].counts if self._fetching else Counts()
 
     def close(self) -> None:
         """Cancel what is being fetched, and let go of threads and connections."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """What one Cache object has counted since it was made.
+@dataclass(slots=True)
+class Counts:
+    """What fetching has cost.
 
     Attributes:
-        hits: Gets answered from the cache.
-        misses: Gets that had to fetch, or failed to.
-        fetched: Models downloaded by this object, verified and stored.
+        fetched: Models downloaded, verified and stored.
         unchanged: Conditional requests after which the cached content still held.
         requests: Requests sent to sources.
         retries: Attempts after a failed one.
@@ -21,8 +19,6 @@ class Stats:
         bytes_resumed: Bytes that were here from an earlier attempt and were not asked for again.
     """
 
-    hits: int = 0
-    misses: int = 0
     fetched: int = 0
     unchanged: int = 0
     requests: int = 0
@@ -30,6 +26,19 @@ class Stats:
     failed: int = 0
     bytes_received: int = 0
     bytes_resumed: int = 0
+
+
+@dataclass(slots=True)
+class Stats(Counts):
+    """What one Cache object has counted since it was made, the cost of fetching included.
+
+    Attributes:
+        hits: Gets answered from the cache.
+        misses: Gets that had to fetch, or failed to.
+    """
+
+    hits: int = 0
+    misses: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Return the counts as a JSON-ready dict."""

@@ -13,7 +13,8 @@ from tests.failpoints.children import run
 
 def test_counts_are_exact_across_threads() -> None:
     threads_count, calls, wanted = 8, 500, 1234
-    configure("place", f"{wanted}*return(x)->1*return(y)->off")
+    # Drawing calls a function between the look at the count and its change, which lets Python switch threads there.
+    configure("place", f"100%{wanted}*return(x)->100%1*return(y)->off")
     start = threading.Barrier(threads_count)
     results: list[str | None] = []
 
@@ -93,7 +94,9 @@ for _ in range(100):
         configure("place", "exit(5)")
         grandchild = os.fork()
         if grandchild == 0:
-            fail_point("place")
+            thread = threading.Thread(target=fail_point, args=("place",))
+            thread.start()
+            thread.join()
         os._exit(os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
 print("done")

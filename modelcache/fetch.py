@@ -147,12 +147,8 @@ class Fetcher:
         entry = self.entries.read(job.ref.key)
         if entry is None or (job.digest is not None and entry.digest != job.digest):
             return None
-        if job.known is not None and (entry.created, entry.checked, entry.digest) == (
-            job.known.created,
-            job.known.checked,
-            job.known.digest,
-        ):
-            return None
+        if job.known is not None and entry.serial == job.known.serial:
+            return None  # It is still the one that is to be refreshed.
         return entry if hit.look(self.root, job.ref.key) is not None else None
 
     def _fetch(self, job: Job, deadline: Deadline) -> Entry:

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from . import commit, files, hit, layout
@@ -40,6 +40,7 @@ class Entry:
         last_modified: HTTP date of the content at its source.
         revision: The source's own name of this version.
         mirrors: Refs that may serve the same content.
+        serial: New at each write of the record; what tells whether somebody has written it meanwhile.
         mtime_ns: What ``stat`` must find; anything else means that a tool touched the file.
     """
 
@@ -56,6 +57,7 @@ class Entry:
     last_modified: str | None = None
     revision: str | None = None
     mirrors: tuple[str, ...] = ()
+    serial: str = field(default="", compare=False)
 
     @property
     def ref(self) -> str:
@@ -101,6 +103,7 @@ class Entries:
             "last_modified": entry.last_modified,
             "revision": entry.revision,
             "mirrors": list(entry.mirrors),
+            "serial": os.urandom(8).hex(),
         }
         try:
             commit.commit_record(f"{self._root}/{layout.STAGING}", self.path(entry.key), head + seal(body))
@@ -177,6 +180,7 @@ class Entries:
                 last_modified=body["last_modified"],
                 revision=body["revision"],
                 mirrors=tuple(body["mirrors"]),
+                serial=body["serial"],
             )
         except (KeyError, TypeError, AttributeError, InvalidDigestError):  # Whole, but not of the form written here.
             return None

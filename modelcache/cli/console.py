@@ -33,9 +33,10 @@ class Console:
         self._progress = _progress(progress, quiet=quiet, say=self.say)
 
     def data(self, line: str) -> None:
-        """Print a line of data."""
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
+        """Print a line of data; events that are data come from several threads."""
+        with self._guard:
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
 
     def data_json(self, value: Any) -> None:
         """Print *value* as one line of JSON."""

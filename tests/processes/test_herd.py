@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from modelcache import Cache
 from modelcache.testing import OK, Fault, FaultServer
 from tests.support.state import leftovers, wrong_objects
 
@@ -75,6 +76,29 @@ def test_one_cold_model_is_downloaded_once_however_many_ask(count: int, server: 
     assert sum(int(outcome[2]) for outcome in outcomes) == 1
     assert leftovers(root) == []
     assert wrong_objects(root) == []
+
+
+def test_one_refresh_serves_all_who_ask_for_it_meanwhile(server: FaultServer, root: Path) -> None:
+    url = server.add("/m.onnx", b"old")
+    with Cache(root) as cache:
+        cache.get(url)
+    server.add("/m.onnx", CONTENT, [Fault(hold_after=1000)])
+    forced = _ASKER.replace("cache.get(url)", "cache.get(url, force_download=True)")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", forced, str(root), url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(8)
+    ]
+
+    let_go(processes)
+    server.wait_for_sent(1003)
+    server.release()
+    outcomes = finish(processes)
+
+    assert {outcome[1] for outcome in outcomes} == {hashlib.sha256(CONTENT).hexdigest()}
+    assert server.sent() == 3 + len(CONTENT)
+    assert leftovers(root) == []
 
 
 def test_different_models_are_downloaded_side_by_side_once_each(server: FaultServer, root: Path) -> None:

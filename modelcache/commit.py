@@ -145,8 +145,8 @@ def commit_object(staged: str, final: str) -> bool:
     """
     parent = os.path.dirname(final)
     assert os.stat(staged).st_dev == os.stat(parent).st_dev, "a rename, never a copy"
-    for entry in os.scandir(staged):
-        _seal_file(entry.path)
+    for name in os.listdir(staged):
+        _seal_file(f"{staged}/{name}")
     fail_point("commit.before-sync-object-directory")
     sync_directory(staged)
     fail_point("commit.before-rename-object")

@@ -172,7 +172,7 @@ def exclusive(
     finally:
         with _registry_guard:
             slot.users -= 1
-            if slot.users == 0 and slot.wait is None:
+            if slot.users == 0 and (slot.wait is None or slot.wait.ended.is_set()):
                 _registry.pop(key, None)
 
 

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
+import time
 from pathlib import Path
+
+import pytest
 
 from failpoints import configure, fail_point, remove
 from tests.failpoints.children import run
 
 
-def test_counts_are_exact_across_threads() -> None:
-    threads_count, calls, wanted = 8, 500, 1234
-    # Drawing calls a function between the look at the count and its change, which lets Python switch threads there.
-    configure("place", f"100%{wanted}*return(x)->100%1*return(y)->off")
+def test_counts_are_exact_across_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SwitchingRandom:
+        """Lets other threads run between the look at a count and its change."""
+
+        def __init__(self, _seed: object) -> None: ...
+
+        def random(self) -> float:
+            time.sleep(1e-5)
+            return 0.0
+
+    monkeypatch.setattr("random.Random", SwitchingRandom)
+    configure("place", "100%97*return(x)->100%1*return(y)->off")
+    threads_count, calls = 8, 25
     start = threading.Barrier(threads_count)
     results: list[str | None] = []
 
@@ -22,18 +33,13 @@ def test_counts_are_exact_across_threads() -> None:
         start.wait()
         results.extend([fail_point("place", str) for _ in range(calls)])
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)  # Many more switches between threads than usual.
-    try:
-        threads = [threading.Thread(target=reach) for _ in range(threads_count)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    threads = [threading.Thread(target=reach) for _ in range(threads_count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
-    assert (results.count("x"), results.count("y"), len(results)) == (wanted, 1, threads_count * calls)
+    assert (results.count("x"), results.count("y"), len(results)) == (97, 1, threads_count * calls)
 
 
 def test_points_may_be_configured_while_other_threads_reach_them() -> None:
@@ -89,7 +95,7 @@ def reach():
         configure("other", "off")
 for _ in range(4):
     threading.Thread(target=reach, daemon=True).start()
-for _ in range(100):
+for _ in range(30):
     if (child := os.fork()) == 0:
         configure("place", "exit(5)")
         grandchild = os.fork()

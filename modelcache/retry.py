@@ -67,6 +67,8 @@ class Deadline:
         if timer is not None:
             timer.daemon = True
             timer.start()
+        if self._cancelled.is_set():
+            interrupt()  # `cancel` may have looked just before.
         try:
             yield
         finally:

@@ -21,6 +21,7 @@ from .errors import (
     ClosedError,
     EntryNotFoundError,
     ModelCacheError,
+    NoSourceError,
     PinnedError,
     UsageError,
 )
@@ -503,7 +504,7 @@ class Cache:
         entry = finding.entry
         try:
             if entry.source == "put":
-                raise EntryNotFoundError(ref=entry.key, root=self.root)
+                raise NoSourceError(ref=entry.key)
             self.get(entry.key, digest=entry.digest, mirrors=entry.mirrors)
         except ModelCacheError as error:
             return replace(finding, error=error)

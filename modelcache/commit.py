@@ -29,10 +29,8 @@ _FILE_MODE = 0o666  # The umask narrows it.
 _DIRECTORY_MODE = 0o777
 _OBJECT_MODE = 0o444
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-_ALREADY_THERE = {
-    errno.ENOTEMPTY,
-    errno.EEXIST,
-}  # rename(2): POSIX allows either over a directory that holds files.
+# rename(2) over a directory that holds files: POSIX allows either of the first two; the third, over a file.
+_ALREADY_THERE = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV, errno.ENOSYS}
 
 

@@ -12,7 +12,8 @@
     ├── BatchError                                         3  some of many failed; each with its own error
     ├── NotFoundError (FileNotFoundError)                  4
     │   ├── RemoteNotFoundError                               404, 410, or a file that is not there
-    │   └── EntryNotFoundError                                nothing of that name in the cache
+    │   ├── EntryNotFoundError                                nothing of that name in the cache
+    │   └── NoSourceError                                     it was put here: nothing to fetch it from again
     ├── AccessDeniedError (PermissionError)                5  401, 403, 407, 451, or a file that may not be read
     ├── NetworkError (ConnectionError)                     6
     │   ├── UnreachableError                                  refused, no such host, TLS that cannot be trusted
@@ -172,6 +173,15 @@ class EntryNotFoundError(NotFoundError):
         self.hint = "`modelcache ls` lists what is there; `modelcache get` fetches"
 
 
+class NoSourceError(NotFoundError):
+    """What is lost was put here by a program, and no source has it."""
+
+    def __init__(self, *, ref: str) -> None:
+        super().__init__(ref=ref)
+        self.summary = f"{_shown(ref)} was put here, and there is no source to fetch it from again"
+        self.hint = "Put it again: Cache.put(content, name=...)"
+
+
 class AccessDeniedError(ModelCacheError, PermissionError):
     """The source refuses to serve this client."""
 
@@ -223,6 +233,8 @@ class DeadlineError(NetworkError, TimeoutError):
 
 class HttpStatusError(NetworkError):
     """A status that has no class of its own. ``retry_after`` is in seconds, None if the server named no time."""
+
+    hint = "Ask again later, or name a mirror; what had arrived before is kept"
 
     def __init__(self, *, ref: str, status: int, reason: str = "", retry_after: float | None = None) -> None:
         detail = f"the server answered {status} {reason}".rstrip()

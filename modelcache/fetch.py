@@ -103,7 +103,8 @@ class Fetcher:
             ModelCacheError: Any leaf; nothing half-written is visible, and what had come can be resumed.
         """
         commit.prepare_root(self.root)
-        self.registry.check(job.ref)  # An unknown scheme is told before anything is waited for.
+        for place in (job.ref, *job.mirrors):
+            self.registry.check(place)  # An unknown scheme is told before anything is waited for.
         with self._turn(job, deadline) as turn:
             entry = self._arrived(job)
             if entry is not None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from . import reference
 from .config import RetryPolicy, Timeout
 from .digest import Digest
-from .errors import EntryNotFoundError, LocalNotFoundError, NetworkError, UsageError
+from .errors import EntryNotFoundError, InvalidReferenceError, LocalNotFoundError, NetworkError, UsageError
 from .events import Event
 from .records import Entries, Entry
 from .reference import Ref
@@ -108,7 +108,7 @@ class Getter:
         return Ask(
             ref=parsed,
             digest=None if digest is None else Digest.parse(digest),
-            mirrors=tuple(reference.parse(mirror) for mirror in listed(mirrors)),
+            mirrors=tuple(_place(mirror) for mirror in listed(mirrors)),
             max_age=max_age,
             local=local_files_only or self.limits.offline,
             force=force_download,
@@ -254,6 +254,14 @@ class Getter:
                 pool = ThreadPoolExecutor(self.limits.concurrency, thread_name_prefix="modelcache-fetch")
                 self._executor = os.getpid(), pool
             return self._executor[1]
+
+
+def _place(mirror: RefLike) -> Ref:
+    """Return *mirror* as a ref of something that can be asked."""
+    parsed = reference.parse(mirror)
+    if not parsed.scheme:
+        raise InvalidReferenceError(ref=parsed.key, problem="a mirror is a URL or a path")
+    return parsed
 
 
 def listed(refs: Iterable[RefLike]) -> list[RefLike]:

@@ -73,7 +73,7 @@ class Objects:
                 if found is not None and files.digest_of(found.path) == digest:
                     commit.discard(staged)
                     return found
-                if found is not None or files.listing(final):
+                if found is not None or os.path.lexists(final):
                     # What is there is not what its name says (another tool wrote through it). It goes, ours comes.
                     self.quarantine(digest, "found altered when the same content was stored again")
                 # Else it was removed this moment.
@@ -107,7 +107,8 @@ class Objects:
         try:
             commit.move_durably(self.path(digest), target)
             note = json.dumps({"digest": digest, "reason": reason, "time": int(time.time())}) + "\n"
-            commit.commit_record(self._staging, f"{target}/REASON.json", note.encode())
+            beside = f"{target}/" if os.path.isdir(target) else f"{target}."  # Somebody may have put a file there.
+            commit.commit_record(self._staging, f"{beside}REASON.json", note.encode())
         except FileNotFoundError:
             pass  # Another process was faster: it is set aside all the same.
         except OSError as error:

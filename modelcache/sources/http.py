@@ -116,7 +116,10 @@ class HttpSource(Source):
             response.drain_conn()
             if not location:
                 raise ProtocolError(ref=request.ref, detail=f"a {response.status} without a Location", transient=False)
-            target = self._parse(urljoin(url.url, location), request)
+            try:
+                target = self._parse(urljoin(url.url, location), request)
+            except ValueError as error:
+                raise RedirectError(ref=request.ref, detail=f"it redirects to no URL ({error})") from error
             _check_redirect(url, target, request)
             if target.url in seen:
                 raise RedirectError(ref=request.ref, detail=f"it redirects in a circle ({_shown(target)})")
@@ -206,13 +209,18 @@ class _HttpStream(Stream):
         if encoding not in {"", "identity"}:
             detail = f"it came {encoding}-encoded, which was not asked for"
             raise ProtocolError(ref=request.ref, detail=detail, transient=False)
+        # RFC 9112, 6.1: none but chunked was offered (TE), and http.client would hand out the framing of any other.
+        transfer = headers.get("transfer-encoding", "").strip().lower()
+        if transfer not in {"", "chunked"}:
+            detail = f"it came with the transfer encoding {transfer!r}, which was not asked for"
+            raise ProtocolError(ref=request.ref, detail=detail, transient=False)
         if response.status == 206:
             self.ranges = True
             self.start, stop, self.total = _content_range(headers.get("content-range", ""), request)
             if self.start != request.start or (request.stop is not None and stop != request.stop):
                 detail = f"asked for bytes from {request.start}, got Content-Range {headers.get('content-range')!r}"
                 raise ProtocolError(ref=request.ref, detail=detail)
-        elif "chunked" not in headers.get("transfer-encoding", "").lower():
+        elif not transfer:
             self.total = response.length_remaining
             self.delimited = self.total is not None  # RFC 9112, 6.3: else the end is where the connection closes.
 

@@ -76,6 +76,9 @@ def test_a_fault_that_passes_is_retried_and_leaves_no_trace(fault: Fault, server
         (Fault(status=302, headers={"Location": "file:///etc/passwd"}), errors.RedirectError, 1, 6),
         (Fault(status=302, headers={"Location": "ftp://127.0.0.1/x"}), errors.RedirectError, 1, 6),
         (Fault(status=302), errors.ProtocolError, 1, 6),
+        (Fault(status=302, headers={"Location": "http://[::1"}), errors.RedirectError, 1, 6),
+        (Fault(status=204), errors.HttpStatusError, 1, 6),
+        (Fault(framing="chunked", headers={"Transfer-Encoding": "gzip, chunked"}), errors.ProtocolError, 1, 6),
     ],
     ids=lambda value: repr(value) if isinstance(value, Fault) else "",
 )

@@ -365,6 +365,48 @@ def test_a_memory_of_what_another_cache_removed_is_not_served(server: FaultServe
     assert len(server.seen()) == 2
 
 
+def test_what_was_put_and_is_damaged_cannot_be_repaired_and_says_so(root: Path) -> None:
+    with Cache(root) as cache:
+        Path(cache.put(CONTENT, name="m").path).unlink()
+
+        report = cache.verify(repair=True)
+
+    assert not report.ok
+    assert isinstance(report.findings[0].error, errors.NoSourceError)
+
+
+@pytest.mark.parametrize("mirror", ["a-name", "nope://host/m.onnx"])
+def test_a_mirror_that_cannot_be_asked_is_told_before_anything_is(mirror: str, server: FaultServer, root: Path) -> None:
+    with Cache(root) as cache, pytest.raises(errors.UsageError):
+        cache.get(server.add("/m.onnx", CONTENT), mirrors=[mirror])
+
+    assert server.seen() == []
+
+
+def test_a_file_in_the_place_of_an_object_is_set_aside(server: FaultServer, root: Path) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    with Cache(root) as cache:
+        path = Path(cache.get(url))
+        path.unlink()
+        path.parent.rmdir()
+        path.parent.write_text("in the way")
+
+        assert Path(cache.get(url)).read_bytes() == CONTENT
+
+
+def test_reading_calls_make_no_root(root: Path) -> None:
+    cache = Cache(root)
+    cache.lookup("http://host/m")
+    cache.entries()
+    cache.usage()
+    cache.health()
+    cache.verify()
+    cache.remove("http://host/m")
+    cache.unpin("http://host/m")
+
+    assert not root.exists()
+
+
 def test_removing_one_of_two_names_keeps_the_shared_content(root: Path) -> None:
     with Cache(root) as cache:
         cache.put(CONTENT, name="one.onnx")

@@ -27,6 +27,7 @@ EXAMPLES: list[ModelCacheError] = [
     errors.BatchError(failures={REF: _INNER}, total=3),
     errors.RemoteNotFoundError(ref=REF, detail="404 Not Found"),
     errors.EntryNotFoundError(ref="resnet", root="/cache"),
+    errors.NoSourceError(ref="resnet"),
     errors.AccessDeniedError(ref=REF, detail="403 Forbidden"),
     errors.NetworkError(ref=REF, detail="it failed"),
     errors.UnreachableError(ref=REF, detail="connection refused"),

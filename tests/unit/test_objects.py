@@ -162,13 +162,6 @@ def test_an_object_that_others_keep_altering_is_a_typed_error(store: str, monkey
         publish(store)
 
 
-def test_a_file_where_the_object_should_be_is_a_typed_error(store: str) -> None:
-    Path(Objects(store).path(DIGEST)).write_text("in the way")
-
-    with pytest.raises(StorageError, match="could not publish"):
-        publish(store)
-
-
 def test_an_object_that_cannot_be_set_aside_is_one_typed_error(store: str) -> None:
     alter(publish(store))
     Path(store, "quarantine").write_text("a file in the way")

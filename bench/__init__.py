@@ -1,0 +1,1 @@
+"""Measurements. ``python -m bench`` runs them; nothing of the tests depends on a time."""

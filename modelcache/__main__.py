@@ -12,8 +12,7 @@ def main() -> int:
     """Run the command line on ``sys.argv``; return its exit code."""
     if len(sys.argv) == 3 and sys.argv[1] in {"path", "get"}:
         path = _cached(sys.argv[2])
-        if path is not None:
-            os.write(1, os.fsencode(path) + b"\n")
+        if path is not None and _printed(os.fsencode(path) + b"\n"):
             # Nothing was opened and nothing is buffered: to take the interpreter apart would double the cost.
             os._exit(0)
     from .cli import run
@@ -36,6 +35,14 @@ def _cached(ref: str) -> "str | None":
     root = default_root(os.environ)
     found = look(root, key, recently=True) if format_is_known(root) else None
     return None if found is None else found.path
+
+
+def _printed(line: bytes) -> bool:
+    """Write *line* to standard output; False if that cannot be done, which the command will tell."""
+    try:
+        return os.write(1, line) == len(line)
+    except OSError:
+        return False
 
 
 if __name__ == "__main__":

@@ -8,33 +8,44 @@ nothing, and a stamp of another boot, or of another machine on a shared disk, is
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 from . import commit, files, layout, process
 from .sealed import seal, unseal
+
+LONGEST_S = 3600.0  # A host that asked for a year by mistake is asked again after so many seconds.
+
+
+class Wait(NamedTuple):
+    """How long a host is left alone, in seconds (0: it may be asked now), and the HTTP status that asked for it."""
+
+    seconds: float
+    status: int
 
 
 class Backoff:
     """The stamps of the cache at *root*. None of its methods raises: a stamp only saves requests."""
 
-    def __init__(self, root: str, *, longest: float) -> None:
+    def __init__(self, root: str) -> None:
         self._root = root
-        self._longest = longest
 
-    def left(self, host: str) -> float:
-        """Return the seconds until *host* may be asked again, 0 if it may be asked now."""
+    def wait(self, host: str) -> Wait:
+        """Return how long *host* is still to be left alone."""
         facts = unseal(files.content(self._path(host)) or b"")
         if not facts or facts.get("boot") != process.boot_id() or facts.get("machine") != process.machine_id():
-            return 0.0
-        return float(min(max(0.0, facts.get("until", 0.0) - time.monotonic()), self._longest))
+            return Wait(0.0, 0)
+        left = facts.get("until", 0.0) - time.monotonic()
+        return Wait(min(max(0.0, left), LONGEST_S), facts.get("status", 429))
 
-    def set(self, host: str, seconds: float) -> None:
-        """Let nobody on this machine ask *host* for *seconds*."""
-        if seconds <= self.left(host):
+    def set(self, host: str, seconds: float, status: int) -> None:
+        """Let nobody on this machine ask *host* for *seconds*, for it answered *status*."""
+        if seconds <= self.wait(host).seconds:
             return
         stamp = {
             "boot": process.boot_id(),
             "machine": process.machine_id(),
-            "until": time.monotonic() + seconds,
+            "until": time.monotonic() + min(seconds, LONGEST_S),
+            "status": status,
         }
         try:
             commit.ensure_bucket(f"{self._root}/{layout.BACKOFF}")

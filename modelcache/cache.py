@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from . import files, hit, layout, reference
-from .config import RetryPolicy, Settings, Timeout
+from .config import SECONDS_MAX, RetryPolicy, Settings, Timeout, is_seconds, is_whole
 from .digest import Digest
 from .errors import (
     BatchError,
@@ -71,8 +71,10 @@ class Cache:
     The environment is read here, once. All methods may be called from any thread; a Cache may be used after a fork.
 
     Raises:
-        ConfigurationError: An argument or a variable makes no sense.
+        UsageError: An argument makes no sense.
+        ConfigurationError: A variable makes no sense.
         FormatError: The root was written by a newer modelcache.
+        RootError: The root is a file, or may not be entered.
     """
 
     def __init__(
@@ -91,10 +93,12 @@ class Cache:
         if root is not None and not os.fspath(root):
             raise UsageError(problem="root is empty: give a directory, or leave it out for the default one")
         self.root = layout.default_root(os.environ if root is None else {"MODELCACHE_DIR": os.fspath(root)})
-        self.offline = settings.offline if offline is None else offline
+        self.offline = settings.offline if offline is None else bool(offline)
         self._listener = on_event
-        if max_bandwidth is not None and max_bandwidth < 1:
-            raise UsageError(problem=f"max_bandwidth={max_bandwidth} makes no sense: bytes per second, from 1")
+        if max_bandwidth is not None and not (is_whole(max_bandwidth) and max_bandwidth >= 1):
+            raise UsageError(problem=f"max_bandwidth={max_bandwidth!r} makes no sense: whole bytes per second, from 1")
+        if lock_timeout is not None and not (is_seconds(lock_timeout) and lock_timeout >= 0):
+            raise UsageError(problem=f"lock_timeout={lock_timeout!r} makes no sense: seconds from 0 to {SECONDS_MAX}")
         if not hit.format_is_known(self.root):
             from .commit import check_format
 
@@ -196,15 +200,15 @@ class Cache:
 
         self._check_open()
         asks = {os.fspath(ref): self._getter.ask(ref, **options) for ref in listed(refs)}
-        deadlines = {ref: self._getter.deadline(ask.ref) for ref, ask in asks.items()}
 
-        def one(ref: str) -> str | ModelCacheError:
+        def one(ref: str, deadline: Deadline) -> str | ModelCacheError:
             try:
-                return self._remember(ref, self._getter.entry(asks[ref], deadlines[ref])).path
+                return self._remember(ref, self._getter.entry(asks[ref], deadline)).path
             except ModelCacheError as error:
                 return error
 
-        outcomes = run_all(list(asks), one, jobs=self._jobs(jobs), cancel=lambda: _cancel(deadlines.values()))
+        limit = self._getter.deadline
+        outcomes = run_all(list(asks), one, jobs=self._jobs(jobs), deadline=lambda ref: limit(asks[ref].ref))
         return _gathered(dict(zip(asks, outcomes, strict=True)))
 
     async def aget_many(self, refs: Iterable[RefLike], *, jobs: int | None = None, **options: Any) -> dict[str, str]:
@@ -238,7 +242,7 @@ class Cache:
             manifest: Path of a ``models.toml``.
             jobs: Models at a time. Default: ``MODELCACHE_CONCURRENCY``, then 4.
             locked: Accept exactly the bytes in the ``models.lock`` beside it.
-            ready_file: Written last, and only if every model is here: what a readiness probe looks for.
+            ready_file: Removed first, and written last if every model is here: what a readiness probe looks for.
 
         Returns:
             What became of each model. Failures are in it, not raised; ``report.check()`` raises them.
@@ -250,16 +254,17 @@ class Cache:
         from . import warmup
 
         self._check_open()
+        if ready_file is not None:
+            warmup.remove_ready_file(os.fspath(ready_file))
         items = warmup.wanted(manifest, locked=locked)
-        deadlines = {item.ref: self._getter.deadline(reference.parse(item.ref)) for item in items}
 
-        def one(item: warmup.Wanted) -> warmup.Warmed:
-            warmed = self._warm_up(item, deadlines[item.ref])
+        def one(item: warmup.Wanted, deadline: Deadline) -> warmup.Warmed:
+            warmed = self._warm_up(item, deadline)
             if locked and warmed.error is not None:
                 return replace(warmed, error=warmup.as_drift(warmed.error, manifest))
             return warmed
 
-        models = warmup.run_all(items, one, jobs=self._jobs(jobs), cancel=lambda: _cancel(deadlines.values()))
+        models = warmup.run_all(items, one, jobs=self._jobs(jobs), deadline=self._limit)
         report = warmup.PrewarmReport(tuple(models))
         if ready_file is not None and not report.failures:
             warmup.write_ready_file(os.fspath(ready_file), len(models))
@@ -281,25 +286,25 @@ class Cache:
         from . import warmup
 
         self._check_open()
+        path = warmup.lock_path(manifest)
         models = warmup.read_manifest(manifest)
-        deadlines = {model.ref: self._getter.deadline(reference.parse(model.ref)) for model in models}
 
-        def one(model: Model) -> Entry | ModelCacheError:
+        def one(model: Model, deadline: Deadline) -> Entry | ModelCacheError:
             try:
                 fresh = model.digest is None and not self.offline
                 ask = self._getter.ask(model.ref, model.digest, model.mirrors, force_download=fresh)
-                return self._getter.entry(ask, deadlines[model.ref])
+                return self._getter.entry(ask, deadline)
             except ModelCacheError as error:
                 return error
 
-        found = warmup.run_all(models, one, jobs=self._jobs(jobs), cancel=lambda: _cancel(deadlines.values()))
-        failures = {m.ref: f for m, f in zip(models, found, strict=True) if isinstance(f, ModelCacheError)}
+        found = warmup.run_all(models, one, jobs=self._jobs(jobs), deadline=self._limit)
+        keys = [reference.parse(model.ref).key for model in models]
+        failures = {key: f for key, f in zip(keys, found, strict=True) if isinstance(f, ModelCacheError)}
         if failures:
             raise (
                 next(iter(failures.values())) if len(models) == 1 else BatchError(failures=failures, total=len(models))
             )
         locked = warmup.resolve([entry for entry in found if isinstance(entry, Entry)])
-        path = warmup.lock_path(manifest)
         if check:
             warmup.check_lock(locked, path)
         else:
@@ -357,8 +362,8 @@ class Cache:
         pins.remove(parsed.key)
         self._forget(parsed.key)
         partials = Partials(self.root).remove(parsed.key)
-        if entry is not None and all(other.digest != entry.digest for other in self._entries.all()):
-            Objects(self.root).remove(entry.digest)
+        if entry is not None and not self._entries.name_object(entry.digest):
+            Objects(self.root).remove(entry.digest, is_named=self._entries.name_object)
         return removed or partials > 0
 
     def pin(self, ref: RefLike) -> None:
@@ -403,9 +408,8 @@ class Cache:
 
         self._check_open()
         entries = [self._recorded(ref) for ref in refs] if refs else self.entries()
-        findings = examine_all(
-            self.root, entries, jobs=jobs or os.cpu_count() or 1, on_finding=on_finding or (lambda _: None)
-        )
+        at_once = os.cpu_count() or 1 if jobs is None else self._jobs(jobs)
+        findings = examine_all(self.root, entries, jobs=at_once, on_finding=on_finding or (lambda _: None))
         for finding in findings:
             if finding.state == "corrupt":
                 self._tell(Event("quarantined", finding.entry.key, detail=finding.moved_to))
@@ -442,25 +446,9 @@ class Cache:
 
     def health(self) -> Health:
         """Return whether the cache can do its work; nothing is written."""
-        exists = os.path.isdir(self.root)
-        nearest = self.root
-        while not os.path.lexists(nearest):
-            nearest = os.path.dirname(nearest)
-        problems = []
-        free = 0
-        writable = os.access(nearest, os.W_OK | os.X_OK) and os.path.isdir(nearest)
-        if not os.path.isdir(nearest):
-            problems.append(f"{nearest} is not a directory")
-        else:
-            facts = os.statvfs(nearest)
-            free = facts.f_bavail * facts.f_frsize
-            if free < 1 << 20:
-                problems.append(f"the disk is full: {free} bytes are free")
-        if not writable:
-            problems.append(f"{nearest} cannot be written: hits are served, nothing new is stored")
-        if not hit.format_is_known(self.root):
-            problems.append("the root was written by a newer modelcache")
-        return Health(self.root, exists, writable, self.offline, free, tuple(problems))
+        from .doctor import health
+
+        return health(self.root, offline=self.offline)
 
     # -- lifetime --------------------------------------------------------------------------------------------------
 
@@ -487,16 +475,20 @@ class Cache:
         from .warmup import Warmed
 
         started = monotonic()
+        key = reference.parse(item.ref).key
         try:
             ask = self._getter.ask(item.ref, item.digest, item.mirrors, size=item.size)
             entry = self._getter.look(ask)
             state = "cached" if entry is not None else "fetched"
-            entry = entry or self._getter.entry(ask, deadline)
+            entry = entry or self._getter.fetched(ask, deadline)
             if item.pin:
                 self.pin(entry.key)
         except ModelCacheError as error:
-            return Warmed(item.ref, "failed", error=error, seconds=monotonic() - started)
-        return Warmed(item.ref, state, entry, seconds=monotonic() - started)
+            return Warmed(key, "failed", error=error, seconds=monotonic() - started)
+        return Warmed(key, state, entry, seconds=monotonic() - started)
+
+    def _limit(self, item: Wanted | Model) -> Deadline:
+        return self._getter.deadline(reference.parse(item.ref))
 
     def _repaired(self, finding: Finding) -> Finding:
         if finding.state == "ok":
@@ -505,7 +497,7 @@ class Cache:
         try:
             if entry.source == "put":
                 raise NoSourceError(ref=entry.key)
-            self.get(entry.key, digest=entry.digest, mirrors=entry.mirrors)
+            self.get(entry.key, digest=entry.digest, mirrors=entry.mirrors, verify="full")
         except ModelCacheError as error:
             return replace(finding, error=error)
         return replace(finding, repaired=True)
@@ -518,6 +510,9 @@ class Cache:
         return entry
 
     def _remember(self, ref: RefLike, entry: Entry) -> Entry:
+        text = os.fspath(ref)
+        if text[:1] in {"~", "."} or (text is not ref and not os.path.isabs(text)):
+            return entry  # What it means changes with the working directory, or with HOME.
         if len(self._warm) >= _MEMORY_REFS_MAX:
             self._warm.clear()
         self._warm[ref] = _Warm(entry)
@@ -533,7 +528,7 @@ class Cache:
         prepare_root(self.root)
 
     def _jobs(self, jobs: int | None) -> int:
-        if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
+        if jobs is not None and not (is_whole(jobs) and jobs >= 1):
             raise UsageError(problem=f"jobs={jobs!r} makes no sense: a whole number from 1")
         return jobs or self._limits.concurrency
 
@@ -550,11 +545,6 @@ class Cache:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(root=self.root)
-
-
-def _cancel(deadlines: Iterable[Deadline]) -> None:
-    for deadline in deadlines:
-        deadline.cancel()
 
 
 def _gathered(outcomes: Mapping[str, str | ModelCacheError]) -> dict[str, str]:

@@ -88,6 +88,13 @@ def stage_directory(root: str) -> str:
     return path
 
 
+def make_probe(parent: str) -> str:
+    """Return a new, hidden directory of ours in *parent*, for a look at what its file system can do."""
+    path = f"{parent.rstrip('/')}/.modelcache-{process.token()}"
+    os.mkdir(path, _DIRECTORY_MODE)
+    return path
+
+
 def make_partial(path: str) -> None:
     """Make the directory of a new partial, with the inner directory that will become the object."""
     fail_point("commit.before-make-partial")
@@ -99,6 +106,12 @@ def create_file(path: str) -> int:
     """Return a descriptor, open for writing, of the new file *path*; it must not exist."""
     fail_point("commit.before-create-file")
     return os.open(path, _CREATE, _FILE_MODE)
+
+
+def make_mark(path: str) -> None:
+    """Make the empty file *path*, which says something by its name; a crash of the machine may lose it."""
+    fail_point("commit.before-mark")
+    os.close(os.open(path, _CREATE, _FILE_MODE))
 
 
 def open_existing(path: str) -> int:
@@ -232,6 +245,19 @@ def move_durably(source: str, target: str) -> None:
     fail_point("commit.before-sync-move")
     sync_directory(os.path.dirname(source))
     sync_directory(os.path.dirname(target))
+
+
+def put_back(source: str, target: str) -> bool:
+    """Undo a `move_durably`; False if something else has taken the place meanwhile."""
+    fail_point("commit.before-put-back")
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno not in _ALREADY_THERE:
+            raise
+        return False
+    sync_directory(os.path.dirname(target))
+    return True
 
 
 def remove_record(path: str) -> bool:

@@ -47,7 +47,7 @@ class Timeout:
     def __post_init__(self) -> None:
         for name in ("connect", "read", "stall", "total"):
             value = getattr(self, name)
-            if not (_is_seconds(value) and value > 0) and not (value is None and name == "total"):
+            if not (is_seconds(value) and value > 0) and not (value is None and name == "total"):
                 raise ConfigurationError(setting=f"Timeout.{name}", value=str(value), expected=_ABOVE_ZERO)
 
 
@@ -72,13 +72,13 @@ class RetryPolicy:
     retry_after_max: float = 600.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.attempts, int) or isinstance(self.attempts, bool) or self.attempts < 1:
+        if not is_whole(self.attempts) or self.attempts < 1:
             raise ConfigurationError(
                 setting="RetryPolicy.attempts", value=str(self.attempts), expected="a whole number from 1"
             )
         for name in ("base", "cap", "retry_after_max"):
             value = getattr(self, name)
-            if not _is_seconds(value) or value < 0:
+            if not is_seconds(value) or value < 0:
                 raise ConfigurationError(
                     setting=f"RetryPolicy.{name}", value=str(value), expected=f"seconds from 0 to {SECONDS_MAX}"
                 )
@@ -155,7 +155,7 @@ def _seconds(environ: Mapping[str, str], name: str) -> float | None:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (_is_seconds(value) and value > 0):
+    if not (is_seconds(value) and value > 0):
         raise ConfigurationError(setting=name, value=text, expected=_ABOVE_ZERO)
     return value
 
@@ -170,5 +170,11 @@ def _whole(environ: Mapping[str, str], name: str, least: int, default: int) -> i
     return int(text)
 
 
-def _is_seconds(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """Tell whether *value* is a whole number; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_seconds(value: object) -> bool:
+    """Tell whether *value* is a span of time in seconds that every wait can take; it may be negative."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= SECONDS_MAX

@@ -1,7 +1,8 @@
 """Examining a cache directory: what a person needs to know when something is wrong, by real probes.
 
 Each check does, in a directory of its own, what the cache itself will do there (rename, link, fsync, lock between two
-processes) and says what follows if it cannot. Nothing of the cache's content is touched.
+processes) and says what follows if it cannot. Nothing of the cache's content is touched, and a root that does not exist
+is not made: then the directory above it is examined.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 from . import commit, files, layout, locks, process
 from .errors import FormatError, ModelCacheError
+from .report import Health
 
 _TRIES = 5
 # Another process tries the lock that this one holds: 0 if it was refused, as it must be.
@@ -34,20 +36,57 @@ def examine(root: str) -> Iterator[Check]:
     """Yield the checks of the cache at *root*, one after the other; the later ones need the earlier ones."""
     yield _format(root)
     try:
-        commit.prepare_root(root)
+        if os.path.lexists(root):
+            commit.prepare_root(root)
+            probe = commit.stage_directory(root)
+        else:
+            probe = commit.make_probe(_nearest(root))
     except ModelCacheError as error:
         yield Check("writable", "failed", f"{error.summary}. {error.hint}")
         return
-    yield Check("writable", "ok", f"{root} can be written")
-    yield _space(root)
-    probe = commit.stage_directory(root)
+    except OSError as error:
+        hint = "Set MODELCACHE_DIR to another place"
+        yield Check("writable", "failed", f"{root} cannot be made: {error.filename}: {error.strerror}. {hint}")
+        return
     try:
+        exists = os.path.isdir(root)
+        yield Check("writable", "ok", f"{root} can be {'written' if exists else 'made: it does not exist yet'}")
+        yield _space(probe)
         for check in (_rename, _links, _sync, _locks):
             yield _safely(check, probe)
     finally:
         commit.discard(probe)
     yield _leftovers(root)
     yield _environment()
+
+
+def health(root: str, *, offline: bool) -> Health:
+    """Return whether the cache at *root* can do its work, by looking alone: nothing is written."""
+    where = _nearest(root)
+    problems = []
+    free = 0
+    writable = os.access(where, os.W_OK | os.X_OK) and os.path.isdir(where)
+    if not os.path.isdir(where):
+        problems.append(f"{where} is not a directory")
+    else:
+        facts = os.statvfs(where)
+        free = facts.f_bavail * facts.f_frsize
+        if free < 1 << 20:
+            problems.append(f"the disk is full: {free} bytes are free")
+    if not writable:
+        problems.append(f"{where} cannot be written: hits are served, nothing new is stored")
+    try:
+        commit.check_format(root)
+    except ModelCacheError as error:
+        problems.append(error.summary)
+    return Health(root, os.path.isdir(root), writable, offline, free, tuple(problems))
+
+
+def _nearest(path: str) -> str:
+    """Return *path*, or the last directory above it that exists."""
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def _safely(check: Callable[[str], Check], probe: str) -> Check:

@@ -142,11 +142,14 @@ class BatchError(ModelCacheError):
     exit_code = 3
 
     def __init__(self, *, failures: dict[str, ModelCacheError], total: int) -> None:
-        super().__init__(failures=failures, total=total)
-        self.failures = failures
+        super().__init__(failures=failures, total=total)  # By ref as it was given: it may hold credentials.
+        self.failures, self.total = failures, total
         first = next(iter(failures.values()), None)
         self.summary = f"{len(failures)} of {total} models failed; the other ones are cached. First: {first}"
         self.hint = "Run it again: what is cached is not fetched again, what is half there is resumed"
+
+    def __repr__(self) -> str:
+        return f"BatchError({list(self.failures.values())!r}, total={self.total})"
 
 
 class NotFoundError(ModelCacheError, FileNotFoundError):
@@ -162,6 +165,8 @@ class RemoteNotFoundError(NotFoundError):
         super().__init__(ref=ref, detail=detail)
         self.summary = f"{ref} does not exist at its source ({detail}); nothing was stored"
         self.hint = "Check the address; a private model can answer 404 to a client without a token"
+        if ref.startswith(("file:", "/")):
+            self.hint = "Check the path"
 
 
 class EntryNotFoundError(NotFoundError):
@@ -191,6 +196,8 @@ class AccessDeniedError(ModelCacheError, PermissionError):
         super().__init__(ref=ref, detail=detail)
         self.summary = f"access to {ref} was denied ({detail}); nothing was stored"
         self.hint = "Give credentials: HttpSource(headers=...), user:password@ in the URL, or ~/.netrc"
+        if ref.startswith("file:"):
+            self.hint = "Ask the owner of the file for the right to read it"
 
 
 class NetworkError(ModelCacheError, ConnectionError):

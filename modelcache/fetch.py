@@ -1,14 +1,12 @@
 """One model from its source into the cache: single flight, retried, resumed, verified, durable (DESIGN.md section 9).
 
 Order of a fetch (I1, I2, I3, I5): lock the key → look again → claim a partial → stream into it → verify size and
-digest →
-publish the object → record the entry → let go. Whoever waited for the lock finds the entry, or the note of why there
-is none, and asks nobody.
+digest → publish the object → record the entry → let go. Whoever waited for the lock finds the entry, or the note of
+why there is none, and asks nobody.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -19,7 +17,7 @@ from urllib.parse import urlsplit
 
 from failpoints import fail_point
 
-from . import commit, errors, hit, layout, locks, retry
+from . import commit, errors, hit, layout, locks, notes, retry
 from .backoff import Backoff
 from .config import RetryPolicy, Timeout
 from .digest import Digest
@@ -51,6 +49,7 @@ from .sweep import sweep
 from .transfer import Throttle, Transfer
 
 _SPACE_MARGIN_BYTES = 1 << 20  # Records, the state of the partial, and the blocks of directories.
+_BRIEF_S = 5.0  # A host that asks to wait longer is left for a mirror, where there is one.
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +72,11 @@ class Job:
     known: Entry | None = None
     unless_changed: bool = False
 
+    @property
+    def places(self) -> tuple[Ref, ...]:
+        """Whom to ask, in order."""
+        return (self.ref, *self.mirrors)
+
 
 class Fetcher:
     """Fetches into the cache at *root*."""
@@ -91,7 +95,7 @@ class Fetcher:
         self.policy, self.timeout, self.lock_timeout = retry_policy, timeout, lock_timeout
         self.emit = on_event
         self.objects, self.entries, self.partials = Objects(root), Entries(root), Partials(root)
-        self.backoff = Backoff(root, longest=retry_policy.retry_after_max)
+        self.backoff = Backoff(root)
         self.throttle: Throttle | None = None
         self.counts = Counts()
         self._swept = False
@@ -103,21 +107,21 @@ class Fetcher:
             ModelCacheError: Any leaf; nothing half-written is visible, and what had come can be resumed.
         """
         commit.prepare_root(self.root)
-        for place in (job.ref, *job.mirrors):
+        for place in job.places:
             self.registry.check(place)  # An unknown scheme is told before anything is waited for.
         with self._turn(job, deadline) as turn:
             entry = self._arrived(job)
             if entry is not None:
                 return entry
             if turn is not None and turn.note:
-                raise _from_note(turn.note)
+                raise notes.error_in(turn.note)
             try:
                 return self._fetch(job, deadline)
             except ModelCacheError as error:
                 self.counts.failed += 1
                 self._tell(job, "failed", detail=error.summary)
-                if turn is not None and _is_for_all(error):
-                    turn.leave_note(_to_note(error))
+                if turn is not None and notes.is_for_all(error):
+                    turn.leave_note(notes.note(error, _asked(job)))
                 raise
 
     @contextmanager
@@ -134,6 +138,8 @@ class Fetcher:
                         what=job.ref.key,
                         done=lambda: self._arrived(job) is not None,
                         on_wait=lambda holder: self._tell(job, "waiting", detail=f"{holder} is fetching it"),
+                        heed=lambda note: notes.covers(note, _asked(job)),
+                        check=deadline.check,
                     )
                 )
             except LockTimeoutError as error:
@@ -157,20 +163,26 @@ class Fetcher:
         if not self._swept:
             self._swept = True
             sweep(self.root)
-        places = (job.ref, *job.mirrors)
-        failures: list[ModelCacheError] = []
-        for place in places:
+        brief = replace(self.policy, retry_after_max=min(self.policy.retry_after_max, _BRIEF_S))
+        queue = [(place, brief if job.mirrors else self.policy) for place in job.places]
+        failures: dict[str, ModelCacheError] = {}
+        for number, (place, policy) in enumerate(queue, 1):  # It may grow meanwhile.
             try:
-                return _Download(self, job, place, deadline).run()
-            except (CancelledError, DeadlineError, StorageError, NoSpaceError):
+                return _Download(self, job, place, policy, deadline).run()
+            except (CancelledError, StorageError, NoSpaceError):
                 raise
             except ModelCacheError as error:
-                failures.append(error)
-                if len(failures) < len(places):
-                    self._tell(job, "mirror", detail=f"{_reason(error)}; {places[len(failures)].key} is asked")
+                failures[place.key] = error
+                if isinstance(error, DeadlineError) and (deadline.left(1) == 0 or number == len(queue)):
+                    raise
+                asked = getattr(error, "retry_after", None) or 0.0
+                if policy is brief and brief.retry_after_max < asked <= self.policy.retry_after_max:
+                    queue.append((place, self.policy))  # If no mirror can serve, it is waited for.
+                if number < len(queue):
+                    self._tell(job, "mirror", detail=f"{_reason(error)}; {queue[number][0].key} is asked")
         if len(failures) == 1:
-            raise failures[0]
-        raise MirrorsExhaustedError(ref=job.ref.key, errors=tuple(failures))
+            raise next(iter(failures.values()))
+        raise MirrorsExhaustedError(ref=job.ref.key, errors=tuple(failures.values()))
 
     def _tell(self, job: Job, kind: str, **facts: Any) -> None:
         self.emit(Event(kind, job.ref.key, **facts))
@@ -179,8 +191,8 @@ class Fetcher:
 class _Download:
     """The download of one job from one place: the attempts share a partial."""
 
-    def __init__(self, fetcher: Fetcher, job: Job, place: Ref, deadline: Deadline) -> None:
-        self._fetcher, self._job, self._place, self._deadline = fetcher, job, place, deadline
+    def __init__(self, fetcher: Fetcher, job: Job, place: Ref, policy: RetryPolicy, deadline: Deadline) -> None:
+        self._fetcher, self._job, self._place, self._policy, self._deadline = fetcher, job, place, policy, deadline
         self._source: Source = fetcher.registry.source(place)
         self._host = urlsplit(place.key).netloc
         self._partial: Partial | None = None
@@ -212,7 +224,7 @@ class _Download:
     def _retried(self) -> Entry:
         return retry.call(
             self._attempt,
-            policy=self._fetcher.policy,
+            policy=self._policy,
             deadline=self._deadline,
             progress=lambda: self._reached,
             on_retry=self._on_retry,
@@ -221,7 +233,7 @@ class _Download:
     def _on_retry(self, error: ModelCacheError, seconds: float) -> None:
         self._fetcher.counts.retries += 1
         if isinstance(error, HttpStatusError) and error.status == 429:
-            self._fetcher.backoff.set(self._host, seconds)
+            self._fetcher.backoff.set(self._host, seconds, error.status)
         self._tell("retry", seconds=round(seconds, 3), detail=_reason(error))
 
     def _attempt(self) -> Entry:
@@ -245,13 +257,20 @@ class _Download:
         stream = self._open(request)
         try:
             if stream.unchanged:
-                assert self._job.known is not None
-                self._fetcher.counts.unchanged += 1
-                self._tell("unchanged", total=self._job.known.size)
-                return self._fetcher.entries.confirm(self._job.known)
+                entry = self._confirmed()
+                if entry is not None:
+                    return entry
+                stream.close()
+                self._job = replace(self._job, unless_changed=False)
+                return self._attempt()
             if partial is not None and _is_other_content(stream, partial, known, request):
                 stream.close()
                 self._tell("restarted", detail="the content at the source has changed")
+                partial.restart()
+                return self._attempt()
+            if partial is not None and stream.start > 0 and not (stream.delimited or self._knows_the_end(partial)):
+                stream.close()
+                self._tell("restarted", detail="the source does not say where its content ends")
                 partial.restart()
                 return self._attempt()
             partial = self._prepare(stream)
@@ -262,12 +281,26 @@ class _Download:
         self._receive_in_parallel(stream, request, partial)
         return self._finish(partial)
 
+    def _confirmed(self) -> Entry | None:
+        """Return the entry that the source has just confirmed; None if its object was removed meanwhile."""
+        known, fetcher = self._job.known, self._fetcher
+        assert known is not None
+        with fetcher.objects.announced(known.digest):
+            if fetcher.objects.find(known.digest, known.name) is None:
+                return None
+            fetcher.counts.unchanged += 1
+            self._tell("unchanged", total=known.size)
+            return fetcher.entries.confirm(known)
+
+    def _knows_the_end(self, partial: Partial) -> bool:
+        return partial.total is not None or self._job.digest is not None
+
     def _open(self, request: Request) -> Stream:
         try:
             return self._source.open(request)
         except HttpStatusError as error:
             if error.retry_after is not None:
-                self._fetcher.backoff.set(self._host, error.retry_after)  # For the other processes too.
+                self._fetcher.backoff.set(self._host, error.retry_after, error.status)  # For the other processes too.
             raise
 
     def _resumable(self) -> Partial | None:
@@ -294,19 +327,22 @@ class _Download:
         if self._job.size is not None and stream.total not in {None, self._job.size}:
             assert stream.total is not None
             raise SizeMismatchError(ref=self._job.ref.key, expected=self._job.size, actual=stream.total)
-        if stream.total is None and not stream.delimited and self._job.digest is None:
+        resumes = self._partial is not None and stream.start == self._partial.length > 0
+        # A part need not say of how much: what was announced before still holds.
+        total = self._partial.total if resumes and self._partial and stream.total is None else stream.total
+        if total is None and not stream.delimited and self._job.digest is None:
             detail = "the answer has no length, so that a whole one and a cut one look the same; give the digest"
             raise ProtocolError(ref=self._job.ref.key, detail=detail, transient=False)
         if self._partial is None:
-            self._check_space(stream.total, 0)
+            self._check_space(total, 0)
             self._partial = self._fetcher.partials.create(self._job.ref.key, self._job.ref.name)
         elif stream.start != self._partial.length:
             self._tell("restarted", detail="the source sends only the whole content")
             self._partial.restart()
         partial = self._partial
-        self._check_space(stream.total, partial.length)
+        self._check_space(total, partial.length)
         try:
-            partial.describe({"place": self._place.key, **asdict(stream.validators)}, stream.total)
+            partial.describe({"place": self._place.key, **asdict(stream.validators)}, total)
         except OSError as error:
             raise errors.storage_error(error, action="record", path=self._job.ref.key) from error
         self._tell("started", done=partial.length, total=partial.total)
@@ -373,10 +409,15 @@ class _Download:
             raise DigestMismatchError(ref=job.ref.key, expected=job.digest, actual=partial.digest)
         if partial.length == 0 and job.digest is None:
             raise EmptyContentError(ref=job.ref.key)
-        facts = partial.facts
+        with self._fetcher.objects.announced(partial.digest):
+            return self._record(partial)
+
+    def _record(self, partial: Partial) -> Entry:
+        job, facts = self._job, partial.facts
         stored = partial.publish(self._fetcher.objects)
         self._partial = None
         now = int(time.time())
+        known = job.known if job.known is not None and job.known.digest == stored.digest else None
         entry = Entry(
             key=job.ref.key,
             digest=stored.digest,
@@ -384,7 +425,7 @@ class _Download:
             size=stored.size,
             name=stored.name,
             source=self._place.key,
-            created=now,
+            created=now if known is None else known.created,
             checked=now,
             mtime_ns=stored.mtime_ns,
             etag=facts.get("etag"),
@@ -402,9 +443,11 @@ class _Download:
 
     def _wait_for_host(self) -> None:
         """Wait until the host may be asked again, whichever process it told to wait."""
-        left = self._fetcher.backoff.left(self._host)
+        left, status = self._fetcher.backoff.wait(self._host)
         if left <= 0:
             return
+        if left > self._policy.retry_after_max:
+            raise HttpStatusError(ref=self._job.ref.key, status=status, retry_after=round(left, 1))
         if self._deadline.left(left) < left:
             raise self._deadline.error()
         self._tell("waiting", seconds=round(left, 3), detail=f"{self._host} asked all clients to wait")
@@ -437,45 +480,6 @@ def _is_other_content(stream: Stream, partial: Partial, known: Validators | None
     return changed or (partial.total is not None and stream.total not in {None, partial.total})
 
 
-def _is_for_all(error: ModelCacheError) -> bool:
-    """Tell whether *error* would meet every process that asks now, and not only the one with these limits."""
-    if isinstance(error, MirrorsExhaustedError):
-        return all(_is_for_all(one) for one in error.errors)
-    kinds = (
-        errors.NotFoundError,
-        errors.AccessDeniedError,
-        errors.NetworkError,
-        NoSpaceError,
-        EmptyContentError,
-    )
-    return isinstance(error, kinds) and not isinstance(error, DeadlineError)
-
-
-def _to_note(error: ModelCacheError) -> bytes:
-    return json.dumps(_note_facts(error)).encode()
-
-
-def _note_facts(error: ModelCacheError) -> dict[str, Any]:
-    facts = {
-        key: [_note_facts(one) for one in value] if key == "errors" else value for key, value in error.facts.items()
-    }
-    return {"error": type(error).__name__, "facts": facts}
-
-
-def _from_note(note: bytes) -> ModelCacheError:
-    """Return the error in *note*: JSON, not a pickle, because the file may be another user's."""
-    try:
-        return _from_facts(json.loads(note))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return errors.NetworkError(ref="the model", detail="the process that fetched it failed")
-
-
-def _from_facts(found: dict[str, Any]) -> ModelCacheError:
-    kind = getattr(errors, str(found["error"]))
-    if not (isinstance(kind, type) and issubclass(kind, ModelCacheError)):
-        raise TypeError
-    facts = {
-        key: tuple(_from_facts(one) for one in value) if key == "errors" else value
-        for key, value in found["facts"].items()
-    }
-    return kind(**facts)
+def _asked(job: Job) -> list[str]:
+    """Return what an error of *job* speaks of: the places that were asked, and what was asked for."""
+    return [*(place.key for place in job.places), f"digest={job.digest}", f"size={job.size}"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 
 from .digest import ALGORITHM, Digest
@@ -47,7 +49,25 @@ def chunks(descriptor: int, *, length: int | None = None) -> Iterator[bytes]:
         yield chunk
 
 
-def digest_of(path: str) -> Digest:
-    """Return the digest of the file *path*; raise OSError."""
+def digest_of(path: str) -> tuple[Digest, os.stat_result]:
+    """Return the digest of the file *path*, and what ``stat`` says of the very file that was read; raise OSError."""
     with open(path, "rb") as file:
-        return Digest(f"{ALGORITHM}:{hashlib.file_digest(file, ALGORITHM).hexdigest()}")
+        return Digest(f"{ALGORITHM}:{hashlib.file_digest(file, ALGORITHM).hexdigest()}"), os.fstat(file.fileno())
+
+
+def open_regular(path: str) -> int:
+    """Return a descriptor, open for reading, of the regular file *path*; raise OSError, also for anything else.
+
+    A FIFO or a device would block, or never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, "it is not a regular file", path)
+    return descriptor
+
+
+def has_changed(before: os.stat_result, descriptor: int) -> bool:
+    """Tell whether the file behind *descriptor* was written since *before* was its ``stat``."""
+    now = os.fstat(descriptor)
+    return (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns)

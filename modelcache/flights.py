@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-from .errors import CancelledError, DeadlineError
+from .errors import CancelledError, DeadlineError, UsageError
 from .retry import Deadline
 
 T = TypeVar("T")
@@ -23,6 +23,11 @@ class _Flight(Generic[T]):
         self.result: concurrent.futures.Future[T] = concurrent.futures.Future()
         self.deadline = deadline
         self.interested = 1
+        self.thread = 0
+
+    def landed(self) -> bool:
+        """Tell whether the outcome is one for all: not the end of the leader's own patience."""
+        return self.result.done() and not isinstance(self.result.exception(), DeadlineError | CancelledError)
 
 
 class Flights(Generic[T]):
@@ -34,19 +39,26 @@ class Flights(Generic[T]):
         self._pid = os.getpid()
 
     def run(self, key: Hashable, work: Callable[[Deadline], T], deadline: Deadline) -> T:
-        """Return ``work(deadline)``, or what the one who does it for *key* already comes to."""
+        """Return ``work(deadline)``, or what the one who does it for *key* already comes to.
+
+        Raises:
+            UsageError: The work for *key* calls this itself, from a listener: it would wait for its own end.
+        """
         while True:
             flight, leads = self._join(key, deadline)
-            if leads:
-                self._lead(key, flight, work)
-                return flight.result.result()
             try:
-                # The leader is bounded too, so that this ends even without a limit of our own.
-                return flight.result.result(timeout=deadline.left(threading.TIMEOUT_MAX))
-            except concurrent.futures.TimeoutError:
-                deadline.check()
-            except (DeadlineError, CancelledError):
-                deadline.check()  # Those were the leader's limits; within ours the work is begun again.
+                if leads:
+                    self._lead(key, flight, work)
+                    return flight.result.result()
+                if flight.thread == threading.get_ident():
+                    raise UsageError(problem=f"{deadline.ref} was asked for by a listener of its own fetch")
+                wake = threading.Event()
+                flight.result.add_done_callback(lambda _done: wake.set())  # noqa: B023  # Called for this very one.
+                with deadline.cutting(wake.set):
+                    wake.wait()
+                if flight.landed():
+                    return flight.result.result()
+                deadline.check()  # Within our own limits the work is begun again.
             finally:
                 self._leave(flight)
 
@@ -66,20 +78,13 @@ class Flights(Generic[T]):
             if leads:
                 executor.submit(self._lead, key, flight, work)
             try:
-                async with asyncio.timeout(None if leads else _or_none(deadline)):
-                    result = asyncio.wrap_future(flight.result)
-                    # Looked at even if this task is cancelled, or asyncio complains that it was never retrieved.
-                    result.add_done_callback(lambda done: done.cancelled() or done.exception())
-                    # Shielded: the result belongs to all who wait.
-                    return await asyncio.shield(result)
-            except TimeoutError:
-                if leads:
-                    raise
-                deadline.check()
-                raise deadline.error() from None
-            except (DeadlineError, CancelledError):
-                if leads:
-                    raise
+                result = asyncio.wrap_future(flight.result)
+                # Looked at even if this task is cancelled, or asyncio complains that it was never retrieved.
+                result.add_done_callback(lambda done: done.cancelled() or done.exception())
+                # Not awaited itself: the result belongs to all who wait, and is not cancelled with one of them.
+                await asyncio.wait([result], timeout=None if leads else _or_none(deadline))
+                if flight.landed() or (leads and flight.result.done()):
+                    return flight.result.result()
                 deadline.check()
             finally:
                 self._leave(flight)
@@ -105,6 +110,7 @@ class Flights(Generic[T]):
 
     def _lead(self, key: Hashable, flight: _Flight[T], work: Callable[[Deadline], T]) -> None:
         """Do the work and hand its outcome to all who wait. What stops this very thread (an interrupt) goes on up."""
+        flight.thread = threading.get_ident()
         try:
             outcome = work(flight.deadline)
         except Exception as error:  # noqa: BLE001  # Not handled here: handed on.

@@ -15,10 +15,20 @@ from dataclasses import dataclass
 from time import time
 from typing import TYPE_CHECKING
 
-from . import reference
+from . import files, hit, layout, reference
 from .config import RetryPolicy, Timeout
 from .digest import Digest
-from .errors import EntryNotFoundError, InvalidReferenceError, LocalNotFoundError, NetworkError, UsageError
+from .errors import (
+    DigestMismatchError,
+    EntryNotFoundError,
+    InvalidReferenceError,
+    LocalNotFoundError,
+    ModelCacheError,
+    NetworkError,
+    NoSpaceError,
+    StorageError,
+    UsageError,
+)
 from .events import Event
 from .records import Entries, Entry
 from .reference import Ref
@@ -51,9 +61,9 @@ class Ask:
     known: Entry | None = None
 
     @property
-    def flight(self) -> tuple[str, str | None, bool]:
+    def flight(self) -> tuple[object, ...]:
         """What makes two questions one."""
-        return self.ref.key, self.digest, self.force
+        return self.ref.key, self.digest, self.size, self.force, tuple(mirror.key for mirror in self.mirrors)
 
     def is_stale(self, entry: Entry) -> bool:
         """Tell whether *entry* was confirmed too long ago, or in a future that a clock has taken back."""
@@ -97,7 +107,7 @@ class Getter:
         size: int | None = None,
     ) -> Ask:
         """Return the question, checked before any I/O."""
-        if max_age is not None and not (isinstance(max_age, int | float) and max_age >= 0):
+        if max_age is not None and not (isinstance(max_age, int | float) and max_age >= 0):  # inf is "never ask".
             raise UsageError(problem=f"max_age={max_age!r} makes no sense: seconds, from 0")
         if verify not in _VERIFY:
             raise UsageError(problem=f"verify={verify!r} makes no sense: one of {', '.join(_VERIFY)}")
@@ -118,22 +128,28 @@ class Getter:
 
     def entry(self, ask: Ask, deadline: Deadline) -> Entry:
         """Return the answer: a hit, or what a fetch brings."""
-        entry = self.look(ask)
-        if entry is not None:
-            return entry
+        return self.look(ask) or self.fetched(ask, deadline)
+
+    def fetched(self, ask: Ask, deadline: Deadline) -> Entry:
+        """Return what a fetch brings; `look` came to nothing."""
         try:
             return self._flights().run(ask.flight, self._work(ask), deadline)
-        except NetworkError as error:
+        except (NetworkError, StorageError, NoSpaceError) as error:
             return self._stale(ask, error)
 
     async def aentry(self, ask: Ask, deadline: Deadline) -> Entry:
         """Do what `entry` does without blocking the event loop."""
-        entry = self.look(ask)
+        if self._is_quick(ask):
+            entry = self.look(ask)
+        else:
+            from asyncio import to_thread
+
+            entry = await to_thread(self.look, ask)  # It may have to hash a file.
         if entry is not None:
             return entry
         try:
             return await self._flights().arun(ask.flight, self._work(ask), deadline, self._threads())
-        except NetworkError as error:
+        except (NetworkError, StorageError, NoSpaceError) as error:
             return self._stale(ask, error)
 
     def look(self, ask: Ask) -> Entry | None:
@@ -156,6 +172,9 @@ class Getter:
             return entry
         self.misses += 1
         if named:
+            other = self._entries.read(ask.ref.key)
+            if other is not None and ask.digest not in {None, other.digest}:
+                raise DigestMismatchError(ref=ask.ref.key, expected=str(ask.digest), actual=other.digest)
             raise EntryNotFoundError(ref=ask.ref.key, root=self.root)
         if ask.local:
             reason = "the cache is offline" if self.limits.offline else "local_files_only was given"
@@ -166,14 +185,13 @@ class Getter:
         """Return the entry that holds what *ask* names, whole; None if there is none."""
         entry = self._entries.read(ask.ref.key)
         if entry is None or (ask.digest is not None and entry.digest != ask.digest):
-            if ask.digest is None:
-                return None
+            if ask.digest is None or not ask.ref.scheme:
+                return None  # A name means what was put under it, and nothing else.
             from .intake import link
 
             return link(self.root, ask.ref, ask.digest)
-        try:
-            found = os.stat(entry.path)
-        except OSError:
+        found = self._stat(entry)
+        if found is None:
             return None
         if ask.verify == "stat" and (found.st_size, found.st_mtime_ns) == (entry.size, entry.mtime_ns):
             return entry
@@ -183,6 +201,26 @@ class Getter:
         if finding.state == "corrupt":
             self._tell(Event("quarantined", entry.key, detail=finding.moved_to))
         return entry if finding.state == "ok" else None
+
+    def _stat(self, entry: Entry) -> os.stat_result | None:
+        try:
+            return os.stat(entry.path)
+        except OSError:
+            if not files.listing(f"{self.root}/{layout.TRASH}"):
+                return None
+        # A process that died while it removed another name of the same content may have taken it along.
+        from .sweep import sweep
+
+        sweep(self.root)
+        try:
+            return os.stat(entry.path)
+        except OSError:
+            return None
+
+    def _is_quick(self, ask: Ask) -> bool:
+        """Tell whether `look` is sure to find *ask* by one ``stat``."""
+        found = hit.look(self.root, ask.ref.key) if ask.verify == "stat" else None
+        return found is not None and (ask.digest is None or found.object == layout.object_name(ask.digest))
 
     def deadline(self, ref: Ref) -> Deadline:
         """Return a new deadline for a get of *ref*, which `close` cancels."""
@@ -216,7 +254,7 @@ class Getter:
         fetcher = self._fetching[0]
         return lambda deadline: fetcher.fetch(job, deadline)
 
-    def _stale(self, ask: Ask, error: NetworkError) -> Entry:
+    def _stale(self, ask: Ask, error: ModelCacheError) -> Entry:
         """Return what is cached where only its age asked for a fetch that failed; else raise *error*."""
         if ask.known is None or ask.force:
             raise error
@@ -267,5 +305,5 @@ def _place(mirror: RefLike) -> Ref:
 def listed(refs: Iterable[RefLike]) -> list[RefLike]:
     """Return *refs* as a list; a single one, which is iterable too, is a mistake."""
     if isinstance(refs, str | os.PathLike):
-        raise UsageError(problem=f"a list of refs is expected, not the single {refs!r}")
+        raise UsageError(problem="a list of refs is expected, not a single one")
     return list(refs)

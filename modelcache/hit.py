@@ -60,13 +60,20 @@ def look(root: str, key: str, *, recently: bool = False) -> "Hit | None":
 
 
 def format_is_known(root: str) -> bool:
-    """Tell whether the root's ``format`` is one that this code may read; a missing one is."""
+    """Tell whether the root's ``format`` is one that this code may read; a missing one is.
+
+    What stands in the way otherwise (a file in the root's place, no permission) is told by `commit.check_format`.
+    """
     try:
         descriptor = os.open(f"{root}/format", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except FileNotFoundError:
         return True
+    except OSError:
+        return False
     try:
         text = os.read(descriptor, 32).strip()
+    except OSError:  # A directory in its place.
+        return False
     finally:
         os.close(descriptor)
     return text.isdigit() and int(text) <= FORMAT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import nullcontext
 from typing import BinaryIO
 
 from failpoints import fail_point
@@ -17,10 +17,11 @@ from .errors import (
     InvalidReferenceError,
     ModelCacheError,
     RemoteNotFoundError,
+    StorageError,
     UsageError,
     storage_error,
 )
-from .objects import Objects
+from .objects import Objects, Stored
 from .records import Entries, Entry
 from .reference import Ref
 
@@ -49,9 +50,15 @@ def put(root: str, content: Content, ref: Ref, digest: Digest | None = None) -> 
             os.close(descriptor)
         if digest is not None and found != digest:
             raise DigestMismatchError(ref=ref.key, expected=digest, actual=found)
-        fail_point("intake.before-publish")
-        stored = Objects(root).publish(staged, found, ref.name)
-        staged = ""
+        objects = Objects(root)
+        with objects.announced(found):
+            fail_point("intake.before-publish")
+            stored = objects.publish(staged, found, ref.name)
+            staged = ""
+            entry = _entry(ref, stored, source="put", checked=int(time.time()))
+            fail_point("intake.before-record")
+            Entries(root).write(entry)
+            return entry
     except ModelCacheError:
         raise
     except OSError as error:
@@ -59,48 +66,44 @@ def put(root: str, content: Content, ref: Ref, digest: Digest | None = None) -> 
     finally:
         if staged:
             commit.discard(staged)
-    now = int(time.time())
-    entry = Entry(
-        key=ref.key, digest=stored.digest, path=stored.path, size=stored.size, name=stored.name, source="put",
-        created=now, checked=now, mtime_ns=stored.mtime_ns,
-    )  # fmt: skip
-    fail_point("intake.before-record")
-    Entries(root).write(entry)
-    return entry
 
 
 def link(root: str, ref: Ref, digest: Digest) -> Entry | None:
     """Return an entry for *ref* on the object with *digest*, which is here already; None if it is not.
 
     The object is read and hashed: no record of *ref* says what ``stat`` should find, and one that is written now must
-    not call
-    altered bytes whole (I1). A root that cannot be written serves the object all the same, under the name that it has.
+    not call altered bytes whole (I1). No source has confirmed it for *ref*, so that any ``max_age`` makes one say. A
+    root that cannot be written serves the object all the same, under the name that it has.
     """
-    objects, entries = Objects(root), Entries(root)
+    objects = Objects(root)
     stored = objects.find(digest, ref.name) or objects.find(digest)
     if stored is None:
         return None
     writable = os.access(f"{root}/{layout.STAGING}", os.W_OK)
-    try:
-        actual = files.digest_of(stored.path)
-    except OSError:
-        return None
-    if actual != digest:
-        if writable:
-            objects.quarantine(digest, f"{ref.key}: expected {digest}, found {actual}")
-        return None
-    now = int(time.time())
-    entry = Entry(
-        key=ref.key, digest=digest, path=stored.path, size=stored.size, name=stored.name, source=ref.key,
-        created=now, checked=now, mtime_ns=stored.mtime_ns,
-    )  # fmt: skip
-    if writable:
+    with objects.announced(digest) if writable else nullcontext():
+        try:
+            actual, seen = files.digest_of(stored.path)
+        except OSError:
+            return None
+        if actual != digest:
+            if writable:
+                objects.quarantine(digest, f"{ref.key}: expected {digest}, found {actual}", seen)
+            return None
+        if not writable:
+            return _entry(ref, stored, source=ref.key, checked=0)
         named = objects.name(digest, ref.name)
         if named is None:
             return None
-        entry = replace(entry, path=named.path, name=named.name, mtime_ns=named.mtime_ns)
-        entries.write(entry)
-    return entry
+        entry = _entry(ref, named, source=ref.key, checked=0)
+        Entries(root).write(entry)
+        return entry
+
+
+def _entry(ref: Ref, stored: Stored, *, source: str, checked: int) -> Entry:
+    return Entry(
+        key=ref.key, digest=stored.digest, path=stored.path, size=stored.size, name=stored.name, source=source,
+        created=int(time.time()), checked=checked, mtime_ns=stored.mtime_ns,
+    )  # fmt: skip
 
 
 def _chunks(content: Content) -> Iterator[bytes]:
@@ -115,10 +118,20 @@ def _chunks(content: Content) -> Iterator[bytes]:
 
 def _of_file(path: str) -> Iterator[bytes]:
     try:
-        with open(path, "rb") as file:
-            yield from _of_stream(file)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        descriptor = files.open_regular(path)
+    except OSError as error:
         raise RemoteNotFoundError(ref=path, detail=error.strerror or str(error)) from error
+    try:
+        before = os.fstat(descriptor)
+        yield from files.chunks(descriptor)
+        if files.has_changed(before, descriptor):
+            raise StorageError(path=path, action="read", reason="it was written to meanwhile")
+    except OSError as error:
+        if isinstance(error, ModelCacheError):
+            raise
+        raise storage_error(error, action="read", path=path) from error
+    finally:
+        os.close(descriptor)
 
 
 def _of_stream(stream: BinaryIO) -> Iterator[bytes]:

@@ -2,9 +2,8 @@
 
 A lock here saves work; correctness never rests on it (I9). It stands on fasteners, whose ``InterProcessLock`` uses
 POSIX record locks (fcntl(2)). These have three traps, each measured: two lock objects on one path in one process both
-succeed;
-any close of any descriptor of the file drops the process's lock; a forked child's copy says "acquired" and owns
-nothing. So:
+succeed; any close of any descriptor of the file drops the process's lock; a forked child's copy says "acquired" and
+owns nothing. So:
 
   * One `_Slot` per path and process, with a thread lock above the record lock; a fork starts with an empty registry.
   * Only this module opens a lock file, and while a slot is in use only its owner does.
@@ -12,9 +11,8 @@ nothing. So:
     file when it lets go: none remain when all are done.
 
 fasteners waits by polling (50 ms from hand to hand). Here a waiter blocks in the kernel instead, in a helper thread,
-and
-asks for the lock *shared*: the moment the holder lets go (or dies) all waiters wake together, look whether what they
-wait for is there, and mostly need no lock at all. Their wait is bounded and can be interrupted, which a plain
+and asks for the lock *shared*: the moment the holder lets go (or dies) all waiters wake together, look whether what
+they wait for is there, and mostly need no lock at all. Their wait is bounded and can be interrupted, which a plain
 F_SETLKW is not. A holder that failed may leave a note in the file for those who wait for it, so that sixty-four
 processes do not fail one after the other.
 """
@@ -39,6 +37,7 @@ from .errors import LockTimeoutError
 
 _POLL_S = 0.005
 _SAY_AFTER_S = 1.0  # I11: whoever waits longer than this is told for whom.
+_CHECK_S = 0.2  # How soon a wait notices that its caller has given up; being handed the lock takes no such while.
 _NOTE_BYTES_MAX = 1 << 16
 
 
@@ -51,7 +50,7 @@ class Turn:
 
     Attributes:
         held: Whether the lock is held now; False if ``done()`` said that it is no longer needed, or for a note.
-        note: What the process that was waited for left behind, ``b""`` if it left nothing.
+        note: What the process that was waited for left behind, ``b""`` if it left nothing that was heeded.
     """
 
     def __init__(self, lock: fasteners.InterProcessLock | None, note: bytes = b"") -> None:
@@ -139,6 +138,8 @@ def exclusive(
     what: str,
     done: Callable[[], bool] = lambda: False,
     on_wait: Callable[[str], object] = lambda _holder: None,
+    heed: Callable[[bytes], bool] = lambda _note: True,
+    check: Callable[[], object] = lambda: None,
 ) -> Iterator[Turn]:
     """Hold the lock file *path* for the block.
 
@@ -148,12 +149,14 @@ def exclusive(
         what: What is locked, for the error.
         done: Asked before and after each wait: whether the lock is no longer needed.
         on_wait: Told the holder, once, when the wait has lasted a second.
+        heed: Tells whether a note that was left is for this caller too; else it goes on trying for the lock.
+        check: Called several times a second during the wait; what it raises ends it.
 
     Raises:
         LockTimeoutError: Another process, or thread, held it all the time.
         LockUnavailableError: There are no locks here.
     """
-    wait = _Patience(timeout, what, on_wait)
+    wait = _Patience(timeout, what, on_wait, check)
     key = os.path.realpath(path)
     with _registry_guard:
         slot = _registry.setdefault(key, _Slot())
@@ -162,7 +165,7 @@ def exclusive(
         holder = f"another thread of process {os.getpid()}"
         wait.until(lambda seconds: slot.guard.acquire(timeout=seconds), lambda: holder)
         try:
-            turn = Turn(None) if done() else _take(path, slot, wait, done)
+            turn = Turn(None) if done() else _take(path, slot, wait, done, heed)
             try:
                 yield turn
             finally:
@@ -186,20 +189,22 @@ def probe(path: str) -> bool:
 
 
 class _Patience:
-    """A bounded wait that says for whom, once, after a second."""
+    """A bounded wait that can be given up, and that says for whom, once, after a second."""
 
-    def __init__(self, timeout: float, what: str, on_wait: Callable[[str], object]) -> None:
+    def __init__(
+        self, timeout: float, what: str, on_wait: Callable[[str], object], check: Callable[[], object]
+    ) -> None:
         self.started = time.monotonic()
-        self.timeout, self.what, self.on_wait = timeout, what, on_wait
+        self.timeout, self.what, self.on_wait, self.check = timeout, what, on_wait, check
         self.said = False
 
     def until(self, attempt: Callable[[float], bool], holder: Callable[[], str]) -> None:
         """Call *attempt* with the seconds it may take until it is true; raise LockTimeoutError when time is up."""
         while True:
             waited = time.monotonic() - self.started
-            left = self.timeout - waited
-            if attempt(max(0.0, left if self.said else min(left, _SAY_AFTER_S - waited))):
+            if attempt(max(0.0, min(self.timeout - waited, _CHECK_S))):
                 return
+            self.check()
             waited = time.monotonic() - self.started
             if waited >= self.timeout:
                 raise LockTimeoutError(what=self.what, holder=holder(), seconds=round(waited, 3))
@@ -208,7 +213,7 @@ class _Patience:
                 self.on_wait(holder())
 
 
-def _take(path: str, slot: _Slot, patience: _Patience, done: Callable[[], bool]) -> Turn:
+def _take(path: str, slot: _Slot, patience: _Patience, done: Callable[[], bool], heed: Callable[[bytes], bool]) -> Turn:
     """Return the turn: the lock held, or the reason why it need not be."""
     while True:
         if slot.wait is None or slot.wait.ended.is_set():
@@ -224,7 +229,9 @@ def _take(path: str, slot: _Slot, patience: _Patience, done: Callable[[], bool])
         fail_point("locks.before-wait")
         patience.until(wait.ended.wait, wait.holder)
         slot.wait = None
-        if wait.note or done():
+        if done():
+            return Turn(None)
+        if wait.note and heed(wait.note):
             return Turn(None, wait.note)
         if wait.refused:
             # Rare, so plain polling will do; drawn, so that two processes do not stay in step.

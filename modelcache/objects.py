@@ -2,6 +2,11 @@
 
 An object is one directory, ``objects-v1/sha256-<hex>/``, that holds the file under its own name; the same bytes under
 another name are a hard link beside it. It appears by one rename and disappears by one rename (I1).
+
+No object goes that somebody is about to name (I2), without a lock: whoever will write a record *announces* the digest
+first, by an empty file in ``staging/`` whose name says both owner and digest. Whoever removes moves the object to trash
+first, and only then looks for announcements and records; if there is one, the object is put back. So either the remover
+sees the other one, or the other one began after the move, sees no object, and brings its own.
 """
 
 from __future__ import annotations
@@ -11,12 +16,13 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from . import commit, files, layout, process
 from .digest import Digest
-from .errors import ModelCacheError, storage_error
+from .errors import InvalidDigestError, ModelCacheError, storage_error
 
 _TRIES = 5  # Each after the first needs another process that does the same at the same moment.
 
@@ -70,13 +76,20 @@ class Objects:
                     facts = os.stat(f"{final}/{name}")
                     return Stored(digest, f"{final}/{name}", name, facts.st_size, facts.st_mtime_ns)
                 found = self.name(digest, name)
-                if found is not None and files.digest_of(found.path) == digest:
-                    commit.discard(staged)
-                    return found
+                seen = None
+                if found is not None:
+                    try:
+                        actual, seen = files.digest_of(found.path)
+                    except FileNotFoundError:
+                        continue  # It was removed this moment.
+                    except OSError:
+                        actual = None  # A bad sector, or a file that nobody may read any more.
+                    if actual == digest:
+                        commit.discard(staged)
+                        return found
                 if found is not None or os.path.lexists(final):
                     # What is there is not what its name says (another tool wrote through it). It goes, ours comes.
-                    self.quarantine(digest, "found altered when the same content was stored again")
-                # Else it was removed this moment.
+                    self.quarantine(digest, "found altered when the same content was stored again", seen)
             raise FileExistsError(errno.EEXIST, "other processes keep replacing it", final)
         except ModelCacheError:
             raise
@@ -101,11 +114,26 @@ class Objects:
             return other  # Without hard links the object keeps its first name: the right bytes, one copy.
         return self.find(digest, name)
 
-    def quarantine(self, digest: Digest, reason: str) -> str:
-        """Set the object aside, durably, with the reason beside it; return where it is now. It is not served again."""
+    def quarantine(self, digest: Digest, reason: str, seen: os.stat_result | None = None) -> str:
+        """Set the object aside, durably, with the reason beside it. It is not served again.
+
+        Args:
+            digest: Of the object.
+            reason: For a person.
+            seen: What ``stat`` said of the file that was found wrong. A whole one that another process has put in
+                its place meanwhile stays.
+
+        Returns:
+            Where it is now, "" if it had been replaced.
+        """
         target = f"{self._root}/{layout.QUARANTINE}/{digest.hex}.{time.time_ns()}"
         try:
+            if seen is not None and not self._holds(self.path(digest), seen):
+                return ""
             commit.move_durably(self.path(digest), target)
+            if seen is not None and not self._holds(target, seen):  # Replaced between the look and the move.
+                commit.put_back(target, self.path(digest))
+                return ""
             note = json.dumps({"digest": digest, "reason": reason, "time": int(time.time())}) + "\n"
             beside = f"{target}/" if os.path.isdir(target) else f"{target}."  # Somebody may have put a file there.
             commit.commit_record(self._staging, f"{beside}REASON.json", note.encode())
@@ -115,18 +143,68 @@ class Objects:
             raise storage_error(error, action="set aside", path=self.path(digest)) from error
         return target
 
-    def remove(self, digest: Digest) -> int:
-        """Take the object out of sight, then delete it; return its bytes. Only for an object that no record names."""
-        stored = self.find(digest)
-        trash = f"{self._root}/{layout.TRASH}/{process.token()}"
+    @contextmanager
+    def announced(self, digest: Digest) -> Iterator[None]:
+        """Keep `remove`, of whatever process, from taking the object away while its record is written.
+
+        Raises:
+            StorageError, NoSpaceError: It could not be announced.
+        """
+        mark = f"{self._staging}/{process.token()}.{digest.hex}"
+        try:
+            commit.make_mark(mark)
+        except OSError as error:
+            raise storage_error(error, action="announce", path=mark) from error
+        try:
+            yield
+        finally:
+            commit.remove_quietly(mark)
+
+    def remove(self, digest: Digest, *, is_named: Callable[[Digest], bool]) -> bool:
+        """Take the object out of sight, then delete it, unless *is_named* or an announcement says that it is wanted.
+
+        Returns:
+            Whether it is gone now, by this call.
+        """
+        trash = f"{self._root}/{layout.TRASH}/{process.token()}.{digest.hex}"
         try:
             commit.move_durably(self.path(digest), trash)
+            return self._bury(trash, digest, is_named)
         except FileNotFoundError:
-            return 0
+            return False
         except OSError as error:
             raise storage_error(error, action="remove", path=self.path(digest)) from error
+
+    def bury(self, name: str, *, is_named: Callable[[Digest], bool]) -> None:
+        """End what a process that died in `remove` had begun: *name* is that of a directory in trash."""
+        trash = f"{self._root}/{layout.TRASH}/{name}"
+        digits = name.rpartition(".")[2]
+        try:
+            self._bury(trash, Digest.parse(digits), is_named)
+        except (InvalidDigestError, OSError):
+            commit.discard(trash)
+
+    def _bury(self, trash: str, digest: Digest, is_named: Callable[[Digest], bool]) -> bool:
+        wanted = self._is_announced(digest) or is_named(digest)
+        if wanted and commit.put_back(trash, self.path(digest)):
+            return False
         commit.discard(trash)
-        return stored.size if stored else 0
+        return not wanted
+
+    def _is_announced(self, digest: Digest) -> bool:
+        """Tell whether a process that may live has announced *digest*."""
+        marks = (name for name in files.listing(self._staging) if name.endswith(f".{digest.hex}"))
+        return any(process.is_dead(mark) is not True for mark in marks)
+
+    def _holds(self, directory: str, seen: os.stat_result) -> bool:
+        """Tell whether one of the files in *directory* is the one that was *seen*."""
+        for name in files.listing(directory):
+            try:
+                if os.path.samestat(os.stat(f"{directory}/{name}"), seen):
+                    return True
+            except OSError:
+                continue
+        return False
 
     def all(self) -> Iterator[Digest]:
         """Yield the digest of each file object; other names in the directory are not objects and are passed over."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from .errors import InterruptedTransferError, ModelCacheError, ProtocolError
+from .retry import Deadline
 from .sources import Request, Source, Stream
 
 PIECE_BYTES = 2 * 1024 * 1024
@@ -35,7 +36,10 @@ class ParallelStream(Stream):
     ranges = True
 
     def __init__(self, source: Source, request: Request, total: int, on_connections: Callable[[int], object]) -> None:
-        self._source, self._request, self._tell = source, request, on_connections
+        # Its own end, which also cuts connections that are still waiting for an answer.
+        self._deadline = Deadline(None, ref=request.ref)
+        self._source, self._tell = source, on_connections
+        self._request = replace(request, deadline=self._deadline)
         self.start, self.total = request.start, total
         if request.same_as is not None:
             self.validators = request.same_as
@@ -86,6 +90,7 @@ class ParallelStream(Stream):
             self._closed = True
             streams = tuple(self._open)
             self._change.notify_all()
+        self._deadline.cancel()
         for stream in streams:
             stream.interrupt()
 
@@ -121,7 +126,8 @@ class ParallelStream(Stream):
                 piece = self._fetch(index)
             except ModelCacheError as error:
                 with self._change:
-                    self._error = self._error or error
+                    if not self._closed:  # What being cut says is no news.
+                        self._error = self._error or error
                     self._change.notify_all()
                 return
             with self._change:
@@ -140,7 +146,6 @@ class ParallelStream(Stream):
                 raise ProtocolError(ref=self._request.ref, detail="the content changed while its parts were fetched")
             parts = bytearray()
             while len(parts) < stop - start:
-                self._request.deadline.check()
                 chunk = stream.read(stop - start - len(parts))
                 if not chunk or self._closed:
                     raise InterruptedTransferError(ref=self._request.ref, detail="a part ended before its length")

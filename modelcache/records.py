@@ -35,7 +35,7 @@ class Entry:
         name: The file's own name.
         source: What it was fetched from (the ref or a mirror), or ``put``.
         created: When this content came here, in Unix seconds.
-        checked: When its source last confirmed it, in Unix seconds.
+        checked: When its source last confirmed it, in Unix seconds; 0 if none has yet: it was here by its digest.
         etag: Entity tag of the content at its source.
         last_modified: HTTP date of the content at its source.
         revision: The source's own name of this version.
@@ -129,6 +129,10 @@ class Entries:
             entry = self._load(identity)
             if entry is not None:
                 yield entry
+
+    def name_object(self, digest: Digest) -> bool:
+        """Tell whether any entry names the object *digest*."""
+        return any(entry.digest == digest for entry in self.all())
 
     def used(self, key: str) -> float:
         """Return when the entry was last used, in Unix seconds; 0 if there is none."""

@@ -6,6 +6,7 @@ the numbers are those of `RetryPolicy` and `Timeout`, which state the formula.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ class Deadline:
         self._cancelled = threading.Event()
         self._end = None if seconds is None else time.monotonic() + seconds
         self._interrupts: set[Callable[[], object]] = set()
+        self._pid = os.getpid()
 
     def left(self, at_most: float) -> float:
         """Return the seconds that a wait may take, no more than *at_most*; never negative."""
@@ -45,8 +47,9 @@ class Deadline:
 
     def error(self, last: BaseException | None = None) -> DeadlineError:
         """Return the error of a get that ran out of time."""
+        limit = "in the time allowed" if self.seconds is None else f"within {self.seconds:g} s"
         after = f"; the last attempt: {getattr(last, 'detail', last)}" if last else ""
-        return DeadlineError(ref=self.ref, detail=f"not done within {self.seconds:g} s{after}")
+        return DeadlineError(ref=self.ref, detail=f"not done {limit}{after}")
 
     def sleep(self, seconds: float) -> None:
         """Wait *seconds*, less if the caller gives up."""
@@ -56,14 +59,20 @@ class Deadline:
     def cancel(self) -> None:
         """Give up, from any thread: sleeps end, blocked reads are cut, `check` raises."""
         self._cancelled.set()
+        if self._pid != os.getpid():
+            return  # To cut a connection that a fork has copied would cut it for the parent too.
         for interrupt in tuple(self._interrupts):
             interrupt()
 
     @contextmanager
-    def cutting(self, interrupt: Callable[[], object]) -> Iterator[None]:
-        """Call *interrupt* from another thread if the block is still running when time is up or the caller gives up."""
+    def cutting(self, interrupt: Callable[[], object], *, within: float = threading.TIMEOUT_MAX) -> Iterator[None]:
+        """Call *interrupt* from another thread if the block still runs after *within* seconds, or when time is up.
+
+        The same when the caller gives up. It may be called more than once.
+        """
         self._interrupts.add(interrupt)
-        timer = None if self._end is None else threading.Timer(self.left(threading.TIMEOUT_MAX), interrupt)
+        at_most = self.left(within)
+        timer = None if at_most >= threading.TIMEOUT_MAX else threading.Timer(at_most, interrupt)
         if timer is not None:
             timer.daemon = True
             timer.start()

@@ -7,17 +7,23 @@ writes, and costs a listing of directories that are empty as a rule.
 from __future__ import annotations
 
 from . import commit, files, layout, locks, process
+from .objects import Objects
+from .records import Entries
 
 
 def sweep(root: str) -> int:
     """Delete the left-overs of dead processes under *root*; return how many there were."""
     swept = 0
-    for bucket in (layout.STAGING, layout.TRASH):
-        for name in files.listing(f"{root}/{bucket}"):
-            if process.is_dead(name):
-                commit.discard(f"{root}/{bucket}/{name}")
-                commit.remove_quietly(f"{root}/{bucket}/{name}")
-                swept += 1
+    for name in files.listing(f"{root}/{layout.STAGING}"):
+        if process.is_dead(name):
+            commit.discard(f"{root}/{layout.STAGING}/{name}")
+            commit.remove_quietly(f"{root}/{layout.STAGING}/{name}")
+            swept += 1
+    objects, entries = Objects(root), Entries(root)
+    for name in files.listing(f"{root}/{layout.TRASH}"):
+        if process.is_dead(name):
+            objects.bury(name, is_named=entries.name_object)
+            swept += 1
     for name in files.listing(f"{root}/{layout.LOCKS}"):
         try:
             swept += locks.probe(f"{root}/{layout.LOCKS}/{name}")  # Whoever can have a lock removes its file.

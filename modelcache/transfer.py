@@ -105,8 +105,8 @@ class Transfer:
             self.deadline.check()
             if not chunk:
                 return
-            if stream.total is not None and partial.length + len(chunk) > stream.total:
-                raise ProtocolError(ref=self.ref, detail=f"more than the announced {stream.total} bytes came")
+            if partial.total is not None and partial.length + len(chunk) > partial.total:
+                raise ProtocolError(ref=self.ref, detail=f"more than the announced {partial.total} bytes came")
             partial.append(chunk)
             hashing.add(chunk)
             if self.throttle is not None:

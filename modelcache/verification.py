@@ -16,6 +16,8 @@ from .errors import CorruptObjectError, ModelCacheError
 from .objects import Objects
 from .records import Entry
 
+_LOOKS = 3  # Each after the first needs another process that replaces the object at that moment.
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -62,15 +64,19 @@ class Report:
 
 def examine(root: str, entry: Entry) -> Finding:
     """Return what the content of *entry* is. A corrupt object is set aside, and so not served again (I1)."""
-    try:
-        found = os.stat(entry.path)
-        actual = files.digest_of(entry.path)
-    except FileNotFoundError:
-        return Finding(entry, "missing")
-    except OSError as error:
-        return Finding(entry, "unreadable", actual=error.strerror or str(error))
-    if actual != entry.digest:
-        return Finding(entry, "corrupt", actual, _set_aside(root, entry, actual))
+    for look in range(1, _LOOKS + 1):
+        try:
+            actual, found = files.digest_of(entry.path)
+        except FileNotFoundError:
+            return Finding(entry, "missing")
+        except OSError as error:
+            return Finding(entry, "unreadable", actual=error.strerror or str(error))
+        if actual == entry.digest:
+            break
+        moved_to = _set_aside(root, entry, actual, found)
+        if moved_to or look == _LOOKS:
+            return Finding(entry, "corrupt", actual, moved_to)
+        # Another process has just replaced it: what is there now is looked at instead.
     if found.st_mtime_ns != entry.mtime_ns:
         try:
             commit.stamp(entry.path, entry.mtime_ns)  # Touched and unharmed: the next hit is quick again.
@@ -99,7 +105,7 @@ def examine_all(
         return list(pool.map(one, entries))
 
 
-def _set_aside(root: str, entry: Entry, actual: str) -> str:
+def _set_aside(root: str, entry: Entry, actual: str, found: os.stat_result) -> str:
     if not os.access(f"{root}/{layout.OBJECTS}", os.W_OK):
         return "(left in place: the root is read-only)"
-    return Objects(root).quarantine(entry.digest, f"{entry.key}: expected {entry.digest}, found {actual}")
+    return Objects(root).quarantine(entry.digest, f"{entry.key}: expected {entry.digest}, found {actual}", found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -15,11 +16,14 @@ from .errors import (
     DigestMismatchError,
     LockDriftError,
     ManifestError,
+    MirrorsExhaustedError,
     ModelCacheError,
     SizeMismatchError,
+    UsageError,
     storage_error,
 )
 from .records import Entry
+from .retry import Deadline
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,7 +45,7 @@ class Warmed:
     """What became of one model.
 
     Attributes:
-        ref: As in the manifest.
+        ref: The key of the model; never holds credentials.
         state: ``cached`` (it was here), ``fetched``, or ``failed``.
         entry: Of the model, None if it failed.
         error: Why it failed.
@@ -89,8 +93,15 @@ def read_lock(path: str | os.PathLike[str]) -> tuple[manifests.LockedModel, ...]
 
 
 def lock_path(path: str | os.PathLike[str]) -> str:
-    """Return the lock file that belongs to the manifest at *path*: ``models.toml`` → ``models.lock``."""
-    stem, _ = os.path.splitext(os.fspath(path))
+    """Return the lock file that belongs to the manifest at *path*: ``models.toml`` → ``models.lock``.
+
+    Raises:
+        UsageError: *path* is that of a lock file itself.
+    """
+    stem, suffix = os.path.splitext(os.fspath(path))
+    if suffix == ".lock":
+        hint = f"Give the manifest that it was made from, such as {stem}.toml"
+        raise UsageError(problem=f"{os.fspath(path)} is a lock file, and a manifest is expected", hint=hint)
     return f"{stem}.lock"
 
 
@@ -113,8 +124,9 @@ def wanted(path: str | os.PathLike[str], *, locked: bool) -> list[Wanted]:
 
 def as_drift(error: ModelCacheError, path: str | os.PathLike[str]) -> ModelCacheError:
     """Return *error* as drift where it says that the source no longer serves what is locked."""
-    if isinstance(error, DigestMismatchError | SizeMismatchError):
-        return LockDriftError(file=lock_path(path), differences=(error.summary,))
+    causes = error.errors if isinstance(error, MirrorsExhaustedError) else (error,)
+    if all(isinstance(cause, DigestMismatchError | SizeMismatchError) for cause in causes):
+        return LockDriftError(file=lock_path(path), differences=tuple(cause.summary for cause in causes))
     return error
 
 
@@ -145,6 +157,14 @@ def check_lock(models: Sequence[manifests.LockedModel], path: str) -> None:
         raise LockDriftError(file=path, differences=tuple(differences))
 
 
+def remove_ready_file(path: str) -> None:
+    """Remove the file of an earlier run, durably: what it said may hold no longer."""
+    try:
+        commit.remove_record(os.path.abspath(path))
+    except OSError as error:
+        raise storage_error(error, action="remove", path=path) from error
+
+
 def write_ready_file(path: str, count: int) -> None:
     """Write the file that a readiness probe looks for, atomically and durably."""
     try:
@@ -154,18 +174,35 @@ def write_ready_file(path: str, count: int) -> None:
         raise storage_error(error, action="write", path=path) from error
 
 
-def run_all(items: Sequence[T], work: Callable[[T], R], *, jobs: int, cancel: Callable[[], object]) -> list[R]:
-    """Return ``work(item)`` for all *items*, *jobs* at a time, in their order.
+def run_all(
+    items: Sequence[T], work: Callable[[T, Deadline], R], *, jobs: int, deadline: Callable[[T], Deadline]
+) -> list[R]:
+    """Return ``work(item, limit)`` for all *items*, *jobs* at a time, in their order.
 
-    What interrupts the caller meanwhile (SIGINT, or a SIGTERM made one) is raised at once, after *cancel* has been
-    called, which makes the work under way end soon.
+    The limit of an item is made by *deadline* when its work begins. What interrupts the caller meanwhile (SIGINT, or a
+    SIGTERM made one) is raised once the work under way, which is cancelled then, has come to its end.
     """
+    guard = threading.Lock()
+    begun: list[Deadline] | None = []
+
+    def one(item: T) -> R:
+        limit = deadline(item)
+        with guard:
+            if begun is None:
+                limit.cancel()
+            else:
+                begun.append(limit)
+        return work(item, limit)
+
     with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="modelcache-job") as pool:
-        futures = [pool.submit(work, item) for item in items]
+        futures = [pool.submit(one, item) for item in items]
         try:
             wait(futures)
         except BaseException:
-            cancel()
+            with guard:
+                limits, begun = begun or [], None
+            for limit in limits:
+                limit.cancel()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
         return [future.result() for future in futures]

@@ -11,13 +11,16 @@ import pytest
 from modelcache.testing import FaultServer
 
 _PREFIXES = ("MODELCACHE_", "HF_", "FAILPOINTS")
-_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "NETRC", "XDG_CACHE_HOME")
+_OTHERS = {
+    "http_proxy", "https_proxy", "all_proxy", "no_proxy", "netrc", "xdg_cache_home",
+    "ssl_cert_file", "ssl_cert_dir", "requests_ca_bundle", "curl_ca_bundle",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     for name in list(os.environ):
-        if name.startswith(_PREFIXES) or name.lower() in _PROXIES or name in _PROXIES:
+        if name.startswith(_PREFIXES) or name.lower() in _OTHERS:
             monkeypatch.delenv(name)
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))

@@ -14,7 +14,7 @@ PACKAGE = Path(modelcache.__file__).parent
 FLOORS = [
     {"errors", "events", "layout", "report", "sealed"},
     {"config", "digest", "reference"},
-    {"files", "hit", "manifest", "process"},
+    {"files", "hit", "manifest", "notes", "process"},
     {"commit"},
     {"locks", "retry"},
     {"backoff", "flights", "objects", "pins", "records"},

@@ -68,14 +68,26 @@ def run(argv: Sequence[str]) -> int:
         console.interrupted("interrupted")
         return 130
     except Terminated:
-        console.interrupted("terminated")
-        return 143
-    except BrokenPipeError:
-        # Whoever read our output has gone (`modelcache ls | head`): no more may be written, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        if console.lost is None:
+            console.interrupted("terminated")
+            return 143
+        return _unprinted(console, console.lost)
+    except OSError as error:  # All others are typed: this is our own output.
+        return _unprinted(console, error)
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _unprinted(console: Console, error: OSError) -> int:
+    """Be done with an output that cannot be written; return the exit code."""
+    console.close()
+    if not isinstance(error, BrokenPipeError):  # Whoever closes a pipe (`modelcache ls | head`) has what he wants.
+        console.say(f"error: the output could not be written: {error.strerror or error}")
+        console.say("hint: What is cached stays; send the output elsewhere and call again")
+    if sys.stdout is not None:
+        # What is still buffered must not fail again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -29,14 +30,27 @@ class Console:
 
     def __init__(self, *, json: bool = False, quiet: bool = False, progress: str = "none") -> None:
         self.json, self.quiet = json, quiet
+        self.lost: OSError | None = None
         self._guard = threading.Lock()  # Events come from several threads.
         self._progress = _progress(progress, quiet=quiet, say=self.say)
 
     def data(self, line: str) -> None:
-        """Print a line of data; events that are data come from several threads."""
+        """Print a line of data; events that are data come from several threads.
+
+        Raises:
+            OSError: It could not be printed (a full disk, a closed pipe); `lost` holds that from then on.
+        """
         with self._guard:
-            sys.stdout.write(f"{line}\n")
-            sys.stdout.flush()
+            if self.lost is not None:
+                raise self.lost
+            try:
+                if sys.stdout is None:  # It was closed before we began.
+                    raise OSError(errno.EBADF, "standard output is closed")
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
+            except OSError as error:
+                self.lost = error
+                raise
 
     def data_json(self, value: Any) -> None:
         """Print *value* as one line of JSON."""
@@ -50,9 +64,13 @@ class Console:
             self.data("  ".join(cells).rstrip())
 
     def say(self, line: str) -> None:
-        """Print a line for a person."""
-        sys.stderr.write(f"{line}\n")
-        sys.stderr.flush()
+        """Print a line for a person; a stderr that cannot be written is no reason to fail."""
+        try:
+            if sys.stderr is not None:
+                sys.stderr.write(f"{line}\n")
+                sys.stderr.flush()
+        except OSError:
+            return
 
     def note(self, line: str) -> None:
         """Print a line for a person who did not ask for quiet."""
@@ -214,7 +232,12 @@ def _progress(kind: str, *, quiet: bool, say: Callable[[str], object]) -> _Progr
         return _Silent()
     if kind == "json":
         return _Json(say)
-    terminal = sys.stderr.isatty() and not os.environ.get("CI") and not os.environ.get("TQDM_DISABLE")
+    terminal = (
+        sys.stderr is not None
+        and sys.stderr.isatty()
+        and not os.environ.get("CI")
+        and not os.environ.get("TQDM_DISABLE")
+    )
     if kind == "bar" or (kind == "auto" and terminal):
         try:
             return _Bars(say)

@@ -6,6 +6,7 @@ import argparse
 
 from ..cache import Cache
 from ..errors import EntryNotFoundError
+from ..reference import parse
 from .console import Console
 
 
@@ -16,12 +17,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Print one path."""
+    key = parse(arguments.ref).key
     with Cache(arguments.root, offline=True) as cache:
         if cache.lookup(arguments.ref) is None:
-            raise EntryNotFoundError(ref=arguments.ref, root=cache.root)
+            raise EntryNotFoundError(ref=key, root=cache.root)
         path = cache.get(arguments.ref)  # Not only a look: the use is recorded.
     if console.json:
-        console.data_json({"ref": arguments.ref, "path": path})
+        console.data_json({"ref": key, "path": path})
     else:
         console.data(path)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..cache import Cache
+from ..reference import parse
 from .console import Console
 
 
@@ -15,10 +16,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Pin each of them."""
+    keys = [parse(ref).key for ref in arguments.refs]
     with Cache(arguments.root) as cache:
-        for ref in arguments.refs:
-            cache.pin(ref)
-            console.note(f"pinned {ref}")
+        for key in keys:
+            cache.pin(key)
+            console.note(f"pinned {key}")
     if console.json:
-        console.data_json({"pinned": arguments.refs})
+        console.data_json({"pinned": keys})
     return 0

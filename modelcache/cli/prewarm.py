@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 
 from ..cache import Cache
 from ..config import parse_bytes
@@ -27,11 +28,14 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     """Warm the cache; with --json, one event a line on stdout, the last one being the report."""
 
     def on_event(event: Event) -> None:
-        if console.json:
-            facts = {key: value for key, value in event.as_dict().items() if key != "kind"}
-            console.data_json({"event": event.kind, **facts})
-        else:
+        if not console.json:
             console.event(event)
+            return
+        facts = {key: value for key, value in event.as_dict().items() if key != "kind"}
+        try:
+            console.data_json({"event": event.kind, **facts})
+        except OSError:
+            signal.raise_signal(signal.SIGTERM)  # Nobody reads what was asked for: end as after any other signal.
 
     limit = arguments.max_bandwidth
     with Cache(

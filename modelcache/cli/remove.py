@@ -6,6 +6,7 @@ import argparse
 
 from ..cache import Cache
 from ..errors import BatchError, EntryNotFoundError, ModelCacheError
+from ..reference import parse
 from .console import Console
 
 
@@ -17,19 +18,20 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Remove; one that is not there is an error, after the other ones are gone."""
+    keys = [parse(ref).key for ref in arguments.refs]
     failures: dict[str, ModelCacheError] = {}
     with Cache(arguments.root) as cache:
-        for ref in arguments.refs:
+        for key in keys:
             try:
-                if not cache.remove(ref, force=arguments.force):
-                    raise EntryNotFoundError(ref=ref, root=cache.root)
-                console.note(f"removed {ref}")
+                if not cache.remove(key, force=arguments.force):
+                    raise EntryNotFoundError(ref=key, root=cache.root)
+                console.note(f"removed {key}")
             except ModelCacheError as error:
-                failures[ref] = error
+                failures[key] = error
     if console.json:
-        console.data_json({"removed": [ref for ref in arguments.refs if ref not in failures]})
-    if len(arguments.refs) == 1 and failures:
-        raise failures[arguments.refs[0]]
+        console.data_json({"removed": [key for key in keys if key not in failures]})
+    if len(keys) == 1 and failures:
+        raise failures[keys[0]]
     if failures:
-        raise BatchError(failures=failures, total=len(arguments.refs))
+        raise BatchError(failures=failures, total=len(keys))
     return 0

@@ -6,6 +6,7 @@ import argparse
 
 from ..cache import Cache
 from ..errors import EntryNotFoundError
+from ..reference import parse
 from .console import Console
 
 
@@ -16,11 +17,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Unpin each of them."""
+    keys = [parse(ref).key for ref in arguments.refs]
     with Cache(arguments.root) as cache:
-        for ref in arguments.refs:
-            if not cache.unpin(ref) and cache.lookup(ref) is None:
-                raise EntryNotFoundError(ref=ref, root=cache.root)
-            console.note(f"unpinned {ref}")
+        for key in keys:
+            if not cache.unpin(key) and cache.lookup(key) is None:
+                raise EntryNotFoundError(ref=key, root=cache.root)
+            console.note(f"unpinned {key}")
     if console.json:
-        console.data_json({"unpinned": arguments.refs})
+        console.data_json({"unpinned": keys})
     return 0

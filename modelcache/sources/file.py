@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import stat
 
-from .. import reference
+from .. import files, reference
 from ..errors import AccessDeniedError, InterruptedTransferError, RemoteNotFoundError
 from .base import Request, Source, Stream, Validators
 
@@ -19,23 +19,22 @@ class FileSource(Source):
         """See `Source.open`."""
         path = reference.parse(request.url).path
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # NONBLOCK: a FIFO must not hang.
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise RemoteNotFoundError(ref=request.ref, detail="no such file") from error
+            return _FileStream(request, files.open_regular(path))
         except OSError as error:
-            raise AccessDeniedError(ref=request.ref, detail=error.strerror or str(error)) from error
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            os.close(descriptor)
-            raise RemoteNotFoundError(ref=request.ref, detail="it is not a regular file")
-        return _FileStream(request, descriptor, found)
+            detail = error.strerror or str(error)
+            if error.errno in {errno.EACCES, errno.EPERM}:
+                raise AccessDeniedError(ref=request.ref, detail=detail) from error
+            if error.errno in {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}:
+                raise InterruptedTransferError(ref=request.ref, detail=detail) from error
+            raise RemoteNotFoundError(ref=request.ref, detail=detail) from error
 
 
 class _FileStream(Stream):
     ranges = True
 
-    def __init__(self, request: Request, descriptor: int, found: os.stat_result) -> None:
+    def __init__(self, request: Request, descriptor: int) -> None:
         self._ref, self._descriptor = request.ref, descriptor
+        self._found = found = os.fstat(descriptor)
         self.total = found.st_size
         self.validators = Validators(etag=f'"{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}"')
         self.unchanged = request.unless is not None and request.unless.etag == self.validators.etag
@@ -52,8 +51,8 @@ class _FileStream(Stream):
         self._at += len(chunk)
         if not chunk and self._at < self._stop:
             raise InterruptedTransferError(ref=self._ref, detail="the file became shorter while it was read")
-        if not chunk and os.fstat(self._descriptor).st_size != self.total:
-            raise InterruptedTransferError(ref=self._ref, detail="the file grew while it was read")
+        if not chunk and files.has_changed(self._found, self._descriptor):
+            raise InterruptedTransferError(ref=self._ref, detail="the file was written to while it was read")
         return chunk
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ What this module decides, and urllib3 does not:
   * Redirects are followed by hand, at most ten: never from https to http, never to another kind of scheme, and no
     credential or custom header crosses to another origin (scheme, host and port; RFC 6454).
   * Credentials: those in the URL win over ``HttpSource(headers=…)``, and these over netrc.
+  * The wait for an answer's head is bounded as a whole, and can be cut from another thread, however it drips.
   * Statuses become typed errors that say whether asking again can help.
 
 The environment is read when the source is made: ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` (else ``REQUESTS_CA_BUNDLE``,
@@ -21,18 +22,23 @@ import logging
 import netrc
 import os
 import platform
+import socket
 import ssl
 import threading
 import time
 import urllib.request
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import unquote, urljoin
 
 import urllib3
+import urllib3.connection
+from urllib3 import HTTPHeaderDict
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
     IncompleteRead,
+    InvalidHeader,
     LocationParseError,
     NewConnectionError,
     ProxyError,
@@ -45,6 +51,7 @@ from urllib3.util import Url, make_headers, parse_url
 from .. import reference
 from ..errors import (
     AccessDeniedError,
+    ConfigurationError,
     HttpStatusError,
     InterruptedTransferError,
     ModelCacheError,
@@ -61,6 +68,8 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 _DENIED = {401, 403, 407, 451}
 _GONE = {404, 410}
 _CONNECTIONS_KEPT = 16
+_READ_AWAY_BYTES_MAX = 16 * 1024
+_OURS = {"range", "if-range", "if-none-match", "if-modified-since", "accept-encoding"}
 _log = logging.getLogger("modelcache")
 
 
@@ -75,24 +84,27 @@ class HttpSource(Source):
     schemes = ("http", "https")
 
     def __init__(self, headers: Mapping[str, str] | None = None, *, hosts: tuple[str, ...] | None = None) -> None:
-        self._headers = dict(headers or {})
+        self._headers = _checked(headers or {})
         self._hosts = hosts
         self._user_agent = f"modelcache/{_version()} python/{platform.python_version()}"
         self._netrc = _load_netrc(os.environ)
         self._proxies = urllib.request.getproxies()
+        self._trusted = _trusted(os.environ)
         self._guard = threading.Lock()
-        self._pools: dict[str | None, urllib3.PoolManager] = {}
+        self._pools: dict[tuple[str | None, bool], urllib3.PoolManager] = {}
         self._pid = os.getpid()
 
     def open(self, request: Request) -> Stream:
         """See `Source.open`."""
-        response, url = self._follow(request, ranged=request.start > 0 or request.stop is not None)
+        ranged = request.start > 0 or request.stop is not None
+        response, url = self._follow(request, ranged=ranged)
         if response.status == 416 and request.start > 0:
             # RFC 9110 15.5.17: what we have is no prefix of what is there now. Begin again.
-            response.drain_conn()
-            response, url = self._follow(request, ranged=False)
+            _settle(response, request)
+            ranged = False
+            response, url = self._follow(request, ranged=ranged)
         try:
-            return _HttpStream(request, response, url)
+            return _HttpStream(request, response, url, ranged=ranged)
         except BaseException:
             response.close()
             raise
@@ -100,8 +112,10 @@ class HttpSource(Source):
     def close(self) -> None:
         """See `Source.close`."""
         with self._guard:
-            for pool in self._pools.values():
-                pool.clear()
+            if self._pid == os.getpid():
+                for pool in self._pools.values():
+                    pool.clear()
+            self._pools.clear()
 
     def _follow(self, request: Request, *, ranged: bool) -> tuple[BaseHTTPResponse, Url]:
         """Return the response to *request* after redirects, and the URL that gave it."""
@@ -113,11 +127,11 @@ class HttpSource(Source):
             if response.status not in _REDIRECTS:
                 return response, url
             location = response.headers.get("location")
-            response.drain_conn()
+            _settle(response, request)
             if not location:
                 raise ProtocolError(ref=request.ref, detail=f"a {response.status} without a Location", transient=False)
             try:
-                target = self._parse(urljoin(url.url, location), request)
+                target = self._parse(urljoin(url.url, _as_text(location)), request)
             except ValueError as error:
                 raise RedirectError(ref=request.ref, detail=f"it redirects to no URL ({error})") from error
             _check_redirect(url, target, request)
@@ -127,27 +141,41 @@ class HttpSource(Source):
             url = target
         raise RedirectError(ref=request.ref, detail=f"more than {REDIRECTS_MAX} redirects")
 
-    def _send(self, url: Url, headers: dict[str, str], request: Request) -> BaseHTTPResponse:
+    def _send(self, url: Url, headers: HTTPHeaderDict, request: Request) -> BaseHTTPResponse:
+        """Return the answer, whose body is still to come."""
+        limits = request.timeout
+        pool = self._pool(url)
+        request.deadline.check()
         timeout = urllib3.Timeout(
-            connect=max(0.001, request.deadline.left(request.timeout.connect)),
-            read=max(0.001, request.deadline.left(request.timeout.read)),
+            connect=max(0.001, request.deadline.left(limits.connect)),
+            read=max(0.001, request.deadline.left(limits.read)),
         )
+        within = limits.connect + max(limits.read, limits.stall)
+        exchange = _exchange.current = _Exchange()
         try:
-            return self._pool(url).urlopen(
-                "GET",
-                Url(url.scheme, None, url.host, url.port, url.path, url.query).url,
-                headers=headers,
-                redirect=False,
-                retries=False,
-                preload_content=False,
-                decode_content=False,
-                timeout=timeout,
-            )
+            with request.deadline.cutting(exchange.interrupt, within=within):
+                return pool.urlopen(
+                    "GET",
+                    Url(url.scheme, None, url.host, url.port, url.path, url.query).url,
+                    headers=headers,
+                    redirect=False,
+                    retries=False,
+                    preload_content=False,
+                    decode_content=False,
+                    timeout=timeout,
+                )
         except (HTTPError, OSError, ValueError) as error:
+            request.deadline.check()
+            if exchange.interrupted:
+                detail = f"the head of the answer took longer than {within:g} s"
+                raise StalledError(ref=request.ref, detail=detail) from error
             raise _network_error(error, request.ref) from error
+        finally:
+            _exchange.current = None
 
-    def _request_headers(self, request: Request, url: Url, first: Url, *, ranged: bool) -> dict[str, str]:
-        headers = {"User-Agent": self._user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
+    def _request_headers(self, request: Request, url: Url, first: Url, *, ranged: bool) -> HTTPHeaderDict:
+        # A name is set once, whatever its case: two Authorization headers are a 400 at many servers.
+        headers = HTTPHeaderDict({"User-Agent": self._user_agent, "Accept": "*/*", "Accept-Encoding": "identity"})
         if ranged:
             headers["Range"] = f"bytes={request.start}-{'' if request.stop is None else request.stop - 1}"
             condition = request.same_as.for_range if request.same_as else None
@@ -160,25 +188,27 @@ class HttpSource(Source):
                 headers["If-Modified-Since"] = request.unless.last_modified
         known = self._netrc.get(url.host or "")
         if known:
-            headers.update(make_headers(basic_auth=known))
+            headers["Authorization"] = make_headers(basic_auth=known)["authorization"]
         if _origin(url) == _origin(first):
             if self._hosts is None or first.host in self._hosts:
                 headers.update(self._headers)
             if first.auth:
                 user, _, password = first.auth.partition(":")
-                headers.update(make_headers(basic_auth=f"{unquote(user)}:{unquote(password)}"))
+                basic = make_headers(basic_auth=f"{unquote(user)}:{unquote(password)}")
+                headers["Authorization"] = basic["authorization"]
         return headers
 
     def _pool(self, url: Url) -> urllib3.PoolManager:
         proxy = None if urllib.request.proxy_bypass(url.host or "") else self._proxies.get(url.scheme or "")
+        key = proxy, url.scheme == "https" or (proxy or "").startswith("https:")
         with self._guard:
             if self._pid != os.getpid():
                 # A connection that a fork has copied would be used by two processes at once.
                 self._pools.clear()
                 self._pid = os.getpid()
-            if proxy not in self._pools:
-                self._pools[proxy] = _make_pool(proxy)
-            return self._pools[proxy]
+            if key not in self._pools:
+                self._pools[key] = _make_pool(proxy, _tls_context(self._trusted) if key[1] else None)
+            return self._pools[key]
 
     @staticmethod
     def _parse(url: str, request: Request) -> Url:
@@ -193,10 +223,73 @@ class HttpSource(Source):
         return parsed
 
 
+class _Exchange:
+    """One request while its answer's head is awaited: the connection that it uses, so that the wait can be cut."""
+
+    def __init__(self) -> None:
+        self.connection: urllib3.connection.HTTPConnection | None = None
+        self.interrupted = False
+
+    def interrupt(self) -> None:
+        """Make the thread that waits fail soon."""
+        self.interrupted = True
+        taken = self.connection.sock if self.connection is not None else None
+        if taken is None:
+            return  # Not connected yet, which has its own limit.
+        try:
+            taken.shutdown(socket.SHUT_RDWR)
+        except (OSError, ValueError):  # Over already.
+            return
+
+
+class _Exchanges(threading.local):
+    current: _Exchange | None = None
+
+
+_exchange = _Exchanges()  # What this thread is sending: urllib3 chooses the connection itself.
+
+
+class _HttpConnection(urllib3.connection.HTTPConnection):
+    def connect(self) -> None:
+        _announce(self)
+        super().connect()
+
+    def request(self, *args: Any, **options: Any) -> None:
+        _announce(self)  # A kept connection is not connected again.
+        super().request(*args, **options)
+
+
+class _HttpsConnection(urllib3.connection.HTTPSConnection):
+    def connect(self) -> None:
+        _announce(self)
+        super().connect()
+
+    def request(self, *args: Any, **options: Any) -> None:
+        _announce(self)
+        super().request(*args, **options)
+
+
+def _announce(connection: urllib3.connection.HTTPConnection) -> None:
+    exchange = _exchange.current
+    if exchange is not None:
+        exchange.connection = connection
+        if exchange.interrupted:
+            raise TimeoutError("given up before the connection was made")
+
+
+class _HttpPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _HttpConnection
+
+
+class _HttpsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _HttpsConnection
+
+
 class _HttpStream(Stream):
-    def __init__(self, request: Request, response: BaseHTTPResponse, url: Url) -> None:
+    def __init__(self, request: Request, response: BaseHTTPResponse, url: Url, *, ranged: bool) -> None:
         self._ref, self._response = request.ref, response
         self._ended = False
+        self._to_come: int | None = None  # Of a part: what its Content-Range announced.
         headers = response.headers
         self.validators = _validators(headers)
         self.ranges = "bytes" in headers.get("accept-ranges", "").lower()
@@ -217,9 +310,13 @@ class _HttpStream(Stream):
         if response.status == 206:
             self.ranges = True
             self.start, stop, self.total = _content_range(headers.get("content-range", ""), request)
-            if self.start != request.start or (request.stop is not None and stop != request.stop):
-                detail = f"asked for bytes from {request.start}, got Content-Range {headers.get('content-range')!r}"
+            asked = ranged and self.start == request.start and request.stop in {None, stop}
+            if not asked or stop <= self.start or (self.total is not None and stop > self.total):
+                wanted = f"bytes from {request.start}" if ranged else "the whole content"
+                detail = f"asked for {wanted}, got Content-Range {headers.get('content-range')!r}"
                 raise ProtocolError(ref=request.ref, detail=detail)
+            self._to_come = stop - self.start
+            self.delimited = self.total is not None  # Else nothing says that the part is the last one.
         elif not transfer:
             self.total = response.length_remaining
             self.delimited = self.total is not None  # RFC 9112, 6.3: else the end is where the connection closes.
@@ -231,6 +328,13 @@ class _HttpStream(Stream):
             chunk = self._response.read1(limit) or b""
         except (HTTPError, OSError, ValueError) as error:
             raise _network_error(error, self._ref) from error
+        if self._to_come is not None:
+            self._to_come -= len(chunk)
+            if self._to_come < 0:
+                raise ProtocolError(ref=self._ref, detail="more came than its Content-Range announced")
+            if not chunk and self._to_come > 0:
+                detail = f"it ended {self._to_come} bytes before what its Content-Range announced"
+                raise InterruptedTransferError(ref=self._ref, detail=detail)
         self._ended = not chunk
         return chunk
 
@@ -243,10 +347,24 @@ class _HttpStream(Stream):
 
     def interrupt(self) -> None:
         """See `Stream.interrupt`."""
-        try:
-            self._response.shutdown()
-        except (OSError, ValueError):  # Over already.
-            return
+        _cut(self._response)
+
+
+def _cut(response: BaseHTTPResponse) -> None:
+    """Make a thread that reads from *response* fail soon."""
+    try:
+        response.shutdown()
+    except (OSError, ValueError):  # Over already.
+        return
+
+
+def _settle(response: BaseHTTPResponse, request: Request) -> None:
+    """Be done with a *response* whose body nobody wants; a short one is read, so that its connection serves again."""
+    if response.length_remaining is None or response.length_remaining > _READ_AWAY_BYTES_MAX:
+        response.close()
+        return
+    with request.deadline.cutting(lambda: _cut(response), within=request.timeout.read):
+        response.drain_conn()
 
 
 def parse_retry_after(value: str | None, date: str | None) -> float | None:
@@ -311,6 +429,8 @@ def _network_error(error: Exception, ref: str) -> ModelCacheError:
         return UnreachableError(ref=ref, detail=f"the proxy cannot be used: {error.original_error}")
     if isinstance(error, SSLError | ssl.SSLError):
         return UnreachableError(ref=ref, detail=f"TLS failed: {text}", transient="CERTIFICATE" not in text.upper())
+    if isinstance(error, InvalidHeader):
+        return ProtocolError(ref=ref, detail=text)
     if isinstance(error, NewConnectionError | ConnectTimeoutError):
         return UnreachableError(ref=ref, detail=text.rpartition(": ")[2])
     if isinstance(error, ReadTimeoutError | TimeoutError):
@@ -323,17 +443,41 @@ def _network_error(error: Exception, ref: str) -> ModelCacheError:
     return InterruptedTransferError(ref=ref, detail=f"the connection was cut ({text})")
 
 
-def _make_pool(proxy: str | None) -> urllib3.PoolManager:
-    context = ssl.create_default_context()  # Reads SSL_CERT_FILE and SSL_CERT_DIR by itself.
-    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
-    if bundle and not os.environ.get("SSL_CERT_FILE"):
-        context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle})
+def _make_pool(proxy: str | None, context: ssl.SSLContext | None) -> urllib3.PoolManager:
     if proxy is None:
-        return urllib3.PoolManager(maxsize=_CONNECTIONS_KEPT, ssl_context=context)
-    address = proxy if "://" in proxy else f"http://{proxy}"
-    credentials = parse_url(address).auth
-    headers = make_headers(proxy_basic_auth=unquote(credentials)) if credentials else None
-    return urllib3.ProxyManager(address, maxsize=_CONNECTIONS_KEPT, ssl_context=context, proxy_headers=headers)
+        manager = urllib3.PoolManager(maxsize=_CONNECTIONS_KEPT, ssl_context=context)
+    else:
+        address = proxy if "://" in proxy else f"http://{proxy}"
+        credentials = parse_url(address).auth
+        headers = make_headers(proxy_basic_auth=unquote(credentials)) if credentials else None
+        manager = urllib3.ProxyManager(
+            address, maxsize=_CONNECTIONS_KEPT, ssl_context=context, proxy_ssl_context=context, proxy_headers=headers
+        )
+    manager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+    return manager
+
+
+def _trusted(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that say whom to trust, with their values: Python's own, or else one that others read."""
+    ours = {name: environ[name] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if environ.get(name)}
+    others = {name: environ[name] for name in ("CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE") if environ.get(name)}
+    return ours or dict([others.popitem()] if others else [])
+
+
+def _tls_context(trusted: Mapping[str, str]) -> ssl.SSLContext:
+    """Return a context that trusts what the variables in *trusted* say; the standard library skips what is not there.
+
+    Raises:
+        ConfigurationError: One names what is no certificate.
+    """
+    context = ssl.create_default_context()
+    for name, bundle in trusted.items():
+        try:
+            for path in bundle.split(os.pathsep) if name == "SSL_CERT_DIR" else [bundle]:
+                context.load_verify_locations(**{"capath" if os.path.isdir(path) else "cafile": path})
+        except OSError as error:  # ssl.SSLError is one: a file that holds no certificate.
+            raise ConfigurationError(setting=name, value=bundle, expected="a file of CA certificates (PEM)") from error
+    return context
 
 
 def _load_netrc(environ: Mapping[str, str]) -> dict[str, str]:
@@ -355,6 +499,25 @@ def _timestamp(text: str | None) -> float | None:
         return email.utils.parsedate_to_datetime(text).timestamp() if text else None
     except (ValueError, OverflowError):
         return None
+
+
+def _checked(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return *headers* if each of them can be sent, and is not ours to set."""
+    for name, value in headers.items():
+        text = isinstance(name, str) and isinstance(value, str)
+        if not text or not f"{name}{value}".replace("\t", " ").isprintable() or name.lower() in _OURS:
+            # The value may be a secret.
+            expected = f"text in one line, under a name other than {', '.join(sorted(_OURS))}"
+            raise ConfigurationError(setting="HttpSource.headers", value=str(name), expected=expected)
+    return dict(headers)
+
+
+def _as_text(header: str) -> str:
+    """Return a header that holds UTF-8, which is not allowed and not rare; http.client reads Latin-1."""
+    try:
+        return header.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return header
 
 
 def _origin(url: Url) -> tuple[str | None, str | None, int]:

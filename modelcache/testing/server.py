@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Self
 
 SLICE_BYTES = 64 * 1024
+_DRIP_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,10 @@ class Fault:
         hang_up: Close the connection before a byte is sent.
         abort_after: Close it after so many bytes of the body; a ``reset`` sends RST.
         stall_after: Send so many bytes of the body, then nothing until the client goes.
-        hold_after: Send so many, then wait for `FaultServer.release`.
+        hold_after: Send so many, then wait for `FaultServer.release`. What is on its way by then is little: the
+            kernel's buffer on this side is kept small.
+        hold_head: Wait for `FaultServer.release` before the first byte of the answer.
+        drip_head: Send one more header line now and then, without an end, until the client goes.
         rate: Bytes per second, at most.
         body: Sent in place of the content.
         corrupt_at: The byte at this offset is inverted.
@@ -51,6 +55,8 @@ class Fault:
     abort_after: int | None = None
     stall_after: int | None = None
     hold_after: int | None = None
+    hold_head: bool = False
+    drip_head: bool = False
     rate: int | None = None
     body: bytes | None = None
     corrupt_at: int | None = None
@@ -250,6 +256,15 @@ class FaultServer:
         if fault.hang_up:
             if fault.reset:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return False
+        if fault.hold_after is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SLICE_BYTES)
+        if fault.hold_head:
+            self._released.wait()
+        if fault.drip_head:
+            connection.sendall(b"HTTP/1.1 200 OK\r\n")
+            while not self._closing.wait(_DRIP_S):  # What is simulated is a slow server; no test waits for this.
+                connection.sendall(b"X-Drip: 1\r\n")
             return False
         return self._send(connection, seen, page, fault)
 

@@ -11,6 +11,7 @@ import ast
 import os
 import random
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,9 @@ import pytest
 
 import failpoints
 import modelcache
-from modelcache import Cache, RetryPolicy, errors
+from modelcache import Cache, Entry, RetryPolicy, commit, errors
+from modelcache.objects import Objects
+from modelcache.records import Entries
 from modelcache.sweep import sweep
 from modelcache.testing import Fault, FaultServer
 from tests.support.state import leftovers, wrong_objects
@@ -142,6 +145,35 @@ def remove(world: World) -> Iterator[Callable[[Cache], object]]:
     assert world.cache().lookup("m") is None
 
 
+def remove_what_is_wanted(world: World) -> Iterator[Callable[[Cache], object]]:
+    """Another process is about to record the very content that is being removed."""
+    digest = world.cache().put(NEW, name="m").digest
+    objects = Objects(str(world.root))
+    with objects.announced(digest):
+        yield lambda cache: cache.remove("m")
+        # What that process does next, and that process has not died.
+        staged = commit.stage_directory(str(world.root))
+        Path(staged, "n").write_bytes(NEW)
+        stored = objects.publish(staged, digest, "n")
+        now = int(time.time())
+        Entries(str(world.root)).write(
+            Entry("n", digest, stored.path, stored.size, stored.name, "put", now, now, stored.mtime_ns)
+        )
+    assert Path(world.cache().get("n")).read_bytes() == NEW
+
+
+def died_in_remove(world: World) -> Iterator[Callable[[Cache], object]]:
+    """A process died with an object in trash that another one had named meanwhile; the victim brings it back."""
+    world.cache().put(NEW, name="n")
+    digest = world.cache().put(NEW, name="m").digest
+    died = world.child(
+        lambda cache: Objects(str(world.root)).remove(digest, is_named=lambda _: False), "commit.before-discard=kill"
+    )
+    assert died == -signal.SIGKILL
+    yield lambda cache: cache.get("n")
+    assert Path(world.cache().get("n")).read_bytes() == NEW
+
+
 def pin_and_unpin(world: World) -> Iterator[Callable[[Cache], object]]:
     world.cache().put(OLD, name="m")
 
@@ -188,7 +220,7 @@ def contended_get(world: World) -> Iterator[Callable[[Cache], object]]:
 
 OPERATIONS = [
     cold_get, resumed_get, restarted_get, interrupted_get, refresh, throttled_get, contended_get,
-    put, second_name, remove, pin_and_unpin, repair,
+    put, second_name, remove, remove_what_is_wanted, died_in_remove, pin_and_unpin, repair,
 ]  # fmt: skip
 reached: set[str] = set()
 

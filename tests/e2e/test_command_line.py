@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from modelcache import Cache
 from modelcache.testing import Fault, FaultServer
 from tests.support.state import leftovers
 
@@ -349,12 +350,19 @@ def test_offline_serves_what_is_cached_and_opens_no_connection(server: FaultServ
 
 
 def test_doctor_examines_a_healthy_root_and_fails_on_a_file_in_the_way(run: Run, root: Path) -> None:
+    fresh = run("doctor")
+    assert fresh.returncode == 0
+    assert "does not exist yet" in fresh.stdout
+    assert list(root.parent.iterdir()) == []  # To look is not to make.
+
+    Cache(root).put(b"content", name="m.onnx")
     healthy = run("doctor")
     checks = json.loads(run("doctor", "--json").stdout)
 
     assert healthy.returncode == 0, healthy.stdout
     assert {check["name"]: check["level"] for check in checks}["locks"] == "ok"
-    assert run("doctor", "--root", str(root / "format")).returncode == 1
+    for occupied in (root / "format", root / "format" / "below"):
+        assert run("doctor", "--root", str(occupied)).returncode == 1
 
 
 def test_a_file_where_the_root_should_be_is_told(run: Run, server: FaultServer, tmp_path: Path) -> None:

@@ -422,9 +422,15 @@ def test_removing_one_of_two_names_keeps_the_shared_content(root: Path) -> None:
 
 def test_health_names_what_is_wrong(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
+    cache = Cache(root)
 
-    assert Cache(root).health().ok
-    assert not Cache(tmp_path / "file").health().ok
+    assert cache.health().ok
+    root.mkdir()
+    (root / "format").mkdir()
+    assert not cache.health().ok
+    for occupied in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(errors.RootError, match="not a directory"):
+            Cache(occupied)
 
 
 def test_the_module_level_functions_are_one_shared_cache(

@@ -86,7 +86,7 @@ def test_an_object_removed_while_it_is_named_counts_as_not_there(store: str, mon
     link = os.link
 
     def removed_first(*args: Any, **options: Any) -> None:
-        Objects(store).remove(DIGEST)
+        Objects(store).remove(DIGEST, is_named=lambda _: False)
         link(*args, **options)
 
     monkeypatch.setattr(os, "link", removed_first)
@@ -101,7 +101,7 @@ def test_an_object_removed_while_the_same_content_is_published_is_published_anew
     link = os.link
 
     def removed_first(*args: Any, **options: Any) -> None:
-        Objects(store).remove(DIGEST)
+        Objects(store).remove(DIGEST, is_named=lambda _: False)
         link(*args, **options)
 
     monkeypatch.setattr(os, "link", removed_first)
@@ -140,9 +140,9 @@ def test_two_processes_that_replace_an_altered_object_at_once_both_get_it(
     alter(publish(store))
     quarantine = Objects.quarantine
 
-    def overtaken(self: Objects, digest: Digest, reason: str) -> str:
+    def overtaken(self: Objects, digest: Digest, reason: str, seen: os.stat_result | None) -> str:
         monkeypatch.undo()
-        target = quarantine(self, digest, reason)
+        target = quarantine(self, digest, reason, seen)
         publish(store, "other.onnx")
         return target
 
@@ -202,13 +202,13 @@ def test_a_removed_object_goes_by_way_of_the_trash(store: str, monkeypatch: pyte
 
     monkeypatch.setattr(commit, "move_durably", logged)
 
-    assert Objects(store).remove(DIGEST) == len(CONTENT)
+    assert Objects(store).remove(DIGEST, is_named=lambda _: False)
     assert moved == [(Objects(store).path(DIGEST), f"{store}/trash")]
     assert os.listdir(f"{store}/trash") == os.listdir(f"{store}/objects-v1") == []
 
 
 def test_removing_what_is_not_there_frees_nothing(store: str) -> None:
-    assert Objects(store).remove(DIGEST) == 0
+    assert not Objects(store).remove(DIGEST, is_named=lambda _: False)
 
 
 def test_a_failed_publish_leaves_the_staged_directory_to_its_caller(

@@ -1,0 +1,65 @@
+"""Why a fetch failed, told to the processes that wait for it: an error as a note in the lock file.
+
+A holder that failed for a reason that would meet everybody (404, refused, no space) leaves it, and those who wait
+raise it too, in place of failing one after the other. It is JSON and not a pickle, because the file may be another
+user's. A note speaks for those only who would ask the same places for the same thing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from . import errors
+from .errors import DeadlineError, ModelCacheError
+
+
+def is_for_all(error: ModelCacheError) -> bool:
+    """Tell whether *error* would meet every process that asks now, and not only the one with these limits."""
+    if isinstance(error, errors.MirrorsExhaustedError):
+        return all(is_for_all(one) for one in error.errors)
+    kinds = (
+        errors.NotFoundError,
+        errors.AccessDeniedError,
+        errors.NetworkError,
+        errors.NoSpaceError,
+        errors.EmptyContentError,
+    )
+    return isinstance(error, kinds) and not isinstance(error, DeadlineError)
+
+
+def note(error: ModelCacheError, asked: Sequence[str]) -> bytes:
+    """Return *error* as a note for all who ask nothing but what is in *asked*."""
+    return json.dumps({"asked": list(asked), **_facts(error)}).encode()
+
+
+def covers(text: bytes, asked: Sequence[str]) -> bool:
+    """Tell whether the note *text* speaks for one who asks what is in *asked*."""
+    try:
+        return set(asked) <= set(json.loads(text)["asked"])
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def error_in(text: bytes) -> ModelCacheError:
+    """Return the error in the note *text*."""
+    try:
+        return _error(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return errors.NetworkError(ref="the model", detail="the process that fetched it failed")
+
+
+def _facts(error: ModelCacheError) -> dict[str, Any]:
+    facts = {key: [_facts(one) for one in value] if key == "errors" else value for key, value in error.facts.items()}
+    return {"error": type(error).__name__, "facts": facts}
+
+
+def _error(found: dict[str, Any]) -> ModelCacheError:
+    kind = getattr(errors, str(found["error"]))
+    if not (isinstance(kind, type) and issubclass(kind, ModelCacheError)):
+        raise TypeError
+    facts = {
+        key: tuple(_error(one) for one in value) if key == "errors" else value for key, value in found["facts"].items()
+    }
+    return kind(**facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import threading
 
 from ..cache import Cache
 from ..config import parse_bytes
@@ -35,7 +36,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         try:
             console.data_json({"event": event.kind, **facts})
         except OSError:
-            signal.raise_signal(signal.SIGTERM)  # Nobody reads what was asked for: end as after any other signal.
+            # Nobody reads what was asked for: end as after any other signal. To the main thread, or its wait goes on.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     limit = arguments.max_bandwidth
     with Cache(

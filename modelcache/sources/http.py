@@ -154,7 +154,7 @@ class HttpSource(Source):
         exchange = _exchange.current = _Exchange()
         try:
             with request.deadline.cutting(exchange.interrupt, within=within):
-                return pool.urlopen(
+                response = pool.urlopen(
                     "GET",
                     Url(url.scheme, None, url.host, url.port, url.path, url.query).url,
                     headers=headers,
@@ -165,13 +165,16 @@ class HttpSource(Source):
                     timeout=timeout,
                 )
         except (HTTPError, OSError, ValueError) as error:
-            request.deadline.check()
-            if exchange.interrupted:
-                detail = f"the head of the answer took longer than {within:g} s"
-                raise StalledError(ref=request.ref, detail=detail) from error
+            _check_exchange(exchange, request, within)
             raise _network_error(error, request.ref) from error
         finally:
             _exchange.current = None
+        try:
+            _check_exchange(exchange, request, within)  # A head that is cut short looks whole to http.client.
+        except ModelCacheError:
+            response.close()
+            raise
+        return response
 
     def _request_headers(self, request: Request, url: Url, first: Url, *, ranged: bool) -> HTTPHeaderDict:
         # A name is set once, whatever its case: two Authorization headers are a 400 at many servers.
@@ -240,6 +243,13 @@ class _Exchange:
             taken.shutdown(socket.SHUT_RDWR)
         except (OSError, ValueError):  # Over already.
             return
+
+
+def _check_exchange(exchange: _Exchange, request: Request, within: float) -> None:
+    """Raise what ended the wait for the head of an answer, if it was ended."""
+    if exchange.interrupted:
+        request.deadline.check()
+        raise StalledError(ref=request.ref, detail=f"the head of the answer took longer than {within:g} s")
 
 
 class _Exchanges(threading.local):

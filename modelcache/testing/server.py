@@ -240,10 +240,12 @@ class FaultServer:
         line = reader.readline().decode("latin-1").split()
         if len(line) != 3:
             return False
-        headers = {}
+        headers: dict[str, str] = {}
         while text := reader.readline().decode("latin-1").strip():
             name, _, value = text.partition(":")
-            headers[name.lower()] = value.strip()
+            name = name.lower()
+            # RFC 9110, 5.3: several lines of one name mean one list.
+            headers[name] = f"{headers[name]}, {value.strip()}" if name in headers else value.strip()
         seen = Seen(line[0], line[1], headers, [0])
         with self._change:
             self._seen.append(seen)

@@ -362,7 +362,7 @@ class Cache:
         pins.remove(parsed.key)
         self._forget(parsed.key)
         partials = Partials(self.root).remove(parsed.key)
-        if entry is not None and not self._entries.name_object(entry.digest):
+        if entry is not None:
             Objects(self.root).remove(entry.digest, is_named=self._entries.name_object)
         return removed or partials > 0
 

@@ -61,7 +61,8 @@ class Job:
         digest: What the content must be; None trusts the first use.
         size: What its size must be, in bytes; None takes any.
         mirrors: Asked in order after ``ref``.
-        known: The entry that is to be refreshed; None if there is none that counts.
+        known: The entry on record when this was asked for, which will not do: it is old, or its object is not whole.
+        refresh: Ask the source in any case, also if a partial holds all bytes already.
         unless_changed: Ask only for content that differs from ``known``.
     """
 
@@ -70,6 +71,7 @@ class Job:
     size: int | None = None
     mirrors: tuple[Ref, ...] = ()
     known: Entry | None = None
+    refresh: bool = False
     unless_changed: bool = False
 
     @property
@@ -150,12 +152,12 @@ class Fetcher:
             yield turn
 
     def _arrived(self, job: Job) -> Entry | None:
-        """Return the entry if what *job* wants is in the cache, put there since *job* was made if it is a refresh."""
+        """Return the entry if what *job* wants is in the cache, recorded since *job* was made."""
         entry = self.entries.read(job.ref.key)
         if entry is None or (job.digest is not None and entry.digest != job.digest):
             return None
         if job.known is not None and entry.serial == job.known.serial:
-            return None  # It is still the one that is to be refreshed.
+            return None  # It is still the one that will not do.
         return entry if hit.look(self.root, job.ref.key) is not None else None
 
     def _fetch(self, job: Job, deadline: Deadline) -> Entry:
@@ -239,7 +241,7 @@ class _Download:
     def _attempt(self) -> Entry:
         self._deadline.check()
         partial = self._resumable()
-        if partial is not None and partial.complete and self._job.known is None:
+        if partial is not None and partial.complete and not self._job.refresh:
             return self._finish(partial)
         self._wait_for_host()
         known = _validators_of(partial) if partial is not None else None

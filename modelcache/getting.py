@@ -247,8 +247,9 @@ class Getter:
     def _work(self, ask: Ask) -> Callable[[Deadline], Entry]:
         from .fetch import Job
 
-        known = ask.known or (self._entries.read(ask.ref.key) if ask.force else None)
-        job = Job(ask.ref, ask.digest, ask.size, ask.mirrors, known, unless_changed=ask.known is not None)
+        refresh = ask.force or ask.known is not None
+        known = ask.known or self._entries.read(ask.ref.key)
+        job = Job(ask.ref, ask.digest, ask.size, ask.mirrors, known, refresh, unless_changed=ask.known is not None)
         self._flights()
         assert self._fetching is not None
         fetcher = self._fetching[0]

@@ -3,10 +3,11 @@
 An object is one directory, ``objects-v1/sha256-<hex>/``, that holds the file under its own name; the same bytes under
 another name are a hard link beside it. It appears by one rename and disappears by one rename (I1).
 
-No object goes that somebody is about to name (I2), without a lock: whoever will write a record *announces* the digest
-first, by an empty file in ``staging/`` whose name says both owner and digest. Whoever removes moves the object to trash
-first, and only then looks for announcements and records; if there is one, the object is put back. So either the remover
-sees the other one, or the other one began after the move, sees no object, and brings its own.
+No object goes that somebody is about to name (I2), without a lock. Whoever will write a record *announces* the digest
+first, by an empty file in ``staging/`` whose name says owner and digest, and waits for removals under way. Whoever
+removes says so in the same manner, and then looks for announcements and records: so at least one of the two sees the
+other one. That wait is bounded; for who was stopped for longer, the remover looks once more when the object is in
+trash, and puts it back if it is wanted.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from . import commit, files, layout, process
 from .digest import Digest
 from .errors import InvalidDigestError, ModelCacheError, storage_error
 
+_REMOVAL_S = 2.0  # A removal takes milliseconds.
+_POLL_S = 0.001
 _TRIES = 5  # Each after the first needs another process that does the same at the same moment.
 
 
@@ -150,30 +153,33 @@ class Objects:
         Raises:
             StorageError, NoSpaceError: It could not be announced.
         """
-        mark = f"{self._staging}/{process.token()}.{digest.hex}"
-        try:
-            commit.make_mark(mark)
-        except OSError as error:
-            raise storage_error(error, action="announce", path=mark) from error
-        try:
+        with self._marked(digest, "wanted"):
+            until = time.monotonic() + _REMOVAL_S
+            while self._is_marked(digest, "removal") and time.monotonic() < until:
+                time.sleep(_POLL_S)
             yield
-        finally:
-            commit.remove_quietly(mark)
 
     def remove(self, digest: Digest, *, is_named: Callable[[Digest], bool]) -> bool:
         """Take the object out of sight, then delete it, unless *is_named* or an announcement says that it is wanted.
 
         Returns:
             Whether it is gone now, by this call.
+
+        Raises:
+            StorageError, NoSpaceError
         """
         trash = f"{self._root}/{layout.TRASH}/{process.token()}.{digest.hex}"
-        try:
-            commit.move_durably(self.path(digest), trash)
-            return self._bury(trash, digest, is_named)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise storage_error(error, action="remove", path=self.path(digest)) from error
+        with self._marked(digest, "removal"):
+            try:
+                # In this order: who has taken back the announcement has written the record.
+                if self._is_marked(digest, "wanted") or is_named(digest):
+                    return False
+                commit.move_durably(self.path(digest), trash)
+                return self._bury(trash, digest, is_named)
+            except FileNotFoundError:
+                return False
+            except OSError as error:
+                raise storage_error(error, action="remove", path=self.path(digest)) from error
 
     def bury(self, name: str, *, is_named: Callable[[Digest], bool]) -> None:
         """End what a process that died in `remove` had begun: *name* is that of a directory in trash."""
@@ -185,15 +191,27 @@ class Objects:
             commit.discard(trash)
 
     def _bury(self, trash: str, digest: Digest, is_named: Callable[[Digest], bool]) -> bool:
-        wanted = self._is_announced(digest) or is_named(digest)
+        wanted = self._is_marked(digest, "wanted") or is_named(digest)
         if wanted and commit.put_back(trash, self.path(digest)):
             return False
         commit.discard(trash)
         return not wanted
 
-    def _is_announced(self, digest: Digest) -> bool:
-        """Tell whether a process that may live has announced *digest*."""
-        marks = (name for name in files.listing(self._staging) if name.endswith(f".{digest.hex}"))
+    @contextmanager
+    def _marked(self, digest: Digest, what: str) -> Iterator[None]:
+        mark = f"{self._staging}/{process.token()}.{digest.hex}.{what}"
+        try:
+            commit.make_mark(mark)
+        except OSError as error:
+            raise storage_error(error, action="announce", path=mark) from error
+        try:
+            yield
+        finally:
+            commit.remove_quietly(mark)
+
+    def _is_marked(self, digest: Digest, what: str) -> bool:
+        """Tell whether a process that may live says *what* of *digest*."""
+        marks = (name for name in files.listing(self._staging) if name.endswith(f".{digest.hex}.{what}"))
         return any(process.is_dead(mark) is not True for mark in marks)
 
     def _holds(self, directory: str, seen: os.stat_result) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import ssl
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from modelcache import Cache, HttpSource, Timeout, errors
+from modelcache import Cache, HttpSource, RetryPolicy, Timeout, errors
 from modelcache.retry import Deadline
 from modelcache.sources import Registry, Request, Source, Stream, Validators
 from modelcache.sources.file import FileSource
@@ -213,3 +214,42 @@ def test_an_installed_package_can_add_a_scheme(monkeypatch: pytest.MonkeyPatch) 
     assert isinstance(registry.source(reference.parse("custom://x/y")), FileSource)
     with pytest.raises(errors.UnknownSchemeError, match="custom, file, http, https"):
         registry.check(reference.parse("other://x/y"))
+
+
+@pytest.mark.parametrize("digest", [None, "known"])
+def test_a_file_that_is_rewritten_while_it_is_read_is_no_mixture(
+    digest: str | None, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place, to the same length: neither the size nor the end tells."""
+    from modelcache.partials import Partial
+
+    old, new = bytes([1]) * 2_000_000, bytes([2]) * 2_000_000
+    file = tmp_path / "model.onnx"
+    file.write_bytes(old)
+    receive = Partial.append
+    rewritten: list[bool] = []
+
+    def rewrite(self: Partial, chunk: bytes) -> None:
+        receive(self, chunk)
+        if not rewritten:
+            rewritten.append(True)
+            file.write_bytes(new)
+
+    monkeypatch.setattr(Partial, "append", rewrite)
+    expected = f"sha256:{hashlib.sha256(new).hexdigest()}" if digest else None
+
+    with Cache(root, retry=RetryPolicy(base=0)) as cache:
+        path = cache.get(file, digest=expected)
+
+    assert Path(path).read_bytes() == new
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("missing.onnx", "Check the path"), ("n" * 300, "Check the path")], ids=["missing", "too long"]
+)
+def test_a_file_that_is_not_there_has_a_hint_of_its_own(name: str, hint: str, root: Path, tmp_path: Path) -> None:
+    with Cache(root) as cache, pytest.raises(errors.ModelCacheError) as caught:
+        cache.get(tmp_path / name / "m.onnx")
+
+    assert isinstance(caught.value, errors.RemoteNotFoundError)
+    assert caught.value.hint == hint

@@ -241,7 +241,7 @@ class _Download:
     def _attempt(self) -> Entry:
         self._deadline.check()
         partial = self._resumable()
-        if partial is not None and partial.complete and not self._job.refresh:
+        if partial is not None and partial.complete and not self._job.refresh and self._may_finish():
             return self._finish(partial)
         self._wait_for_host()
         known = _validators_of(partial) if partial is not None else None
@@ -282,6 +282,10 @@ class _Download:
             stream.close()
         self._receive_in_parallel(stream, request, partial)
         return self._finish(partial)
+
+    def _may_finish(self) -> bool:
+        """Tell whether bytes that are all here need no word from their source any more."""
+        return self._source.one_version or self._job.digest is not None
 
     def _confirmed(self) -> Entry | None:
         """Return the entry that the source has just confirmed; None if its object was removed meanwhile."""

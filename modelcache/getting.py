@@ -48,7 +48,11 @@ RefLike = str | os.PathLike[str]
 
 @dataclass(slots=True)
 class Ask:
-    """What a get asks for, checked. ``known`` is what was found in the cache, whether it will do or not."""
+    """What a get asks for, checked.
+
+    The last two are filled in by the look: ``record`` is what was on record for the key, ``known`` is what was found
+    whole, whether it is fresh enough or not.
+    """
 
     ref: Ref
     digest: Digest | None
@@ -58,6 +62,7 @@ class Ask:
     force: bool
     verify: str
     size: int | None
+    record: Entry | None = None
     known: Entry | None = None
 
     @property
@@ -183,7 +188,7 @@ class Getter:
 
     def find(self, ask: Ask) -> Entry | None:
         """Return the entry that holds what *ask* names, whole; None if there is none."""
-        entry = self._entries.read(ask.ref.key)
+        entry = ask.record = self._entries.read(ask.ref.key)
         if entry is None or (ask.digest is not None and entry.digest != ask.digest):
             if ask.digest is None or not ask.ref.scheme:
                 return None  # A name means what was put under it, and nothing else.
@@ -248,8 +253,8 @@ class Getter:
         from .fetch import Job
 
         refresh = ask.force or ask.known is not None
-        known = ask.known or self._entries.read(ask.ref.key)
-        job = Job(ask.ref, ask.digest, ask.size, ask.mirrors, known, refresh, unless_changed=ask.known is not None)
+        conditional = ask.known is not None
+        job = Job(ask.ref, ask.digest, ask.size, ask.mirrors, ask.record, refresh, unless_changed=conditional)
         self._flights()
         assert self._fetching is not None
         fetcher = self._fetching[0]

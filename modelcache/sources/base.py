@@ -105,9 +105,17 @@ class Stream(ABC):
 
 
 class Source(ABC):
-    """Opens streams for the schemes that it serves."""
+    """Opens streams for the schemes that it serves.
+
+    Attributes:
+        schemes: Of the URLs that it opens.
+        one_version: Whether all bytes of a stream are of one version, even if the original is written meanwhile. Where
+            that is not sure, the stream's end raises if it was, and bytes that were all received before a crash are
+            not used before the source was asked once more.
+    """
 
     schemes: tuple[str, ...]
+    one_version: bool = False
 
     @abstractmethod
     def open(self, request: Request) -> Stream:

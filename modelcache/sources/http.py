@@ -82,6 +82,7 @@ class HttpSource(Source):
     """
 
     schemes = ("http", "https")
+    one_version = True
 
     def __init__(self, headers: Mapping[str, str] | None = None, *, hosts: tuple[str, ...] | None = None) -> None:
         self._headers = _checked(headers or {})

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -148,13 +149,11 @@ def test_content_that_was_here_by_its_digest_was_confirmed_by_nobody(server: Fau
 def test_a_refresh_of_the_same_content_keeps_the_time_when_it_came(
     server: FaultServer, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from modelcache import fetch
-
     url = server.add("/m.onnx", CONTENT, etag=None)
     with Cache(root) as cache:
         cache.get(url)
         before = cache.lookup(url)
-        monkeypatch.setattr(fetch.time, "time", lambda: 4_000_000_000.0)
+        monkeypatch.setattr(time, "time", lambda: 4_000_000_000.0)
         cache.get(url, force_download=True)
         after = cache.lookup(url)
 

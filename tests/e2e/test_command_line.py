@@ -433,3 +433,127 @@ def test_output_into_a_closed_pipe_is_no_traceback(server: FaultServer, run: Run
 
     assert "Traceback" not in done.stderr
     assert done.returncode == 1
+
+
+def test_no_output_shows_a_password_or_a_signature(server: FaultServer, run: Run, tmp_path: Path) -> None:
+    good = server.add("/m.onnx?X-Amz-Signature=s3cret", CONTENT).replace("://", "://user:s3cret@")
+    bad = server.url("/missing.onnx?X-Amz-Signature=s3cret").replace("://", "://user:s3cret@")
+    manifest = tmp_path / "models.toml"
+    manifest.write_text(f'[[model]]\nref = "{good}"\n\n[[model]]\nref = "{bad}"\n')
+
+    said = []
+    for arguments in (
+        ["prewarm"], ["prewarm", "--json"], ["lock"], ["lock", "--json"], ["get", bad], ["get", good], ["path", bad],
+        ["path", good, "--json"], ["info", good], ["info", bad], ["pin", good, "--json"], ["pin", bad], ["rm", bad],
+        ["unpin", good], ["verify", bad], ["verify", good, "--json"], ["ls"], ["ls", "--json"], ["rm", good, bad],
+        ["get", "--mirror", bad, bad],
+    ):  # fmt: skip
+        done = run(*arguments)
+        said.append(done.stdout + done.stderr)
+
+    assert [text for text in said if "s3cret" in text] == []
+    assert server.seen()  # The credentials were used all the same.
+    assert server.seen()[0].headers["authorization"].startswith("Basic ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here: a disk that is always full")
+@pytest.mark.parametrize("arguments", [["ls"], ["path"], ["get"], ["stats", "--json"], ["prewarm", "--json"]])
+def test_output_onto_a_full_disk_is_an_error_and_no_traceback(
+    arguments: list[str], server: FaultServer, run: Run, root: Path, manifest: Path
+) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    run("get", url)
+    arguments = [*arguments, *([url] if arguments[0] in {"path", "get"} else [])]
+    arguments += [str(manifest)] if arguments[0] == "prewarm" else []
+
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "modelcache", *arguments],
+            env={**os.environ, "MODELCACHE_DIR": str(root)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    assert "Traceback" not in done.stderr
+    assert "could not be written: No space left on device" in done.stderr
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_output_is_no_traceback(closed: str, server: FaultServer, root: Path) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    line = f"{sys.executable} -m modelcache get {url} {closed}"
+
+    for _ in range(2):
+        environment = {**os.environ, "MODELCACHE_DIR": str(root)}
+        done = subprocess.run(
+            ["sh", "-c", line], env=environment, capture_output=True, text=True, check=False, timeout=60
+        )
+
+        assert "Traceback" not in done.stderr
+        assert done.returncode == (0 if closed == "2>&-" else 1)
+
+
+def test_lock_of_a_lock_file_leaves_it_alone(run: Run, manifest: Path, tmp_path: Path) -> None:
+    run("lock", str(manifest))
+    before = (tmp_path / "models.lock").read_text()
+
+    done = run("lock", str(tmp_path / "models.lock"))
+
+    assert done.returncode == 2
+    assert "models.toml" in done.stderr
+    assert (tmp_path / "models.lock").read_text() == before
+
+
+def test_drift_is_drift_also_where_a_mirror_was_asked(server: FaultServer, run: Run, tmp_path: Path) -> None:
+    url, mirror = server.add("/m.onnx", CONTENT), server.add("/mirror.onnx", CONTENT)
+    (tmp_path / "models.toml").write_text(f'[[model]]\nref = "{url}"\nmirrors = ["{mirror}"]\n')
+    run("lock")
+    run("rm", url)
+    for path in ("/m.onnx", "/mirror.onnx"):
+        server.add(path, CONTENT[::-1])
+
+    assert run("prewarm", "--locked").returncode == 11
+
+
+def test_a_ready_file_of_an_earlier_run_is_gone_when_one_fails(
+    server: FaultServer, run: Run, manifest: Path, tmp_path: Path
+) -> None:
+    ready = tmp_path / "ready"
+    assert run("prewarm", "--ready-file", str(ready)).returncode == 0
+    assert ready.exists()
+
+    server.unplug()
+    manifest.write_text(f'[[model]]\nref = "{server.url("/other.onnx")}"\n')
+    assert run("prewarm", "--ready-file", str(ready)).returncode == 6
+    assert not ready.exists()
+    run("prewarm", "missing.toml", "--ready-file", str(ready))
+    assert not ready.exists()
+
+
+def test_a_directory_in_the_place_of_the_format_is_told(run: Run, root: Path) -> None:
+    (root / "format").mkdir(parents=True)
+
+    for arguments in (["ls"], ["path", "m"], ["get", "https://host.invalid/m.onnx"]):
+        done = run(*arguments)
+        assert done.returncode == 1
+        assert "hint:" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["ls", "stats", "verify"])
+def test_a_root_that_is_a_file_is_told_by_who_only_reads_too(command: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "occupied").write_text("x")
+
+    done = run(command, "--root", str(tmp_path / "occupied"))
+
+    assert done.returncode == 1
+    assert "not a directory" in done.stderr
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1"])
+@pytest.mark.parametrize("command", ["verify", "prewarm"])
+def test_a_senseless_number_of_jobs_is_a_usage_error(command: str, jobs: str, run: Run, manifest: Path) -> None:
+    assert run(command, "-j", jobs).returncode == 2

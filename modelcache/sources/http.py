@@ -7,7 +7,6 @@ What this module decides, and urllib3 does not:
   * Redirects are followed by hand, at most ten: never from https to http, never to another kind of scheme, and no
     credential or custom header crosses to another origin (scheme, host and port; RFC 6454).
   * Credentials: those in the URL win over ``HttpSource(headers=…)``, and these over netrc.
-  * The wait for an answer's head is bounded as a whole, and can be cut from another thread, however it drips.
   * Statuses become typed errors that say whether asking again can help.
 
 The environment is read when the source is made: ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` (else ``REQUESTS_CA_BUNDLE``,
@@ -17,34 +16,16 @@ The environment is read when the source is made: ``SSL_CERT_FILE`` and ``SSL_CER
 from __future__ import annotations
 
 import email.utils
-import http.client
 import logging
 import netrc
 import os
 import platform
-import socket
-import ssl
-import threading
 import time
-import urllib.request
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import unquote, urljoin
 
-import urllib3
-import urllib3.connection
 from urllib3 import HTTPHeaderDict
-from urllib3.exceptions import (
-    ConnectTimeoutError,
-    HTTPError,
-    IncompleteRead,
-    InvalidHeader,
-    LocationParseError,
-    NewConnectionError,
-    ProxyError,
-    ReadTimeoutError,
-    SSLError,
-)
+from urllib3.exceptions import HTTPError, LocationParseError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import Url, make_headers, parse_url
 
@@ -58,17 +39,14 @@ from ..errors import (
     ProtocolError,
     RedirectError,
     RemoteNotFoundError,
-    StalledError,
-    UnreachableError,
 )
 from .base import Request, Source, Stream, Validators
+from .connections import Connections, cut, network_error, settle
 
 REDIRECTS_MAX = 10
 _REDIRECTS = {301, 302, 303, 307, 308}
 _DENIED = {401, 403, 407, 451}
 _GONE = {404, 410}
-_CONNECTIONS_KEPT = 16
-_READ_AWAY_BYTES_MAX = 16 * 1024
 _OURS = {"range", "if-range", "if-none-match", "if-modified-since", "accept-encoding"}
 _log = logging.getLogger("modelcache")
 
@@ -89,11 +67,7 @@ class HttpSource(Source):
         self._hosts = hosts
         self._user_agent = f"modelcache/{_version()} python/{platform.python_version()}"
         self._netrc = _load_netrc(os.environ)
-        self._proxies = urllib.request.getproxies()
-        self._trusted = _trusted(os.environ)
-        self._guard = threading.Lock()
-        self._pools: dict[tuple[str | None, bool], urllib3.PoolManager] = {}
-        self._pid = os.getpid()
+        self._connections = Connections(os.environ)
 
     def open(self, request: Request) -> Stream:
         """See `Source.open`."""
@@ -101,7 +75,7 @@ class HttpSource(Source):
         response, url = self._follow(request, ranged=ranged)
         if response.status == 416 and request.start > 0:
             # RFC 9110 15.5.17: what we have is no prefix of what is there now. Begin again.
-            _settle(response, request)
+            settle(response, request)
             ranged = False
             response, url = self._follow(request, ranged=ranged)
         try:
@@ -112,11 +86,7 @@ class HttpSource(Source):
 
     def close(self) -> None:
         """See `Source.close`."""
-        with self._guard:
-            if self._pid == os.getpid():
-                for pool in self._pools.values():
-                    pool.clear()
-            self._pools.clear()
+        self._connections.close()
 
     def _follow(self, request: Request, *, ranged: bool) -> tuple[BaseHTTPResponse, Url]:
         """Return the response to *request* after redirects, and the URL that gave it."""
@@ -124,11 +94,11 @@ class HttpSource(Source):
         seen = set()
         for _ in range(REDIRECTS_MAX + 1):
             headers = self._request_headers(request, url, first, ranged=ranged)
-            response = self._send(url, headers, request)
+            response = self._connections.send(url, headers, request)
             if response.status not in _REDIRECTS:
                 return response, url
             location = response.headers.get("location")
-            _settle(response, request)
+            settle(response, request)
             if not location:
                 raise ProtocolError(ref=request.ref, detail=f"a {response.status} without a Location", transient=False)
             try:
@@ -141,41 +111,6 @@ class HttpSource(Source):
             seen.add(target.url)
             url = target
         raise RedirectError(ref=request.ref, detail=f"more than {REDIRECTS_MAX} redirects")
-
-    def _send(self, url: Url, headers: HTTPHeaderDict, request: Request) -> BaseHTTPResponse:
-        """Return the answer, whose body is still to come."""
-        limits = request.timeout
-        pool = self._pool(url)
-        request.deadline.check()
-        timeout = urllib3.Timeout(
-            connect=max(0.001, request.deadline.left(limits.connect)),
-            read=max(0.001, request.deadline.left(limits.read)),
-        )
-        within = limits.connect + max(limits.read, limits.stall)
-        exchange = _exchange.current = _Exchange()
-        try:
-            with request.deadline.cutting(exchange.interrupt, within=within):
-                response = pool.urlopen(
-                    "GET",
-                    Url(url.scheme, None, url.host, url.port, url.path, url.query).url,
-                    headers=headers,
-                    redirect=False,
-                    retries=False,
-                    preload_content=False,
-                    decode_content=False,
-                    timeout=timeout,
-                )
-        except (HTTPError, OSError, ValueError) as error:
-            _check_exchange(exchange, request, within)
-            raise _network_error(error, request.ref) from error
-        finally:
-            _exchange.current = None
-        try:
-            _check_exchange(exchange, request, within)  # A head that is cut short looks whole to http.client.
-        except ModelCacheError:
-            response.close()
-            raise
-        return response
 
     def _request_headers(self, request: Request, url: Url, first: Url, *, ranged: bool) -> HTTPHeaderDict:
         # A name is set once, whatever its case: two Authorization headers are a 400 at many servers.
@@ -202,18 +137,6 @@ class HttpSource(Source):
                 headers["Authorization"] = basic["authorization"]
         return headers
 
-    def _pool(self, url: Url) -> urllib3.PoolManager:
-        proxy = None if urllib.request.proxy_bypass(url.host or "") else self._proxies.get(url.scheme or "")
-        key = proxy, url.scheme == "https" or (proxy or "").startswith("https:")
-        with self._guard:
-            if self._pid != os.getpid():
-                # A connection that a fork has copied would be used by two processes at once.
-                self._pools.clear()
-                self._pid = os.getpid()
-            if key not in self._pools:
-                self._pools[key] = _make_pool(proxy, _tls_context(self._trusted) if key[1] else None)
-            return self._pools[key]
-
     @staticmethod
     def _parse(url: str, request: Request) -> Url:
         try:
@@ -225,75 +148,6 @@ class HttpSource(Source):
                 ref=request.ref, detail=f"it leads to {_shown(parsed)}, which is neither http nor https"
             )
         return parsed
-
-
-class _Exchange:
-    """One request while its answer's head is awaited: the connection that it uses, so that the wait can be cut."""
-
-    def __init__(self) -> None:
-        self.connection: urllib3.connection.HTTPConnection | None = None
-        self.interrupted = False
-
-    def interrupt(self) -> None:
-        """Make the thread that waits fail soon."""
-        self.interrupted = True
-        taken = self.connection.sock if self.connection is not None else None
-        if taken is None:
-            return  # Not connected yet, which has its own limit.
-        try:
-            taken.shutdown(socket.SHUT_RDWR)
-        except (OSError, ValueError):  # Over already.
-            return
-
-
-def _check_exchange(exchange: _Exchange, request: Request, within: float) -> None:
-    """Raise what ended the wait for the head of an answer, if it was ended."""
-    if exchange.interrupted:
-        request.deadline.check()
-        raise StalledError(ref=request.ref, detail=f"the head of the answer took longer than {within:g} s")
-
-
-class _Exchanges(threading.local):
-    current: _Exchange | None = None
-
-
-_exchange = _Exchanges()  # What this thread is sending: urllib3 chooses the connection itself.
-
-
-class _HttpConnection(urllib3.connection.HTTPConnection):
-    def connect(self) -> None:
-        _announce(self)
-        super().connect()
-
-    def request(self, *args: Any, **options: Any) -> None:
-        _announce(self)  # A kept connection is not connected again.
-        super().request(*args, **options)
-
-
-class _HttpsConnection(urllib3.connection.HTTPSConnection):
-    def connect(self) -> None:
-        _announce(self)
-        super().connect()
-
-    def request(self, *args: Any, **options: Any) -> None:
-        _announce(self)
-        super().request(*args, **options)
-
-
-def _announce(connection: urllib3.connection.HTTPConnection) -> None:
-    exchange = _exchange.current
-    if exchange is not None:
-        exchange.connection = connection
-        if exchange.interrupted:
-            raise TimeoutError("given up before the connection was made")
-
-
-class _HttpPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _HttpConnection
-
-
-class _HttpsPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _HttpsConnection
 
 
 class _HttpStream(Stream):
@@ -338,7 +192,7 @@ class _HttpStream(Stream):
             # Not read(): that waits for all of *limit*, so that a slow stream would look like a dead one.
             chunk = self._response.read1(limit) or b""
         except (HTTPError, OSError, ValueError) as error:
-            raise _network_error(error, self._ref) from error
+            raise network_error(error, self._ref) from error
         if self._to_come is not None:
             self._to_come -= len(chunk)
             if self._to_come < 0:
@@ -358,24 +212,7 @@ class _HttpStream(Stream):
 
     def interrupt(self) -> None:
         """See `Stream.interrupt`."""
-        _cut(self._response)
-
-
-def _cut(response: BaseHTTPResponse) -> None:
-    """Make a thread that reads from *response* fail soon."""
-    try:
-        response.shutdown()
-    except (OSError, ValueError):  # Over already.
-        return
-
-
-def _settle(response: BaseHTTPResponse, request: Request) -> None:
-    """Be done with a *response* whose body nobody wants; a short one is read, so that its connection serves again."""
-    if response.length_remaining is None or response.length_remaining > _READ_AWAY_BYTES_MAX:
-        response.close()
-        return
-    with request.deadline.cutting(lambda: _cut(response), within=request.timeout.read):
-        response.drain_conn()
+        cut(self._response)
 
 
 def parse_retry_after(value: str | None, date: str | None) -> float | None:
@@ -431,64 +268,6 @@ def _validators(headers: Mapping[str, str]) -> Validators:
         strong_date=modified is not None and date is not None and date - modified >= 1,
         revision=headers.get("x-repo-commit") or headers.get("x-amz-version-id") or headers.get("x-goog-generation"),
     )
-
-
-def _network_error(error: Exception, ref: str) -> ModelCacheError:
-    """Return the typed error for what urllib3, ssl or the socket raised."""
-    text = str(getattr(error, "reason", None) or error.args[-1] if error.args else error)
-    if isinstance(error, ProxyError):
-        return UnreachableError(ref=ref, detail=f"the proxy cannot be used: {error.original_error}")
-    if isinstance(error, SSLError | ssl.SSLError):
-        return UnreachableError(ref=ref, detail=f"TLS failed: {text}", transient="CERTIFICATE" not in text.upper())
-    if isinstance(error, InvalidHeader):
-        return ProtocolError(ref=ref, detail=text)
-    if isinstance(error, NewConnectionError | ConnectTimeoutError):
-        return UnreachableError(ref=ref, detail=text.rpartition(": ")[2])
-    if isinstance(error, ReadTimeoutError | TimeoutError):
-        return StalledError(ref=ref, detail="no byte came within the read timeout")
-    if isinstance(getattr(error, "args", (None,))[-1], http.client.IncompleteRead | IncompleteRead):
-        # Chunked or not: http.client does not tell a broken chunk from one that was cut.
-        return InterruptedTransferError(ref=ref, detail="it ended in the middle of what its framing announced")
-    if isinstance(error, ValueError) and not isinstance(error, HTTPError):
-        return ProtocolError(ref=ref, detail=text, transient=False)
-    return InterruptedTransferError(ref=ref, detail=f"the connection was cut ({text})")
-
-
-def _make_pool(proxy: str | None, context: ssl.SSLContext | None) -> urllib3.PoolManager:
-    if proxy is None:
-        manager = urllib3.PoolManager(maxsize=_CONNECTIONS_KEPT, ssl_context=context)
-    else:
-        address = proxy if "://" in proxy else f"http://{proxy}"
-        credentials = parse_url(address).auth
-        headers = make_headers(proxy_basic_auth=unquote(credentials)) if credentials else None
-        manager = urllib3.ProxyManager(
-            address, maxsize=_CONNECTIONS_KEPT, ssl_context=context, proxy_ssl_context=context, proxy_headers=headers
-        )
-    manager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
-    return manager
-
-
-def _trusted(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that say whom to trust, with their values: Python's own, or else one that others read."""
-    ours = {name: environ[name] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if environ.get(name)}
-    others = {name: environ[name] for name in ("CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE") if environ.get(name)}
-    return ours or dict([others.popitem()] if others else [])
-
-
-def _tls_context(trusted: Mapping[str, str]) -> ssl.SSLContext:
-    """Return a context that trusts what the variables in *trusted* say; the standard library skips what is not there.
-
-    Raises:
-        ConfigurationError: One names what is no certificate.
-    """
-    context = ssl.create_default_context()
-    for name, bundle in trusted.items():
-        try:
-            for path in bundle.split(os.pathsep) if name == "SSL_CERT_DIR" else [bundle]:
-                context.load_verify_locations(**{"capath" if os.path.isdir(path) else "cafile": path})
-        except OSError as error:  # ssl.SSLError is one: a file that holds no certificate.
-            raise ConfigurationError(setting=name, value=bundle, expected="a file of CA certificates (PEM)") from error
-    return context
 
 
 def _load_netrc(environ: Mapping[str, str]) -> dict[str, str]:

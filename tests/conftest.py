@@ -44,3 +44,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="small",
         help="how much the crash tests try: small in CI, large by hand",
     )
+    parser.addoption("--crash-seed", type=int, default=1, help="what the crash tests draw from (default: 1)")

@@ -22,7 +22,7 @@ FLOORS = [
     {"sources.connections", "sources.file"},
     {"sources.http"},
     {"sources"},
-    {"ranges", "sweep", "transfer", "verification"},
+    {"promises", "ranges", "sweep", "transfer", "verification"},
     {"fetch", "intake", "warmup", "doctor"},
     {"getting"},
     {"cache"},

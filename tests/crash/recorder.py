@@ -1,0 +1,144 @@
+"""A recording twin of the ``os`` module: it does what `modelcache.commit` asks for, and writes down each change.
+
+`commit` is the only module that changes the root, so that the log is the whole story of an operation. Whoever runs one
+inserts acknowledgements into the log: from there on a power cut may not take them back.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelcache import commit
+
+
+@dataclass(frozen=True)
+class Change:
+    """One step. ``what`` says which of the other fields mean something; a handle is one opening of one file."""
+
+    what: str
+    path: str = ""
+    target: str = ""
+    handle: int = -1
+    offset: int = 0
+    data: bytes = b""
+    mtime_ns: int = 0
+    key: str = ""
+    allowed: frozenset[str | None] = frozenset()
+
+
+class Recorder:
+    """Stands in for ``os`` in `commit`. Paths are relative to *base*; what lies elsewhere is done and not recorded."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = f"{base}/"
+        self.log: list[Change] = []
+        self._guard = threading.RLock()
+        self._handles: dict[int, int] = {}
+        self._directories: dict[int, str] = {}
+        self._next = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def expect(self, key: str, *allowed: str | None) -> None:
+        """From here on *key* stands for one of *allowed* (digests; None: nothing), whatever happens."""
+        with self._guard:
+            self.log.append(Change("expect", key=key, allowed=frozenset(allowed)))
+
+    def open(self, path: str, flags: int, mode: int = 0o777) -> int:
+        with self._guard:
+            descriptor = os.open(path, flags, mode)
+            if not self._is_ours(path):
+                return descriptor
+            if flags & os.O_DIRECTORY:
+                self._directories[descriptor] = path
+                return descriptor
+            self._next += 1
+            self._handles[descriptor] = self._next
+            self._note("create" if flags & os.O_CREAT else "open", path, handle=self._next)
+            return descriptor
+
+    def close(self, descriptor: int) -> None:
+        with self._guard:
+            self._handles.pop(descriptor, None)
+            self._directories.pop(descriptor, None)
+            os.close(descriptor)
+
+    def write(self, descriptor: int, data: Any) -> int:
+        with self._guard:
+            offset = os.lseek(descriptor, 0, os.SEEK_CUR)
+            written = os.write(descriptor, data)
+            if descriptor in self._handles:
+                self._note("write", handle=self._handles[descriptor], offset=offset, data=bytes(data[:written]))
+            return written
+
+    def ftruncate(self, descriptor: int, length: int) -> None:
+        with self._guard:
+            os.ftruncate(descriptor, length)
+            self._note("truncate", handle=self._handles[descriptor], offset=length)
+
+    def fsync(self, descriptor: int) -> None:
+        with self._guard:
+            os.fsync(descriptor)
+            if descriptor in self._directories:
+                self._note("sync-directory", self._directories[descriptor])
+            elif descriptor in self._handles:
+                mtime_ns = os.fstat(descriptor).st_mtime_ns
+                self._note("sync-file", handle=self._handles[descriptor], mtime_ns=mtime_ns)
+
+    def fdatasync(self, descriptor: int) -> None:
+        self.fsync(descriptor)
+
+    def mkdir(self, path: str, mode: int = 0o777) -> None:
+        with self._guard:
+            os.mkdir(path, mode)
+            self._note("mkdir", path)
+
+    def rmdir(self, path: str) -> None:
+        with self._guard:
+            os.rmdir(path)
+            self._note("rmdir", path)
+
+    def unlink(self, path: str) -> None:
+        with self._guard:
+            os.unlink(path)
+            self._note("unlink", path)
+
+    def rename(self, source: str, target: str) -> None:
+        with self._guard:
+            os.rename(source, target)
+            self._note("rename", source, target)
+
+    replace = rename
+
+    def link(self, source: str, target: str, **options: Any) -> None:
+        with self._guard:
+            os.link(source, target, **options)
+            self._note("link", source, target)
+
+    def _note(self, what: str, path: str = "", target: str = "", **facts: Any) -> None:
+        if not path or self._is_ours(path):
+            self.log.append(Change(what, self._below(path), self._below(target), **facts))
+
+    def _is_ours(self, path: str) -> bool:
+        return f"{path}/".startswith(self.base)
+
+    def _below(self, path: str) -> str:
+        return f"{path}/".removeprefix(self.base).removesuffix("/")
+
+
+@contextmanager
+def recording(base: Path) -> Iterator[Recorder]:
+    """Record what happens below *base*, whose content is taken for durable at this moment."""
+    recorder = Recorder(base)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commit, "os", recorder)
+        yield recorder

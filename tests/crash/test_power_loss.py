@@ -1,0 +1,76 @@
+"""The power is cut at every moment of every operation, and the disk keeps no more than it must.
+
+Each operation runs once, for real, with `recorder` in place of ``os``. `disk` then draws what may be left, and `judge`
+opens it as a machine does that has just booted. Seeds are printed: ``--crash-seed`` repeats a run.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from modelcache.testing import FaultServer
+from tests.crash.disk import MODELS, Disk, digest_of, materialise, moments
+from tests.crash.recorder import recording
+from tests.crash.world import OPERATIONS, Operation, World, judge, repair, small_steps
+
+STATES = {"small": 60, "large": 1000}
+
+
+def cut(
+    operation: Operation, model: str, count: int, server: FaultServer, tmp_path: Path, seed: int
+) -> tuple[list[str], int, int]:
+    """Return what is wrong in up to *count* states of *operation*, how many were tried, and how many there may be."""
+    base = tmp_path / "base"
+    base.mkdir()
+    world = World(server, base / "cache")
+    act = operation(world)
+    start = tmp_path / "start"
+    shutil.copytree(base, start, symlinks=True)
+    with recording(base) as recorder:
+        act(recorder)
+
+    chance = random.Random(f"{operation.__name__} {model} {seed}")
+    disks = [Disk(start, recorder.log, moment, model) for moment in moments(recorder.log)]
+    possible = sum(disk.possible for disk in disks)
+    wrong: list[str] = []
+    seen: set[tuple[bytes, int]] = set()
+    for number in range(count * 3):
+        if len(seen) >= count:
+            break
+        moment = number % len(disks)  # All moments in turn; what is drawn is what survives.
+        state = disks[moment].draw(chance)
+        mark = digest_of(state), hash(frozenset(disks[moment].expected.items()))
+        if mark in seen:
+            continue
+        seen.add(mark)
+        place = tmp_path / "state"
+        place.mkdir()
+        materialise(state, place)
+        found = judge(world, place / "cache", disks[moment].expected, damaged=operation is repair)
+        wrong += [f"state {number}, cut {moment} of {len(disks)}: {what}" for what in found]
+        shutil.rmtree(place)
+    return wrong, len(seen), possible
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
+def test_no_cut_takes_back_what_was_acknowledged_or_serves_what_never_was(
+    operation: Operation,
+    model: str,
+    server: FaultServer,
+    tmp_path: Path,
+    pytestconfig: pytest.Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small_steps(monkeypatch)
+    budget = STATES[pytestconfig.getoption("--crash-budget")]
+    seed = pytestconfig.getoption("--crash-seed")
+
+    wrong, tried, possible = cut(operation, model, budget, server, tmp_path, seed)
+
+    print(f"{operation.__name__}, {model}: {tried} states of some {possible:.2g}, seed {seed}")
+    assert wrong == []

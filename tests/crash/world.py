@@ -1,0 +1,308 @@
+"""The operations that are cut off, and the judge of what is found afterwards.
+
+An operation first brings about what must be there (durable, not recorded), then acts. The judge opens the root as a
+machine does that has just booted: it looks, serves offline, fetches, clears up, and says what is wrong in the words of
+CRASH.md: corrupt, lost, stuck, offline-broken, garbage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from modelcache import Cache, RetryPolicy, errors, process, transfer
+from modelcache.promises import check_cache
+from modelcache.sweep import sweep
+from modelcache.testing import Fault, FaultServer
+from tests.support.state import leftovers
+
+OLD = random.Random(20).randbytes(90_000)
+NEW = random.Random(21).randbytes(90_000)
+QUICK = RetryPolicy(attempts=3, base=0)
+
+
+def digest_of(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+class Log(Protocol):
+    """Where an operation says what may be found from now on."""
+
+    def expect(self, key: str, *allowed: str | None) -> None: ...
+
+
+class World:
+    """A server, a root, and what each key may ever stand for."""
+
+    def __init__(self, server: FaultServer, root: Path) -> None:
+        self.server, self.root = server, root
+        self.url = server.url("/m.onnx")
+        self.legit: dict[str, set[str]] = {}
+
+    def cache(self, root: Path | None = None) -> Cache:
+        return Cache(root or self.root, retry=QUICK)
+
+    def serve(self, content: bytes, *faults: Fault) -> str:
+        self.legit.setdefault(self.url, set()).add(digest_of(content))
+        return self.server.add("/m.onnx", content, faults)
+
+    def put(self, content: bytes, name: str) -> None:
+        self.legit.setdefault(name, set()).add(digest_of(content))
+        self.cache().put(content, name=name)
+
+
+Act = Callable[[Log], None]
+Operation = Callable[[World], Act]
+
+
+def cold_get(world: World) -> Act:
+    world.serve(OLD)
+
+    def act(log: Log) -> None:
+        world.cache().get(world.url)
+        log.expect(world.url, digest_of(OLD))
+
+    return act
+
+
+def resumed_get(world: World) -> Act:
+    world.serve(OLD, Fault(abort_after=70_000))
+    with Cache(world.root, retry=RetryPolicy(attempts=1)) as cache, pytest.raises(errors.NetworkError):
+        cache.get(world.url)
+
+    def act(log: Log) -> None:
+        world.cache().get(world.url)
+        log.expect(world.url, digest_of(OLD))
+
+    return act
+
+
+def interrupted_get(world: World) -> Act:
+    """It fails half-way, twice, and the third one finishes: what is left in between counts too."""
+    world.serve(OLD, Fault(abort_after=40_000), Fault(abort_after=30_000))
+
+    def act(log: Log) -> None:
+        for _ in range(2):
+            with Cache(world.root, retry=RetryPolicy(attempts=1)) as cache, pytest.raises(errors.NetworkError):
+                cache.get(world.url)
+        world.cache().get(world.url)
+        log.expect(world.url, digest_of(OLD))
+
+    return act
+
+
+def refresh(world: World) -> Act:
+    world.serve(OLD)
+    world.cache().get(world.url)
+    world.serve(NEW)
+
+    def act(log: Log) -> None:
+        log.expect(world.url, digest_of(OLD), digest_of(NEW))
+        world.cache().get(world.url, force_download=True)
+        log.expect(world.url, digest_of(NEW))
+
+    return act
+
+
+def put(world: World) -> Act:
+    world.put(OLD, "kept")
+
+    def act(log: Log) -> None:
+        log.expect("kept", digest_of(OLD))
+        world.put(NEW, "n")
+        log.expect("n", digest_of(NEW))
+
+    return act
+
+
+def put_again(world: World) -> Act:
+    world.put(OLD, "n")
+
+    def act(log: Log) -> None:
+        log.expect("n", digest_of(OLD), digest_of(NEW))
+        world.put(NEW, "n")
+        log.expect("n", digest_of(NEW))
+
+    return act
+
+
+def put_what_is_here(world: World) -> Act:
+    world.put(OLD, "kept")
+
+    def act(log: Log) -> None:
+        log.expect("kept", digest_of(OLD))
+        world.put(OLD, "n")
+        log.expect("n", digest_of(OLD))
+
+    return act
+
+
+def hit_by_digest(world: World) -> Act:
+    world.put(OLD, "kept")
+    world.serve(OLD)
+
+    def act(log: Log) -> None:
+        log.expect("kept", digest_of(OLD))
+        world.cache().get(world.url, digest=digest_of(OLD))
+        log.expect(world.url, digest_of(OLD))
+
+    return act
+
+
+def remove(world: World) -> Act:
+    world.put(OLD, "kept")
+    world.put(NEW, "n")
+
+    def act(log: Log) -> None:
+        log.expect("kept", digest_of(OLD))
+        log.expect("n", digest_of(NEW), None)
+        world.cache().remove("n")
+        log.expect("n", None)
+
+    return act
+
+
+def remove_one_of_two_names(world: World) -> Act:
+    world.put(OLD, "kept")
+    world.put(OLD, "n")
+
+    def act(log: Log) -> None:
+        log.expect("kept", digest_of(OLD))
+        log.expect("n", digest_of(OLD), None)
+        world.cache().remove("n")
+        log.expect("n", None)
+
+    return act
+
+
+def pin_and_unpin(world: World) -> Act:
+    world.put(OLD, "kept")
+
+    def act(log: Log) -> None:
+        log.expect("kept", digest_of(OLD))
+        cache = world.cache()
+        cache.pin("kept")
+        cache.unpin("kept")
+
+    return act
+
+
+def repair(world: World) -> Act:
+    world.serve(OLD)
+    path = Path(world.cache().get(world.url))
+    path.chmod(0o644)
+    path.write_bytes(NEW)
+
+    def act(log: Log) -> None:
+        world.cache().verify(repair=True)
+        log.expect(world.url, digest_of(OLD))
+
+    return act
+
+
+def two_at_once(world: World) -> Act:
+    """A download and a put of the same content, and a removal, interleaved as they fall."""
+    import threading
+
+    world.put(NEW, "gone")
+    world.serve(OLD)
+
+    def act(log: Log) -> None:
+        log.expect("gone", digest_of(NEW), None)
+        start = threading.Barrier(3)
+
+        def download() -> None:
+            start.wait()
+            world.cache().get(world.url)
+            log.expect(world.url, digest_of(OLD))
+
+        def store() -> None:
+            start.wait()
+            world.put(OLD, "n")
+            log.expect("n", digest_of(OLD))
+
+        def drop() -> None:
+            start.wait()
+            world.cache().remove("gone")
+            log.expect("gone", None)
+
+        threads = [threading.Thread(target=work) for work in (download, store, drop)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return act
+
+
+OPERATIONS: list[Operation] = [
+    cold_get, resumed_get, interrupted_get, refresh, put, put_again, put_what_is_here, hit_by_digest, remove,
+    remove_one_of_two_names, pin_and_unpin, repair, two_at_once,
+]  # fmt: skip
+
+
+def small_steps(patch: pytest.MonkeyPatch) -> None:
+    """Make a download of 90 kB go through all that a large one does: three threads, several journals."""
+    patch.setattr(transfer, "CHUNK_BYTES", 4 * 1024)
+    patch.setattr(transfer, "JOURNAL_BYTES", 24 * 1024)
+
+
+def judge(world: World, root: Path, expected: dict[str, frozenset[str | None]], *, damaged: bool = False) -> list[str]:
+    """Return what is wrong with *root* after the power came back; *damaged*: content had been altered before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process, "boot_id", lambda: "b00ted00")
+        wrong = [
+            str(v) for v in check_cache(root) if v.kind != "garbage" and not (damaged and v.promise in {"I1", "I2"})
+        ]
+        wrong += _offline(world, root, expected)
+        wrong += _online(world, root)
+        sweep(str(root))
+        wrong += [f"garbage: {name}" for name in leftovers(root)]
+        wrong += [f"after recovery: {violation}" for violation in check_cache(root) if violation.kind != "garbage"]
+    return wrong
+
+
+def _offline(world: World, root: Path, expected: dict[str, frozenset[str | None]]) -> list[str]:
+    wrong = []
+    for key, legit in world.legit.items():
+        try:
+            with Cache(root, offline=True) as cache:
+                got: str | None = digest_of(Path(cache.get(key)).read_bytes())
+        except errors.NotFoundError:
+            got = None
+        except errors.LocalNotFoundError:
+            got = None
+        except Exception as error:  # noqa: BLE001  # Whatever it is, it is a finding.
+            wrong.append(f"offline-broken: {key}: {error!r}")
+            continue
+        if got is not None and got not in legit:
+            wrong.append(f"corrupt: {key} is {got}")
+        elif key in expected and got not in expected[key]:
+            wrong.append(f"lost: {key} is {got}, acknowledged was one of {sorted(map(str, expected[key]))}")
+    return wrong
+
+
+def _online(world: World, root: Path) -> list[str]:
+    """What a node does next: it asks for everything again, and puts what it has to put."""
+    wrong = []
+    for key, legit in world.legit.items():
+        try:
+            with world.cache(root) as cache:
+                if key == world.url:
+                    got = digest_of(Path(cache.get(key)).read_bytes())
+                    # A partial of an interrupted refresh waits for the next one.
+                    cache.get(key, force_download=True)
+                else:
+                    content = OLD if digest_of(OLD) in legit else NEW
+                    got = digest_of(Path(cache.put(content, name=key).path).read_bytes())
+        except Exception as error:  # noqa: BLE001  # As above.
+            wrong.append(f"stuck: {key}: {error!r}")
+            continue
+        if got not in legit:
+            wrong.append(f"corrupt: {key} is {got} after a fetch")
+    return wrong

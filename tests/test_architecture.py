@@ -26,7 +26,7 @@ FLOORS = [
     {"fetch", "intake", "warmup", "doctor"},
     {"getting"},
     {"cache"},
-    {"api", "testing.server", "cli.console"},
+    {"api", "testing.server", "testing.victims", "cli.console"},
     {
         "cli.doctor", "cli.get", "cli.info", "cli.lock", "cli.ls", "cli.path", "cli.pin", "cli.prewarm", "cli.remove",
         "cli.stats", "cli.unpin", "cli.verify",
@@ -44,6 +44,7 @@ MUTATING = {
 ALLOWED = {
     ("locks", "ftruncate"), ("locks", "pwrite"),  # Lock files: the holder's name, and a note. They only inform.
     ("__main__", "write"),  # The path, to standard output.
+    ("testing.victims", "write"), ("testing.victims", "mkstemp"),  # A pipe to the parent; a barrier's directory.
 }  # fmt: skip
 
 

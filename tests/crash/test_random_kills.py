@@ -1,0 +1,170 @@
+"""Several real processes at work, and SIGKILL at whatever instant: one of them, then all of the group at once.
+
+What falls between two fail points is met here, by many tries. The verdict is on state: what was acknowledged is there,
+nothing wrong can be seen, and who comes next goes on. The instants are drawn and not waited for exactly: nothing
+depends on them but which states are met.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from modelcache import Cache, RetryPolicy
+from modelcache.sweep import sweep
+from modelcache.testing import Fault, FaultServer, Victim, check_cache, spawn
+from tests.crash.world import digest_of
+from tests.support.state import leftovers
+
+CONTENTS = [random.Random(number).randbytes(150_000) for number in range(30, 34)]
+WORKERS = 4
+
+# Does everything there is, over and over, and says what it has done. Each worker has names of its own, and they share
+# contents and URLs.
+WORK = """
+import random
+from modelcache import Cache, RetryPolicy, errors
+from modelcache.testing import Barrier, acknowledge
+root, base, number, barrier, parties = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
+contents = [random.Random(n).randbytes(150_000) for n in range(30, 34)]
+chance = random.Random(f"{number} {sys.argv[6]}")
+cache = Cache(root, retry=RetryPolicy(attempts=3, base=0))
+Barrier(barrier, parties).wait()
+acknowledge("ready")
+while True:
+    which = chance.randrange(4)
+    name = f"n{number}-{chance.randrange(2)}"
+    kind = chance.choice(["get", "get", "put", "put", "remove", "refresh", "link", "pin", "verify"])
+    try:
+        if kind == "put":
+            acknowledge(f"begin {name} {which}")
+            acknowledge(f"done {name} {cache.put(contents[which], name=name).digest}")
+        elif kind == "remove":
+            acknowledge(f"begin {name} -")
+            cache.remove(name, force=True)
+            acknowledge(f"done {name} -")
+        elif kind == "pin":
+            cache.pin(name)
+        elif kind == "verify":
+            cache.verify(repair=True)
+        elif kind == "link":
+            url = f"{base}/{which}.onnx?{number}"
+            cache.get(url, digest="sha256:" + __import__("hashlib").sha256(contents[which]).hexdigest())
+        else:
+            url = f"{base}/{which}.onnx"
+            path = cache.get(url, force_download=kind == "refresh")
+            acknowledge(f"got {which} {url}")
+    except errors.NotFoundError:
+        pass  # What was to be pinned has been removed.
+"""
+
+
+def promised(victims: list[Victim]) -> dict[str, str | None]:
+    """Return what each name stands for, where that is sure: no call about it was under way."""
+    sure: dict[str, str | None] = {}
+    for victim in victims:
+        for line in victim.acknowledged():
+            what, _, rest = line.partition(" ")
+            if what == "got":
+                which, url = rest.split(" ")
+                sure[url] = digest_of(CONTENTS[int(which)])
+            elif what in {"begin", "done"}:
+                name, value = rest.split(" ")
+                sure.pop(name, None)
+                if what == "done":
+                    sure[name] = None if value == "-" else value
+    return sure
+
+
+def start(root: Path, base: str, barrier: Path, seed: str, group: int | None) -> list[Victim]:
+    barrier.mkdir()
+    victims: list[Victim] = []
+    for number in range(WORKERS):
+        leader = victims[0].pid if group is not None and victims else group
+        arguments = [str(root), base, str(number), str(barrier), str(WORKERS), seed]
+        victims.append(spawn(WORK, *arguments, group=leader))
+    for victim in victims:
+        victim.wait_for("ready")
+    return victims
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["one", "the group"])
+def test_a_kill_at_a_random_instant_takes_nothing_back(
+    together: bool, server: FaultServer, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    rounds = 150 if pytestconfig.getoption("--crash-budget") == "large" else 6
+    chance = random.Random(pytestconfig.getoption("--crash-seed"))
+    pause = threading.Event()
+    for content in range(len(CONTENTS)):
+        for query in ("", *(f"?{worker}" for worker in range(WORKERS))):
+            server.add(f"/{content}.onnx{query}", CONTENTS[content], [Fault(abort_after=60_000)])
+    base = server.url("")
+    root = tmp_path / "cache"
+    kills = acknowledged = 0
+    for number in range(rounds):
+        victims = start(root, base, tmp_path / f"barrier-{number}", f"{number}", 0 if together else None)
+        pause.wait(chance.uniform(0.0, 0.15))
+        if together:
+            victims[0].kill_group()
+            kills += len(victims)
+        else:
+            victims[chance.randrange(WORKERS)].kill()
+            kills += 1
+            pause.wait(chance.uniform(0.0, 0.05))  # The others go on beside the dead one for a while.
+        for victim in victims:
+            victim.kill()
+        sure = promised(victims)
+        acknowledged += len(sure)
+        for victim in victims:
+            with victim:
+                assert "Traceback" not in victim.errors()
+
+        broken = [str(v) for v in check_cache(root, sure) if v.kind != "garbage"]
+        assert broken == [], f"round {number}"
+
+    with Cache(root, retry=RetryPolicy(attempts=3, base=0)) as cache:
+        for content in range(len(CONTENTS)):
+            path = cache.get(f"{base}/{content}.onnx", force_download=True)
+            assert Path(path).read_bytes() == CONTENTS[content]
+            for worker in range(WORKERS):
+                cache.get(f"{base}/{content}.onnx?{worker}", force_download=True)
+    sweep(str(root))
+    assert leftovers(root) == []
+    print(f"{kills} kills in {rounds} rounds; {acknowledged} promises looked at")
+    assert acknowledged > rounds
+
+
+def test_a_barrier_lets_all_through_together_and_says_who_is_missing(tmp_path: Path) -> None:
+    code = """
+    from modelcache.testing import Barrier, acknowledge
+    Barrier(sys.argv[1], 2).wait(timeout=0.1 if sys.argv[2] == "alone" else 60)
+    acknowledge("through")
+    """
+    with spawn(code, tmp_path, "alone") as alone:
+        assert alone.wait() == 1
+        assert "1 of 2 processes came" in alone.errors()
+    with spawn(code, tmp_path, "second") as second:
+        second.wait_for("through")
+        assert second.wait() == 0
+
+
+def test_a_victim_dies_at_its_fail_point_and_its_acknowledgements_are_heard(tmp_path: Path) -> None:
+    code = """
+    from modelcache import Cache
+    from modelcache.testing import acknowledge
+    cache = Cache(sys.argv[1])
+    acknowledge(cache.put(b"first", name="a").digest)
+    acknowledge(cache.put(b"second", name="b").digest)
+    """
+    root = tmp_path / "cache"
+    with spawn(code, root, failpoints="intake.before-record=1*off->kill") as victim:
+        assert victim.wait() == -9
+        assert victim.acknowledged() == [digest_of(b"first")]
+        with pytest.raises(AssertionError, match="was not acknowledged"):
+            victim.wait_for("more")
+
+    assert [v for v in check_cache(root, {"a": digest_of(b"first")}) if v.kind != "garbage"] == []
+    assert {v.promise for v in check_cache(root, {"a": None})} >= {"I3", "I7"}

@@ -260,10 +260,14 @@ def _try(path: str) -> fasteners.InterProcessLock:
         except threading.ThreadError as error:  # What fasteners makes of every error but "held by another".
             lock.lockfile.close()
             raise LockUnavailableError(str(error)) from error
-        if _is_current(descriptor, path):
+        try:
+            current = _is_current(descriptor, path)
+        except OSError as error:
+            lock.release()
+            raise LockUnavailableError(str(error)) from error
+        if current:
             fail_point("locks.after-acquire")
-            os.ftruncate(descriptor, 0)
-            _write(lock.lockfile, f"process {os.getpid()} on {os.uname().nodename}".encode() + b"\n")
+            _write(lock.lockfile, f"process {os.getpid()} on {os.uname().nodename}".encode() + b"\n", anew=True)
             return lock
         # Its last holder unlinked the file between our open and our lock: we hold a lock that nobody else will meet.
         lock.release()
@@ -273,14 +277,16 @@ def _is_current(descriptor: int, path: str) -> bool:
     """Tell whether *path* still names the file behind *descriptor*."""
     try:
         found = os.stat(path, follow_symlinks=False)
-    except OSError:
+    except FileNotFoundError:
         return False
     return os.path.samestat(found, os.fstat(descriptor))
 
 
-def _write(file: IO[bytes], data: bytes) -> None:
+def _write(file: IO[bytes], data: bytes, *, anew: bool = False) -> None:
     """Append to the lock file; it only informs, so a full disk or a short write does not matter."""
     try:
+        if anew:
+            os.ftruncate(file.fileno(), 0)
         os.pwrite(file.fileno(), data, os.fstat(file.fileno()).st_size)
     except OSError:
         return
@@ -288,5 +294,8 @@ def _write(file: IO[bytes], data: bytes) -> None:
 
 def _read(file: IO[bytes]) -> tuple[bytes, bytes]:
     """Return (holder, note) from the open lock file. Opening it again would drop the locks of this process."""
-    holder, _, note = os.pread(file.fileno(), _NOTE_BYTES_MAX, 0).partition(b"\n")
+    try:
+        holder, _, note = os.pread(file.fileno(), _NOTE_BYTES_MAX, 0).partition(b"\n")
+    except OSError:
+        return b"", b""  # It only informs.
     return holder, note

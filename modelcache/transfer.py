@@ -187,6 +187,8 @@ class _Hashing:
     def _journal(self) -> None:
         """Sync while more bytes arrive: the disk is busy early, and little is left for the end."""
         while (item := self._journals.get()) is not None:
+            if self._error is not None:
+                continue  # Never again after a failed sync: the kernel may have dropped the pages.
             try:
                 self._partial.journal(*item)
             except OSError as error:

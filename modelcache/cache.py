@@ -404,6 +404,7 @@ class Cache:
         Raises:
             EntryNotFoundError: One of *refs* is not in the cache.
         """
+        from .promises import check_cache
         from .verification import Report, examine_all
 
         self._check_open()
@@ -416,7 +417,12 @@ class Cache:
                 self._forget(finding.entry.key)
         if repair:
             findings = [self._repaired(finding) for finding in findings]
-        return Report(tuple(findings))
+        if refs:
+            return Report(tuple(findings))
+        # What no entry names is read too; a loss is told once, by its finding.
+        known = {finding.entry.key for finding in findings}
+        others = check_cache(self.root, read_already={finding.entry.digest for finding in findings})
+        return Report(tuple(findings), tuple(v for v in others if v.kind != "garbage" and v.where not in known))
 
     def stats(self) -> Stats:
         """Return what this object has counted so far. Hits are counted without a lock: threads may lose a few."""

@@ -8,6 +8,7 @@ is not made: then the directory above it is examined.
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 
 from . import commit, files, layout, locks, process
 from .errors import FormatError, ModelCacheError
+from .promises import check_cache
 from .report import Health
 
 _TRIES = 5
@@ -32,8 +34,15 @@ class Check:
     detail: str
 
 
-def examine(root: str) -> Iterator[Check]:
-    """Yield the checks of the cache at *root*, one after the other; the later ones need the earlier ones."""
+def examine(root: str, *, locking: bool = True, durability: bool = True) -> Iterator[Check]:
+    """Yield the checks of the cache at *root*, one after the other; the later ones need the earlier ones.
+
+    Args:
+        root: The directory; it need not exist.
+        locking: Whether a second process is started to see that a lock keeps it out.
+        durability: Whether renames, links and syncs are tried and timed.
+    """
+    probes = [*((_rename, _links, _sync) if durability else ()), *((_locks,) if locking else ())]
     yield _format(root)
     try:
         if os.path.lexists(root):
@@ -51,12 +60,14 @@ def examine(root: str) -> Iterator[Check]:
     try:
         exists = os.path.isdir(root)
         yield Check("writable", "ok", f"{root} can be {'written' if exists else 'made: it does not exist yet'}")
+        yield _owner(root)
         yield _space(probe)
-        for check in (_rename, _links, _sync, _locks):
+        for check in probes:
             yield _safely(check, probe)
     finally:
         commit.discard(probe)
     yield _leftovers(root)
+    yield _promises(root)
     yield _environment()
 
 
@@ -104,6 +115,20 @@ def _format(root: str) -> Check:
     except ModelCacheError as error:
         return Check("format", "failed", error.summary)
     return Check("format", "ok", f"layout {layout.FORMAT}" if os.path.exists(f"{root}/format") else "a new cache")
+
+
+def _owner(root: str) -> Check:
+    try:
+        found = os.stat(root)
+    except FileNotFoundError:
+        return Check("owner", "ok", f"it will be that of user {os.geteuid()}")
+    mode = stat.S_IMODE(found.st_mode)
+    detail = f"user {found.st_uid}, group {found.st_gid}, mode {mode:04o}"
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        return Check("owner", "warning", f"{detail}: every user of this machine can put models in place of yours")
+    if found.st_uid != os.geteuid():
+        return Check("owner", "warning", f"{detail}; you are user {os.geteuid()}: what you store belongs to you")
+    return Check("owner", "ok", detail)
 
 
 def _space(root: str) -> Check:
@@ -163,6 +188,17 @@ def _leftovers(root: str) -> Check:
     set_aside = len(files.listing(f"{root}/{layout.QUARANTINE}"))
     detail = f"{partials} partials, {dead} staging directories of dead processes, {set_aside} objects in quarantine"
     return Check("left-overs", "warning" if set_aside else "ok", detail)
+
+
+def _promises(root: str) -> Check:
+    """Look at names, sizes and records; content is what ``modelcache verify`` reads."""
+    found = check_cache(root, hashing=False)
+    broken = [str(violation) for violation in found if violation.kind != "garbage"]
+    if broken:
+        more = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
+        return Check("promises", "failed", f"{broken[0]}{more}. `modelcache verify --repair` mends what can be fetched")
+    spare = sum(violation.promise == "I7" for violation in found)
+    return Check("promises", "ok", f"every record is whole and names what is there; {spare} objects that none names")
 
 
 def _environment() -> Check:

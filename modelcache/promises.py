@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
 from . import files, layout, process
@@ -44,6 +44,7 @@ def check_cache(
     acknowledged: Mapping[str, str | None] | None = None,
     *,
     hashing: bool = True,
+    read_already: Container[str] = (),
 ) -> list[Violation]:
     """Return the promises that the cache at *root* does not keep; none is good news.
 
@@ -52,13 +53,14 @@ def check_cache(
         acknowledged: What calls that returned have promised: the digest by key (``Entry.key``), None for what was
             removed. I3 is judged by it.
         hashing: Read all content (I1). Without, only names, sizes and records are looked at.
+        read_already: Digests of objects that need not be read again.
     """
     place = os.fspath(root)
-    found = [*_objects(place, hashing=hashing), *_records(place), *_shared(place), *_left_over(place)]
+    found = [*_objects(place, hashing, read_already), *_records(place), *_shared(place), *_left_over(place)]
     return found + list(_lost(place, acknowledged or {}))
 
 
-def _objects(root: str, *, hashing: bool) -> Iterator[Violation]:
+def _objects(root: str, hashing: bool, read_already: Container[str]) -> Iterator[Violation]:
     """I1, I7: each object holds what its name says, and something names it."""
     objects = Objects(root)
     named = {entry.digest for entry in Entries(root).all()}
@@ -72,7 +74,7 @@ def _objects(root: str, *, hashing: bool) -> Iterator[Violation]:
         inside = files.listing(path)
         if not inside:
             yield Violation("I1", "corrupt", path, "it holds no file")
-        for file in inside if hashing else ():
+        for file in inside if hashing and digest not in read_already else ():
             try:
                 actual, _ = files.digest_of(f"{path}/{file}")
             except OSError as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from . import commit, files, layout
 from .errors import CorruptObjectError, ModelCacheError
 from .objects import Objects
+from .promises import Violation
 from .records import Entry
 
 _LOOKS = 3  # Each after the first needs another process that replaces the object at that moment.
@@ -42,14 +43,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The findings of one verification, one for each entry."""
+    """What one verification found: a finding for each entry and, if it was of the whole cache, promises not kept."""
 
     findings: tuple[Finding, ...]
+    violations: tuple[Violation, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether every entry is whole now."""
-        return all(finding.state == "ok" or finding.repaired for finding in self.findings)
+        """Whether every entry is whole now, and every other promise is kept."""
+        return not self.violations and all(finding.state == "ok" or finding.repaired for finding in self.findings)
 
     @property
     def bad(self) -> tuple[Finding, ...]:

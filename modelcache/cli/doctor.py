@@ -11,15 +11,17 @@ from .console import Console
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """No arguments of its own."""
-    del parser
+    """Declare the arguments."""
+    parser.add_argument("--locks", action="store_true", help="of the probes, only that of locks")
+    parser.add_argument("--durability", action="store_true", help="of the probes, only those of rename, link and sync")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Print every check; 1 if one failed. A warning is no failure: the cache works, with less."""
     root = default_root({"MODELCACHE_DIR": arguments.root} if arguments.root else os.environ)
     checks = []
-    for check in examine(root):
+    everything = arguments.locks == arguments.durability
+    for check in examine(root, locking=arguments.locks or everything, durability=arguments.durability or everything):
         checks.append(check)
         if not console.json:
             console.data(f"{check.level:<8} {check.name:<12} {check.detail}")

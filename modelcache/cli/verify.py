@@ -24,11 +24,18 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     console.close()
     if console.json:
         console.data_json(
-            {"ok": report.ok, "bytes_read": report.bytes_read, "models": [_row(f) for f in report.findings]}
+            {
+                "ok": report.ok,
+                "bytes_read": report.bytes_read,
+                "models": [_row(f) for f in report.findings],
+                "violations": [str(violation) for violation in report.violations],
+            }
         )
     else:
         for finding in report.bad:
             console.data(_line(finding))
+        for violation in report.violations:
+            console.data(f"broken promise  {violation}")
         whole = len(report.findings) - len(report.bad)
         console.note(f"{whole} of {len(report.findings)} models are whole, {size(report.bytes_read)} read")
     if not report.ok and not console.json:

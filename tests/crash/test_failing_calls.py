@@ -15,6 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,10 @@ def attempt(act: Callable[[Silent], None]) -> str:
     return ""
 
 
+def prepare_and_act(operation: Operation, world: World, log: Silent) -> None:
+    operation(world)(log)
+
+
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
 def test_a_call_that_fails_is_a_typed_error_and_nothing_is_corrupt(
     operation: Operation,
@@ -182,7 +187,7 @@ def test_a_call_that_fails_is_a_typed_error_and_nothing_is_corrupt(
             found += judge(fresh, root, {})
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(process, "boot_id", lambda: "b00ted00")
-            again = attempt(operation(World(server, root)))
+            again = attempt(partial(prepare_and_act, operation, World(server, root)))
             sweep(str(root))
             found += [f"the next try: {again}"] if again else []
             found += [f"garbage: {name}" for name in leftovers(root) if not name.startswith("partial-v1")]

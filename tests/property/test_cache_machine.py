@@ -1,0 +1,222 @@
+"""Several real processes on one cache, in every order that hypothesis thinks of, against a dict.
+
+They put, get, refresh, link, remove, pin and verify, two at once too; some die at a drawn fail point; content is
+altered behind their backs. After each step the one checker looks at the disk (I1, I2, I3, I5, I6), and no process may
+ever have been served what its key never stood for. A failure shrinks, and is replayed by the printed blob.
+
+``HYPOTHESIS_PROFILE=large`` tries more of it. Leases, eviction and gc join when they are built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from failpoints.source import find_points
+from modelcache.records import Entries
+from modelcache.testing import FaultServer, check_cache
+
+CONTENTS = [bytes([number]) * (3_000 + number) for number in range(1, 4)]
+DIGESTS = [f"sha256:{hashlib.sha256(content).hexdigest()}" for content in CONTENTS]
+NAMES = ["a", "b", "c"]
+PAGES = ["/x.onnx", "/y.onnx"]
+POINTS = sorted({point.name for point in find_points("modelcache")})
+
+which = st.integers(0, 2)
+names, pages = st.sampled_from(NAMES), st.sampled_from(PAGES)
+commands = st.one_of(
+    st.builds(lambda key, number: ("put", key, number), names, which),
+    st.builds(lambda key: ("remove", key, 0), names),
+    st.builds(lambda key: ("get", key, 0), pages),
+    st.builds(lambda key: ("refresh", key, 0), pages),
+    st.builds(lambda key: ("drop", key, 0), pages),
+    st.builds(lambda key, number: ("link", key, number), st.sampled_from(["/p.onnx", "/q.onnx"]), which),
+    st.builds(lambda key: ("pin", key, 0), names),
+    st.builds(lambda key: ("unpin", key, 0), names),
+    st.just(("verify", "", 0)),
+)
+Command = tuple[str, str, int]
+
+
+class Servant:
+    """A process that does what it is told."""
+
+    def __init__(self) -> None:
+        self._process = self._start()
+
+    def tell(self, command: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> dict[str, Any] | None:
+        """Return its answer; None if it has died, and then there is another one in its place."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if line:
+            return dict(json.loads(line))
+        code = self._process.wait(60)
+        self.close()
+        self._process = self._start()
+        assert code == -9, f"it died by itself: {code}"
+        return None
+
+    def close(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate(timeout=60)
+
+    @staticmethod
+    def _start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "tests.property.servant"]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def staff() -> Iterator[None]:
+    """Three servants and a server for all examples: to start them takes longer than an example."""
+    with FaultServer() as server:
+        CacheMachine.server = server
+        CacheMachine.servants = [Servant() for _ in range(3)]
+        try:
+            yield
+        finally:
+            for servant in CacheMachine.servants:
+                servant.close()
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """What each key may stand for on disk, and what it has ever stood for."""
+
+    server: FaultServer
+    servants: list[Servant]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = Path(tempfile.mkdtemp())
+        self.root = self.place / "cache"
+        self.allowed: dict[str, set[str | None]] = {}
+        self.ever: dict[str, set[str]] = {}
+        self.served: dict[str, str] = {}  # By page: what the server has now.
+
+    @initialize(numbers=st.tuples(which, which))
+    def fill(self, numbers: tuple[int, int]) -> None:
+        for page, number in zip(PAGES, numbers, strict=True):
+            self.change(page, number)
+
+    @rule(page=pages, number=which)
+    def change(self, page: str, number: int) -> None:
+        """The original changes at its source."""
+        url = self.server.add(page, CONTENTS[number])
+        self.served[url] = DIGESTS[number]
+        self.ever.setdefault(url, set()).add(DIGESTS[number])
+
+    @rule(servant=which, command=commands)
+    def one(self, servant: int, command: Command) -> None:
+        self._begin(command)
+        self._tell(servant, command)
+        self._end(command, self.servants[servant].answer(), sure=True)
+
+    @rule(first=commands, second=commands, servants=st.permutations([0, 1, 2]))
+    def two_at_once(self, first: Command, second: Command, servants: list[int]) -> None:
+        apart = self._key(first) != self._key(second) and "verify" not in {first[0], second[0]}
+        for servant, command in zip(servants, (first, second), strict=False):
+            self._begin(command)
+            self._tell(servant, command)
+        for servant, command in zip(servants, (first, second), strict=False):
+            self._end(command, self.servants[servant].answer(), sure=apart)
+
+    @rule(servant=which, command=commands, point=st.sampled_from(POINTS))
+    def one_that_dies(self, servant: int, command: Command, point: str) -> None:
+        self._begin(command)
+        self._tell(servant, command, failpoints=f"{point}=kill")
+        self._end(command, self.servants[servant].answer(), sure=True)
+
+    @rule(servant=which, number=which)
+    def content_is_altered_and_repaired(self, servant: int, number: int) -> None:
+        """Another tool writes through the cache. What a source has comes back; what was put is known to be gone."""
+        entries = [entry for entry in Entries(str(self.root)).all() if entry.digest == DIGESTS[number]]
+        for entry in entries:
+            path = Path(entry.path)
+            if path.exists():
+                path.chmod(0o644)
+                path.write_bytes(b"altered")
+            self.allowed.pop(entry.key, None)
+        command: Command = ("verify", "", 0)
+        self._tell(servant, command)
+        self._end(command, self.servants[servant].answer(), sure=False)
+
+    @invariant()
+    def every_promise_is_kept(self) -> None:
+        sure = {key: next(iter(values)) for key, values in self.allowed.items() if len(values) == 1}
+        found = check_cache(self.root, sure)
+        unsure = {entry.key for entry in Entries(str(self.root)).all()} - self.allowed.keys()
+        assert [str(v) for v in found if v.kind != "garbage" and v.where not in unsure] == []
+
+    def teardown(self) -> None:
+        for servant in self.servants:
+            servant.tell({"do": "forget"})
+            servant.answer()
+        shutil.rmtree(self.place, ignore_errors=True)
+
+    def _key(self, command: Command) -> str:
+        what, key, _ = command
+        return key if what in {"put", "remove", "pin", "unpin"} else self.server.url(key)
+
+    def _tell(self, servant: int, command: Command, **options: str) -> None:
+        what, _, number = command
+        self.servants[servant].tell({
+            "do": "remove" if what == "drop" else what, "root": str(self.root), "key": self._key(command),
+            "content": CONTENTS[number].hex(), "digest": DIGESTS[number], **options,
+        })  # fmt: skip
+
+    def _begin(self, command: Command) -> None:
+        """From here on until it has ended, both the old and the new meaning are allowed."""
+        what, _, number = command
+        key = self._key(command)
+        known = self.allowed.setdefault(key, {None}) if key in self.allowed or what != "verify" else set()
+        if what in {"put", "link"}:
+            known.add(DIGESTS[number])
+            self.ever.setdefault(key, set()).add(DIGESTS[number])
+        elif what in {"remove", "drop"}:
+            known.add(None)
+        elif what in {"get", "refresh"}:
+            known.add(self.served[key])
+
+    def _end(self, command: Command, answer: dict[str, Any] | None, *, sure: bool) -> None:
+        what, _, number = command
+        key = self._key(command)
+        if answer is None:
+            return  # It died: either meaning is allowed.
+        got = answer.get("digest")
+        if got is not None:
+            assert got in self.ever[key], f"{key} was served as {got}"
+        if not sure:
+            return
+        if what == "put":
+            assert got == DIGESTS[number], answer
+            self.allowed[key] = {got}
+        elif what in {"remove", "drop"}:
+            assert "error" not in answer, answer
+            self.allowed[key] = {None}
+        elif what == "refresh":
+            assert got == self.served[key], answer
+            self.allowed[key] = {got}
+        elif what == "get":
+            assert got is not None, answer
+
+
+TestCacheMachine = CacheMachine.TestCase
+TestCacheMachine.settings = settings(stateful_step_count=12)

@@ -47,6 +47,11 @@ class Victim:
         """Its process id, which is also that of its group if it leads one."""
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
     def acknowledged(self) -> list[str]:
         """Return the lines that have been acknowledged so far."""
         while self._pipe >= 0 and select.select([self._pipe], [], [], 0)[0]:

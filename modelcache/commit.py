@@ -184,7 +184,7 @@ def commit_record(staging: str, final: str, data: bytes) -> None:
     descriptor = create_file(staged)
     try:
         try:
-            fail_point("commit.before-write-record")
+            fail_point("commit.before-write-record", on_torn=lambda size: write(descriptor, data[:size]))
             write(descriptor, data)
             fail_point("commit.before-sync-record")
             _sync(descriptor)

@@ -141,9 +141,13 @@ def _of_stream(stream: BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
+def _write(descriptor: int, chunk: bytes) -> None:
+    fail_point("intake.before-write", on_torn=lambda size: commit.write(descriptor, chunk[:size]))
+    commit.write(descriptor, chunk)
+
+
 def _written(descriptor: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
     """Pass *chunks* on, each written first."""
     for chunk in chunks:
-        fail_point("intake.before-write")
-        commit.write(descriptor, chunk)
+        _write(descriptor, chunk)
         yield chunk

@@ -67,7 +67,7 @@ class Partial:
 
     def append(self, chunk: bytes) -> None:
         """Write *chunk* at the end. It must be given to `hash` too, in order; another thread may do that."""
-        fail_point("partials.before-append")
+        fail_point("partials.before-append", on_torn=lambda size: commit.write(self._descriptor, chunk[:size]))
         commit.write(self._descriptor, chunk)
         self.length += len(chunk)
 

@@ -260,6 +260,35 @@ def test_a_kill_at_any_point_leaves_a_cache_that_serves_only_whole_content(
     assert kills > 0
 
 
+@pytest.mark.parametrize("size", [0, 1, 60, 4000])
+@pytest.mark.parametrize(
+    ("operation", "point"),
+    [
+        (cold_get, "partials.before-append"), (resumed_get, "partials.before-append"), (put, "intake.before-write"),
+        (put, "commit.before-write-record"), (refresh, "commit.before-write-record"),
+        (pin_and_unpin, "commit.before-write-record"),
+    ],
+)  # fmt: skip
+def test_a_kill_in_the_middle_of_a_write_is_no_other_than_one_before_it(
+    operation: Callable[[World], Iterator[Callable[[Cache], object]]], point: str, size: int, tmp_path: Path
+) -> None:
+    for passed in range(4):
+        root = tmp_path / f"{passed}"
+        with FaultServer() as server:
+            world = World(server, root)
+            story = operation(world)
+
+            code = world.child(next(story), f"{point}={f'{passed}*off->' if passed else ''}torn({size})")
+
+            assert code in {0, -signal.SIGKILL}, "the victim failed by itself"
+            assert passed > 0 or code == -signal.SIGKILL, "it was never reached"
+            with pytest.raises(StopIteration):
+                next(story)
+        sweep(str(root))
+        assert wrong_objects(root) == []
+        assert [name for name in leftovers(root) if not name.startswith("partial-v1")] == []
+
+
 def test_every_fail_point_was_reached_by_some_operation() -> None:
     if len(reached) == 0:
         pytest.skip("the operations above did not run in this session")

@@ -17,7 +17,7 @@ from tests.crash.disk import MODELS, Disk, digest_of, materialise, moments
 from tests.crash.recorder import recording
 from tests.crash.world import OPERATIONS, Operation, World, judge, repair, small_steps
 
-STATES = {"small": 60, "large": 1000}
+STATES = {"small": 60, "large": 4000}
 
 
 def cut(
@@ -38,7 +38,7 @@ def cut(
     possible = sum(disk.possible for disk in disks)
     wrong: list[str] = []
     seen: set[tuple[bytes, int]] = set()
-    for number in range(count * 3):
+    for number in range(count * 4):  # Small operations have fewer states than that.
         if len(seen) >= count:
             break
         moment = number % len(disks)  # All moments in turn; what is drawn is what survives.
@@ -72,5 +72,6 @@ def test_no_cut_takes_back_what_was_acknowledged_or_serves_what_never_was(
 
     wrong, tried, possible = cut(operation, model, budget, server, tmp_path, seed)
 
-    print(f"{operation.__name__}, {model}: {tried} states of some {possible:.2g}, seed {seed}")
+    # A cut within a file's bytes can be anywhere, and counts as one possibility.
+    print(f"{operation.__name__}, {model}: {tried} states tried, {possible:.2g} possible, seed {seed}")
     assert wrong == []

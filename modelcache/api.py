@@ -71,12 +71,12 @@ async def aget(ref: "RefLike", **options: "Any") -> str:
     return await default_cache().aget(ref, **options)
 
 
-def get_many(refs: "Iterable[RefLike]", *, jobs: "int | None" = None, **options: "Any") -> "dict[str, str]":
+def get_many(refs: "Iterable[RefLike]", *, jobs: "int | None" = None, **options: "Any") -> "dict[RefLike, str]":
     """Return the paths of *refs* by ref. See `Cache.get_many`."""
     return default_cache().get_many(refs, jobs=jobs, **options)
 
 
-async def aget_many(refs: "Iterable[RefLike]", *, jobs: "int | None" = None, **options: "Any") -> "dict[str, str]":
+async def aget_many(refs: "Iterable[RefLike]", *, jobs: "int | None" = None, **options: "Any") -> "dict[RefLike, str]":
     """Do what `get_many` does without blocking the event loop. See `Cache.aget_many`."""
     return await default_cache().aget_many(refs, jobs=jobs, **options)
 

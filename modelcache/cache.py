@@ -26,7 +26,7 @@ from .errors import (
     UsageError,
 )
 from .events import Event
-from .getting import Getter, Limits, RefLike, listed
+from .getting import Ask, Getter, Limits, RefLike, listed
 from .records import Entries, Entry
 from .report import Health, Stats, Usage
 
@@ -93,8 +93,11 @@ class Cache:
         if root is not None and not os.fspath(root):
             raise UsageError(problem="root is empty: give a directory, or leave it out for the default one")
         self.root = layout.default_root(os.environ if root is None else {"MODELCACHE_DIR": os.fspath(root)})
-        self.offline = settings.offline if offline is None else bool(offline)
+        self.offline = settings.offline if offline is None else offline
         self._listener = on_event
+        _check_kind("timeout", timeout, Timeout)
+        _check_kind("retry", retry, RetryPolicy)
+        _check_kind("offline", offline, bool)
         if max_bandwidth is not None and not (is_whole(max_bandwidth) and max_bandwidth >= 1):
             raise UsageError(problem=f"max_bandwidth={max_bandwidth!r} makes no sense: whole bytes per second, from 1")
         if lock_timeout is not None and not (is_seconds(lock_timeout) and lock_timeout >= 0):
@@ -114,7 +117,7 @@ class Cache:
             concurrency=settings.concurrency,
             bandwidth=max_bandwidth,
         )
-        self._getter = Getter(self.root, self._limits, tuple(sources or ()), self._tell)
+        self._getter = Getter(self.root, self._limits, _sources(sources), self._tell)
         self._closed = False
 
     # -- getting ---------------------------------------------------------------------------------------------------
@@ -190,18 +193,19 @@ class Cache:
         entry = await self._getter.aentry(ask, self._getter.deadline(ask.ref))
         return self._remember(ref, entry).path
 
-    def get_many(self, refs: Iterable[RefLike], *, jobs: int | None = None, **options: Any) -> dict[str, str]:
-        """Return the paths of *refs* by ref, fetched *jobs* at a time; *options* are those of `get`.
+    def get_many(self, refs: Iterable[RefLike], *, jobs: int | None = None, **options: Any) -> dict[RefLike, str]:
+        """Return the paths of *refs*, by ref as it was given, fetched *jobs* at a time; *options* are those of `get`.
 
         Raises:
+            UsageError: An argument makes no sense; nothing was read or written.
             BatchError: Some failed; the others are cached. ``failures`` maps each of these refs to its error.
         """
         from .warmup import run_all
 
         self._check_open()
-        asks = {os.fspath(ref): self._getter.ask(ref, **options) for ref in listed(refs)}
+        asks = self._asks(refs, options)
 
-        def one(ref: str, deadline: Deadline) -> str | ModelCacheError:
+        def one(ref: RefLike, deadline: Deadline) -> str | ModelCacheError:
             try:
                 return self._remember(ref, self._getter.entry(asks[ref], deadline)).path
             except ModelCacheError as error:
@@ -211,22 +215,26 @@ class Cache:
         outcomes = run_all(list(asks), one, jobs=self._jobs(jobs), deadline=lambda ref: limit(asks[ref].ref))
         return _gathered(dict(zip(asks, outcomes, strict=True)))
 
-    async def aget_many(self, refs: Iterable[RefLike], *, jobs: int | None = None, **options: Any) -> dict[str, str]:
+    async def aget_many(
+        self, refs: Iterable[RefLike], *, jobs: int | None = None, **options: Any
+    ) -> dict[RefLike, str]:
         """Do what `get_many` does without blocking the event loop."""
         import asyncio
 
-        wanted = [os.fspath(ref) for ref in listed(refs)]
+        self._check_open()
+        asks = self._asks(refs, options)
         places = asyncio.Semaphore(self._jobs(jobs))
 
-        async def one(ref: str) -> str | ModelCacheError:
+        async def one(ref: RefLike) -> str | ModelCacheError:
             async with places:
                 try:
-                    return await self.aget(ref, **options)
+                    entry = await self._getter.aentry(asks[ref], self._getter.deadline(asks[ref].ref))
+                    return self._remember(ref, entry).path
                 except ModelCacheError as error:
                     return error
 
-        outcomes = await asyncio.gather(*(one(ref) for ref in wanted))
-        return _gathered(dict(zip(wanted, outcomes, strict=True)))
+        outcomes = await asyncio.gather(*(one(ref) for ref in asks))
+        return _gathered(dict(zip(asks, outcomes, strict=True)))
 
     def prewarm(
         self,
@@ -255,7 +263,7 @@ class Cache:
 
         self._check_open()
         if ready_file is not None:
-            warmup.remove_ready_file(os.fspath(ready_file))
+            warmup.remove_ready_file(os.fspath(ready_file), manifest)
         items = warmup.wanted(manifest, locked=locked)
 
         def one(item: warmup.Wanted, deadline: Deadline) -> warmup.Warmed:
@@ -477,6 +485,12 @@ class Cache:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
+    def _asks(self, refs: Iterable[RefLike], options: dict[str, Any]) -> dict[RefLike, Ask]:
+        """Return the questions, by ref as it was given: a relative path and a name may have one text."""
+        if "mirrors" in options:
+            options = {**options, "mirrors": listed(options["mirrors"])}  # A generator serves one ref only.
+        return {ref: self._getter.ask(ref, **options) for ref in map(_ref, listed(refs))}
+
     def _warm_up(self, item: Wanted, deadline: Deadline) -> Warmed:
         from .warmup import Warmed
 
@@ -553,7 +567,28 @@ class Cache:
             raise ClosedError(root=self.root)
 
 
-def _gathered(outcomes: Mapping[str, str | ModelCacheError]) -> dict[str, str]:
+def _check_kind(name: str, value: object, kind: type) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise UsageError(problem=f"{name}={value!r} makes no sense: a {kind.__name__} is expected")
+
+
+def _sources(sources: object) -> tuple[Source, ...]:
+    """Return *sources* as a tuple; that they are sources is checked when the first one is asked."""
+    if sources is None:
+        return ()
+    if not isinstance(sources, Iterable):
+        raise UsageError(problem=f"sources is a list of sources, not a single {type(sources).__name__}")
+    return tuple(sources)
+
+
+def _ref(ref: RefLike) -> RefLike:
+    """Return *ref* if it can be one; else it is no key of a dict either."""
+    if not isinstance(ref, str | os.PathLike):
+        raise UsageError(problem=f"a ref is a str or a path, not {type(ref).__name__}")
+    return ref
+
+
+def _gathered(outcomes: Mapping[RefLike, str | ModelCacheError]) -> dict[RefLike, str]:
     failures = {ref: outcome for ref, outcome in outcomes.items() if isinstance(outcome, ModelCacheError)}
     if failures:
         raise BatchError(failures=failures, total=len(outcomes))

@@ -59,7 +59,8 @@ def prepare_root(root: str) -> None:
         raise _root_error(root, error) from error
 
 
-_BUCKETS = (layout.OBJECTS, layout.ENTRIES, layout.PARTIALS, layout.STAGING, layout.LOCKS)
+# Trash too: a removal must be possible where there is no inode left for it.
+_BUCKETS = (layout.OBJECTS, layout.ENTRIES, layout.PARTIALS, layout.STAGING, layout.LOCKS, layout.TRASH)
 
 
 def check_format(root: str) -> None:

@@ -48,6 +48,7 @@ Each error carries its facts as attributes, survives pickling (it may be raised 
 from __future__ import annotations
 
 import errno as _errno
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -141,7 +142,7 @@ class BatchError(ModelCacheError):
 
     exit_code = 3
 
-    def __init__(self, *, failures: dict[str, ModelCacheError], total: int) -> None:
+    def __init__(self, *, failures: Mapping[Any, ModelCacheError], total: int) -> None:
         super().__init__(failures=failures, total=total)  # By ref as it was given: it may hold credentials.
         self.failures, self.total = failures, total
         first = next(iter(failures.values()), None)

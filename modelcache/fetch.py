@@ -123,7 +123,7 @@ class Fetcher:
                 self.counts.failed += 1
                 self._tell(job, "failed", detail=error.summary)
                 if turn is not None and notes.is_for_all(error):
-                    turn.leave_note(notes.note(error, _asked(job)))
+                    turn.leave_note(notes.note(error, self._asked(job)))
                 raise
 
     @contextmanager
@@ -140,7 +140,7 @@ class Fetcher:
                         what=job.ref.key,
                         done=lambda: self._arrived(job) is not None,
                         on_wait=lambda holder: self._tell(job, "waiting", detail=f"{holder} is fetching it"),
-                        heed=lambda note: notes.covers(note, _asked(job)),
+                        heed=lambda note: self._heeds(note, job),
                         check=deadline.check,
                     )
                 )
@@ -150,6 +150,20 @@ class Fetcher:
             except locks.LockUnavailableError as error:
                 self._tell(job, "waiting", detail=f"no lock can be had ({error}); going on without")
             yield turn
+
+    def _asked(self, job: Job) -> list[str]:
+        """Return what an error of *job* speaks of: the places, what they were asked for, within which limits."""
+        personal = any(self.registry.source(place).is_personal(place.url) for place in job.places)
+        return [
+            *(place.key for place in job.places),
+            f"digest={job.digest}, size={job.size}, {self.timeout}, {self.policy}",
+            "with credentials" if personal else "without credentials",
+        ]
+
+    def _heeds(self, note: bytes, job: Job) -> bool:
+        """Tell whether the error in *note* would be that of *job* too."""
+        asked = self._asked(job)
+        return notes.covers(note, asked) and not (notes.is_personal(note) and "with credentials" in asked)
 
     def _arrived(self, job: Job) -> Entry | None:
         """Return the entry if what *job* wants is in the cache, recorded since *job* was made."""
@@ -247,7 +261,7 @@ class _Download:
         known = _validators_of(partial) if partial is not None else None
         request = Request(
             url=self._place.url,
-            ref=self._job.ref.key,
+            ref=self._place.key,
             timeout=self._fetcher.timeout,
             deadline=self._deadline,
             start=partial.length if partial is not None else 0,
@@ -453,9 +467,10 @@ class _Download:
         if left <= 0:
             return
         if left > self._policy.retry_after_max:
-            raise HttpStatusError(ref=self._job.ref.key, status=status, retry_after=round(left, 1))
+            raise HttpStatusError(ref=self._place.key, status=status, retry_after=round(left, 1))
         if self._deadline.left(left) < left:
-            raise self._deadline.error()
+            asked = HttpStatusError(ref=self._place.key, status=status, retry_after=round(left, 1))
+            raise self._deadline.error(asked) from asked
         self._tell("waiting", seconds=round(left, 3), detail=f"{self._host} asked all clients to wait")
         self._deadline.sleep(left)
 
@@ -484,8 +499,3 @@ def _is_other_content(stream: Stream, partial: Partial, known: Validators | None
         return False
     changed = request.same_as is not None and known is not None and known.contradicts(stream.validators)
     return changed or (partial.total is not None and stream.total not in {None, partial.total})
-
-
-def _asked(job: Job) -> list[str]:
-    """Return what an error of *job* speaks of: the places that were asked, and what was asked for."""
-    return [*(place.key for place in job.places), f"digest={job.digest}", f"size={job.size}"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import stat
+import time
 from collections.abc import Iterator
 
 from .digest import ALGORITHM, Digest
@@ -51,8 +53,16 @@ def chunks(descriptor: int, *, length: int | None = None) -> Iterator[bytes]:
 
 def digest_of(path: str) -> tuple[Digest, os.stat_result]:
     """Return the digest of the file *path*, and what ``stat`` says of the very file that was read; raise OSError."""
-    with open(path, "rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         return Digest(f"{ALGORITHM}:{hashlib.file_digest(file, ALGORITHM).hexdigest()}"), os.fstat(file.fileno())
+
+
+def age(path: str) -> float:
+    """Return the seconds since *path* was last written, whichever way the clock went; infinite if it is not there."""
+    try:
+        return abs(time.time() - os.stat(path).st_mtime)
+    except OSError:
+        return math.inf
 
 
 def open_regular(path: str) -> int:

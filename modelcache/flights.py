@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 from .errors import CancelledError, DeadlineError, UsageError
+from .forks import renew_after_fork
 from .retry import Deadline
 
 T = TypeVar("T")
@@ -34,9 +35,13 @@ class Flights(Generic[T]):
     """The work under way, by key."""
 
     def __init__(self) -> None:
-        self._guard = threading.Lock()
         self._running: dict[Hashable, _Flight[T]] = {}
         self._pid = os.getpid()
+        renew_after_fork(self)
+
+    def renew_guard(self) -> None:
+        """Replace the lock, which another thread may have held at a fork."""
+        self._guard = threading.Lock()
 
     def run(self, key: Hashable, work: Callable[[Deadline], T], deadline: Deadline) -> T:
         """Return ``work(deadline)``, or what the one who does it for *key* already comes to.
@@ -75,9 +80,9 @@ class Flights(Generic[T]):
         """
         while True:
             flight, leads = self._join(key, deadline)
-            if leads:
-                executor.submit(self._lead, key, flight, work)
             try:
+                if leads:
+                    self._send_off(executor, key, flight, work)
                 result = asyncio.wrap_future(flight.result)
                 # Looked at even if this task is cancelled, or asyncio complains that it was never retrieved.
                 result.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -88,6 +93,16 @@ class Flights(Generic[T]):
                 deadline.check()
             finally:
                 self._leave(flight)
+
+    def _send_off(
+        self, executor: concurrent.futures.Executor, key: Hashable, flight: _Flight[T], work: Callable[[Deadline], T]
+    ) -> None:
+        try:
+            executor.submit(self._lead, key, flight, work)
+        except RuntimeError as error:  # It was shut down this moment.
+            self._forget(key)
+            flight.result.set_exception(CancelledError(ref=flight.deadline.ref))
+            raise CancelledError(ref=flight.deadline.ref) from error
 
     def _join(self, key: Hashable, deadline: Deadline) -> tuple[_Flight[T], bool]:
         with self._guard:

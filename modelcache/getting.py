@@ -19,6 +19,7 @@ from . import files, hit, layout, reference
 from .config import RetryPolicy, Timeout
 from .digest import Digest
 from .errors import (
+    ClosedError,
     DigestMismatchError,
     EntryNotFoundError,
     InvalidReferenceError,
@@ -30,6 +31,7 @@ from .errors import (
     UsageError,
 )
 from .events import Event
+from .forks import renew_after_fork
 from .records import Entries, Entry
 from .reference import Ref
 from .report import Counts
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from .sources import Source
 
 _VERIFY = ("stat", "full")
+_THREADS_MAX = 64
 RefLike = str | os.PathLike[str]
 
 
@@ -68,7 +71,8 @@ class Ask:
     @property
     def flight(self) -> tuple[object, ...]:
         """What makes two questions one."""
-        return self.ref.key, self.digest, self.size, self.force, tuple(mirror.key for mirror in self.mirrors)
+        # By URL, not by key: it may hold the credentials that decide the answer.
+        return self.ref.url, self.digest, self.size, self.force, tuple(mirror.url for mirror in self.mirrors)
 
     def is_stale(self, entry: Entry) -> bool:
         """Tell whether *entry* was confirmed too long ago, or in a future that a clock has taken back."""
@@ -95,10 +99,15 @@ class Getter:
         self.hits = self.misses = 0
         self._sources, self._tell = sources, tell
         self._entries = Entries(root)
-        self._guard = threading.Lock()
+        self._closed = False
+        renew_after_fork(self)
         self._fetching: tuple[Fetcher, Flights[Entry]] | None = None
         self._executor: tuple[int, ThreadPoolExecutor] | None = None
         self._deadlines: weakref.WeakSet[Deadline] = weakref.WeakSet()
+
+    def renew_guard(self) -> None:
+        """Replace the lock, which another thread may have held at a fork."""
+        self._guard = threading.Lock()
 
     def ask(
         self,
@@ -242,7 +251,10 @@ class Getter:
 
     def close(self) -> None:
         """Cancel what is being fetched, and let go of threads and connections."""
-        for deadline in tuple(self._deadlines):
+        with self._guard:
+            self._closed = True
+            deadlines = tuple(self._deadlines)
+        for deadline in deadlines:
             deadline.cancel()
         if self._executor is not None:
             self._executor[1].shutdown(wait=self._executor[0] == os.getpid())
@@ -270,13 +282,14 @@ class Getter:
 
     def _flights(self) -> Flights[Entry]:
         """Return what fetches need, made when the first one begins: it takes a tenth of a second to import."""
+        # Before the lock is taken: others, and forks, must not have to wait for it.
+        from .fetch import Fetcher
+        from .flights import Flights
+        from .sources import Registry
+        from .transfer import Throttle
+
         with self._guard:
             if self._fetching is None:
-                from .fetch import Fetcher
-                from .flights import Flights
-                from .sources import Registry
-                from .transfer import Throttle
-
                 fetcher = Fetcher(
                     self.root,
                     Registry(self._sources),
@@ -291,11 +304,14 @@ class Getter:
             return self._fetching[1]
 
     def _threads(self) -> ThreadPoolExecutor:
-        with self._guard:
-            if self._executor is None or self._executor[0] != os.getpid():
-                from concurrent.futures import ThreadPoolExecutor
+        from concurrent.futures import ThreadPoolExecutor
 
-                pool = ThreadPoolExecutor(self.limits.concurrency, thread_name_prefix="modelcache-fetch")
+        with self._guard:
+            if self._closed:
+                raise ClosedError(root=self.root)
+            if self._executor is None or self._executor[0] != os.getpid():
+                # Whoever asks for many at once says how many (`aget_many`); a single one need not wait for others.
+                pool = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="modelcache-fetch")
                 self._executor = os.getpid(), pool
             return self._executor[1]
 
@@ -310,6 +326,6 @@ def _place(mirror: RefLike) -> Ref:
 
 def listed(refs: Iterable[RefLike]) -> list[RefLike]:
     """Return *refs* as a list; a single one, which is iterable too, is a mistake."""
-    if isinstance(refs, str | os.PathLike):
-        raise UsageError(problem="a list of refs is expected, not a single one")
+    if isinstance(refs, str | os.PathLike) or not isinstance(refs, Iterable):
+        raise UsageError(problem=f"a list of refs is expected, not a single {type(refs).__name__}")
     return list(refs)

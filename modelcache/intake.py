@@ -135,9 +135,12 @@ def _of_file(path: str) -> Iterator[bytes]:
 
 
 def _of_stream(stream: BinaryIO) -> Iterator[bytes]:
-    while chunk := stream.read(files.CHUNK_BYTES):
+    while True:
+        chunk = stream.read(files.CHUNK_BYTES)
         if not isinstance(chunk, bytes):
             raise UsageError(problem="content must be opened in binary mode: open(path, 'rb')")
+        if not chunk:
+            return
         yield chunk
 
 

@@ -2,7 +2,8 @@
 
 A holder that failed for a reason that would meet everybody (404, refused, no space) leaves it, and those who wait
 raise it too, in place of failing one after the other. It is JSON and not a pickle, because the file may be another
-user's. A note speaks for those only who would ask the same places for the same thing.
+user's. A note speaks for those only who would ask the same places for the same thing, within the same limits; and a
+401, 403 or 404 only among those who ask without credentials.
 """
 
 from __future__ import annotations
@@ -12,21 +13,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import errors
-from .errors import DeadlineError, ModelCacheError
+from .errors import AccessDeniedError, DeadlineError, ModelCacheError, NotFoundError
+
+_PERSONAL = (NotFoundError, AccessDeniedError)
 
 
 def is_for_all(error: ModelCacheError) -> bool:
-    """Tell whether *error* would meet every process that asks now, and not only the one with these limits."""
+    """Tell whether *error* would meet every process that asks now for the same, in the same way."""
     if isinstance(error, errors.MirrorsExhaustedError):
         return all(is_for_all(one) for one in error.errors)
-    kinds = (
-        errors.NotFoundError,
-        errors.AccessDeniedError,
-        errors.NetworkError,
-        errors.NoSpaceError,
-        errors.EmptyContentError,
-    )
+    kinds = (*_PERSONAL, errors.NetworkError, errors.NoSpaceError, errors.EmptyContentError)
     return isinstance(error, kinds) and not isinstance(error, DeadlineError)
+
+
+def is_personal(text: bytes) -> bool:
+    """Tell whether the error in the note *text* may depend on who asked."""
+    error = error_in(text)
+    return any(isinstance(one, _PERSONAL) for one in getattr(error, "errors", (error,)))
 
 
 def note(error: ModelCacheError, asked: Sequence[str]) -> bytes:

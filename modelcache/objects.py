@@ -27,6 +27,8 @@ from .errors import InvalidDigestError, ModelCacheError, storage_error
 
 _REMOVAL_S = 2.0  # A removal takes milliseconds.
 _POLL_S = 0.001
+# What a mark stands for takes seconds at most. So one whose owner cannot be looked for counts no longer than this.
+MARK_S = 60.0
 _TRIES = 5  # Each after the first needs another process that does the same at the same moment.
 
 
@@ -212,7 +214,12 @@ class Objects:
     def _is_marked(self, digest: Digest, what: str) -> bool:
         """Tell whether a process that may live says *what* of *digest*."""
         marks = (name for name in files.listing(self._staging) if name.endswith(f".{digest.hex}.{what}"))
-        return any(process.is_dead(mark) is not True for mark in marks)
+        return any(self._counts(mark) for mark in marks)
+
+    def _counts(self, mark: str) -> bool:
+        """Tell whether the process that made *mark* may live. Of another machine or container only its age tells."""
+        dead = process.is_dead(mark)
+        return not dead if dead is not None else files.age(f"{self._staging}/{mark}") < MARK_S
 
     def _holds(self, directory: str, seen: os.stat_result) -> bool:
         """Tell whether one of the files in *directory* is the one that was *seen*."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from .errors import InterruptedTransferError, ModelCacheError, ProtocolError
+from .errors import InterruptedTransferError, ProtocolError
 from .retry import Deadline
 from .sources import Request, Source, Stream
 
@@ -48,7 +48,7 @@ class ParallelStream(Stream):
         self._next_out = 0
         self._next_in = 0
         self._count = -(-(total - request.start) // PIECE_BYTES)
-        self._error: ModelCacheError | None = None
+        self._error: Exception | None = None
         self._closed = False
         self._threads: list[threading.Thread] = []
         self._open: set[Stream] = set()
@@ -124,7 +124,7 @@ class ParallelStream(Stream):
                 self._next_in += 1
             try:
                 piece = self._fetch(index)
-            except ModelCacheError as error:
+            except Exception as error:  # noqa: BLE001  # Handed on to the thread that reads.
                 with self._change:
                     if not self._closed:  # What being cut says is no news.
                         self._error = self._error or error

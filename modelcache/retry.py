@@ -58,9 +58,9 @@ class Deadline:
 
     def cancel(self) -> None:
         """Give up, from any thread: sleeps end, blocked reads are cut, `check` raises."""
-        self._cancelled.set()
         if self._pid != os.getpid():
             return  # To cut a connection that a fork has copied would cut it for the parent too.
+        self._cancelled.set()
         for interrupt in tuple(self._interrupts):
             interrupt()
 

@@ -17,7 +17,8 @@ from failpoints import fail_point
 
 from .config import Timeout
 from .digest import Digest
-from .errors import NoSpaceError, ProtocolError, StalledError, StorageError, storage_error
+from .errors import NetworkError, NoSpaceError, ProtocolError, StalledError, StorageError, storage_error
+from .forks import renew_after_fork
 from .partials import Partial
 from .retry import Deadline
 from .sources import Stream
@@ -40,8 +41,12 @@ class Throttle:
 
     def __init__(self, bytes_per_s: int) -> None:
         self.bytes_per_s = bytes_per_s
-        self._guard = threading.Lock()
         self._free_at = time.monotonic()
+        renew_after_fork(self)
+
+    def renew_guard(self) -> None:
+        """Replace the lock, which another thread may have held at a fork."""
+        self._guard = threading.Lock()
 
     def take(self, count: int, deadline: Deadline) -> None:
         """Wait until *count* more bytes may pass."""
@@ -101,7 +106,11 @@ class Transfer:
         limit = CHUNK_BYTES if self.throttle is None else max(1024, min(CHUNK_BYTES, self.throttle.bytes_per_s // 20))
         while True:
             fail_point("transfer.before-read")
-            chunk = stream.read(limit)
+            try:
+                chunk = stream.read(limit)
+            except NetworkError:
+                self.deadline.check()  # A read that was cut fails in its own words.
+                raise
             self.deadline.check()
             if not chunk:
                 return

@@ -153,12 +153,21 @@ def check_lock(models: Sequence[manifests.LockedModel], path: str) -> None:
         if model.ref not in found or found[model.ref].digest != model.digest
     ]
     differences += [f"{ref} is locked and not in the manifest" for ref in found.keys() - {m.ref for m in models}]
+    if not differences and _text(path) != manifests.render_lock(models, file=path):
+        differences.append("its sizes, its revisions or their order are others now")
     if differences:
         raise LockDriftError(file=path, differences=tuple(differences))
 
 
-def remove_ready_file(path: str) -> None:
-    """Remove the file of an earlier run, durably: what it said may hold no longer."""
+def remove_ready_file(path: str, manifest: str | os.PathLike[str]) -> None:
+    """Remove the file of an earlier run, durably: what it said may hold no longer.
+
+    Raises:
+        UsageError: It is the manifest itself, or a lock file.
+        StorageError: It could not be removed.
+    """
+    if os.path.realpath(path) == os.path.realpath(manifest) or path.endswith(".lock"):
+        raise UsageError(problem=f"the ready file {path} is the manifest or a lock file", hint="Name another file")
     try:
         commit.remove_record(os.path.abspath(path))
     except OSError as error:

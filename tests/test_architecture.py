@@ -12,7 +12,7 @@ import modelcache
 PACKAGE = Path(modelcache.__file__).parent
 # DESIGN.md section 7, from the ground up. A module may import from every floor below its own.
 FLOORS = [
-    {"errors", "events", "layout", "report", "sealed"},
+    {"errors", "events", "forks", "layout", "report", "sealed"},
     {"config", "digest", "reference"},
     {"files", "hit", "manifest", "notes", "process"},
     {"commit"},

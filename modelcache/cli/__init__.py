@@ -15,7 +15,7 @@ from importlib import import_module
 from types import FrameType
 from typing import NoReturn
 
-from ..errors import ModelCacheError, UsageError
+from ..errors import ConfigurationError, ModelCacheError, UsageError
 from .console import Console
 
 COMMANDS = {
@@ -32,6 +32,7 @@ COMMANDS = {
     "stats": "count what is on disk",
     "doctor": "examine the cache directory and its file system",
 }
+PROGRESS = ("auto", "bar", "plain", "json", "none")
 EXIT_CODES = """\
 exit codes:
   0 ok               4 not found        8 no space left
@@ -57,6 +58,9 @@ def run(argv: Sequence[str]) -> int:
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         arguments = _parse(argv)
+        if arguments.progress not in PROGRESS:  # A default is not checked by argparse.
+            known = f"one of {', '.join(PROGRESS)}"
+            raise ConfigurationError(setting="MODELCACHE_PROGRESS", value=arguments.progress, expected=known)
         console = Console(json=arguments.json, quiet=arguments.quiet, progress=arguments.progress)
         code: int = arguments.run(arguments, console)
         console.close()
@@ -104,7 +108,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     shared.add_argument("-q", "--quiet", action="store_true", help="print nothing but data and errors")
     shared.add_argument(
         "--progress",
-        choices=("auto", "bar", "plain", "json", "none"),
+        choices=PROGRESS,
         default=os.environ.get("MODELCACHE_PROGRESS") or "auto",
         help="how progress is shown on stderr (default: auto, bars on a terminal and a line now and then elsewhere)",
     )

@@ -46,7 +46,11 @@ class Console:
             try:
                 if sys.stdout is None:  # It was closed before we began.
                     raise OSError(errno.EBADF, "standard output is closed")
-                sys.stdout.write(f"{line}\n")
+                try:
+                    sys.stdout.write(f"{line}\n")
+                except UnicodeEncodeError:
+                    # A terminal of another encoding: a path is told as the file system knows it, byte for byte.
+                    sys.stdout.buffer.write(os.fsencode(line) + b"\n")
                 sys.stdout.flush()
             except OSError as error:
                 self.lost = error

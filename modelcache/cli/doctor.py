@@ -6,6 +6,7 @@ import argparse
 import os
 
 from ..doctor import examine
+from ..errors import UsageError
 from ..layout import default_root
 from .console import Console
 
@@ -18,6 +19,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Print every check; 1 if one failed. A warning is no failure: the cache works, with less."""
+    if arguments.root == "":
+        raise UsageError(problem="--root is empty: give a directory, or leave it out for the default one")
     root = default_root({"MODELCACHE_DIR": arguments.root} if arguments.root else os.environ)
     checks = []
     everything = arguments.locks == arguments.durability

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from importlib.metadata import entry_points
 
 from ..errors import ConfigurationError, UnknownSchemeError
+from ..forks import renew_after_fork
 from ..reference import Ref
 from .base import Request, Source, Stream, Validators
 
@@ -24,7 +25,7 @@ class Registry:
 
     def __init__(self, given: Iterable[Source] = ()) -> None:
         self._sources: dict[str, Source] = {}
-        self._guard = threading.Lock()
+        renew_after_fork(self)
         for source in given:
             if not isinstance(source, Source):
                 raise ConfigurationError(
@@ -32,6 +33,10 @@ class Registry:
                 )
             for scheme in source.schemes:
                 self._sources[scheme] = source
+
+    def renew_guard(self) -> None:
+        """Replace the lock, which another thread may have held at a fork."""
+        self._guard = threading.Lock()
 
     def check(self, ref: Ref) -> None:
         """Check that there is a source for *ref*, without making a built-in one; raise UnknownSchemeError."""

@@ -117,6 +117,11 @@ class Source(ABC):
     schemes: tuple[str, ...]
     one_version: bool = False
 
+    def is_personal(self, url: str) -> bool:
+        """Tell whether the answer for *url* may depend on who asks: whether credentials are sent."""
+        del url
+        return False
+
     @abstractmethod
     def open(self, request: Request) -> Stream:
         """Return the content at ``request.url``, from ``request.start`` on where that is possible.

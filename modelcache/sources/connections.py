@@ -33,6 +33,7 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util import Url, make_headers, parse_url
 
 from ..errors import (
+    AccessDeniedError,
     ConfigurationError,
     InterruptedTransferError,
     ModelCacheError,
@@ -40,6 +41,7 @@ from ..errors import (
     StalledError,
     UnreachableError,
 )
+from ..forks import renew_after_fork
 from .base import Request
 
 _CONNECTIONS_KEPT = 16
@@ -52,11 +54,15 @@ class Connections:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._proxies = urllib.request.getproxies()
         self._trusted = _trusted(environ)
-        self._guard = threading.Lock()
         self._pools: dict[tuple[str | None, bool], urllib3.PoolManager] = {}
         self._pid = os.getpid()
+        renew_after_fork(self)
 
-    def send(self, url: Url, headers: HTTPHeaderDict, request: Request) -> BaseHTTPResponse:
+    def renew_guard(self) -> None:
+        """Replace the lock, which another thread may have held at a fork."""
+        self._guard = threading.Lock()
+
+    def send(self, url: Url, headers: HTTPHeaderDict, request: Request) -> Answer:
         """GET *url*; return the answer, whose body is still to come.
 
         Raises:
@@ -83,17 +89,22 @@ class Connections:
                     decode_content=False,
                     timeout=timeout,
                 )
+            answer = Answer(response, exchange)
         except (HTTPError, OSError, ValueError) as error:
+            exchange.close()
             _check_exchange(exchange, request, within)
             raise network_error(error, request.ref) from error
+        except BaseException:
+            exchange.close()
+            raise
         finally:
             _exchange.current = None
         try:
             _check_exchange(exchange, request, within)  # A head that is cut short looks whole to http.client.
         except ModelCacheError:
-            response.close()
+            answer.close()
             raise
-        return response
+        return answer
 
     def close(self) -> None:
         """Close what is idle."""
@@ -104,7 +115,7 @@ class Connections:
             self._pools.clear()
 
     def _pool(self, url: Url) -> urllib3.PoolManager:
-        proxy = None if urllib.request.proxy_bypass(url.host or "") else self._proxies.get(url.scheme or "")
+        proxy = None if self._is_direct(url) else self._proxies.get(url.scheme or "")
         key = proxy, url.scheme == "https" or (proxy or "").startswith("https:")
         with self._guard:
             if self._pid != os.getpid():
@@ -112,30 +123,60 @@ class Connections:
                 self._pools.clear()
                 self._pid = os.getpid()
             if key not in self._pools:
-                self._pools[key] = _make_pool(proxy, _tls_context(self._trusted) if key[1] else None)
+                context = _tls_context(self._trusted) if key[1] else None
+                try:
+                    self._pools[key] = _make_pool(proxy, context)
+                except (HTTPError, ValueError) as error:
+                    # The value may hold a password.
+                    setting = f"{(url.scheme or '').upper()}_PROXY"
+                    expected = "http://host:port or https://host:port"
+                    raise ConfigurationError(setting=setting, value="(not shown)", expected=expected) from error
             return self._pools[key]
 
+    def _is_direct(self, url: Url) -> bool:
+        """Tell whether NO_PROXY, or what the system has in its place, exempts *url*."""
+        place = (url.host or "") + (f":{url.port}" if url.port else "")
+        if "no" in self._proxies:
+            return bool(urllib.request.proxy_bypass_environment(place, self._proxies))  # type: ignore[attr-defined]
+        return bool(urllib.request.proxy_bypass(place))
 
-def cut(response: BaseHTTPResponse) -> None:
-    """Make a thread that reads from *response* fail soon."""
-    try:
-        response.shutdown()
-    except (OSError, ValueError):  # Over already.
-        return
 
+class Answer:
+    """A response whose head is here and whose body is still to come."""
 
-def settle(response: BaseHTTPResponse, request: Request) -> None:
-    """Be done with a *response* whose body nobody wants; a short one is read, so that its connection serves again."""
-    if response.length_remaining is None or response.length_remaining > _READ_AWAY_BYTES_MAX:
-        response.close()
-        return
-    with request.deadline.cutting(lambda: cut(response), within=request.timeout.read):
-        response.drain_conn()
+    def __init__(self, response: BaseHTTPResponse, exchange: _Exchange) -> None:
+        self.response, self._exchange = response, exchange
+
+    def cut(self) -> None:
+        """Make a thread that reads from it fail soon."""
+        self._exchange.interrupt()
+
+    def release(self) -> None:
+        """Be done with it after its end: its connection can serve again."""
+        self.response.release_conn()
+        self._exchange.close()
+
+    def close(self) -> None:
+        """Be done with it, and with its connection."""
+        self.response.close()
+        self._exchange.close()
+
+    def settle(self, request: Request) -> None:
+        """Be done with a body that nobody wants; a short one is read, so that its connection serves again."""
+        length = self.response.length_remaining
+        if length is None or length > _READ_AWAY_BYTES_MAX:
+            self.close()
+            return
+        with request.deadline.cutting(self.cut, within=request.timeout.read):
+            self.response.drain_conn()
+        self._exchange.close()
 
 
 def network_error(error: Exception, ref: str) -> ModelCacheError:
     """Return the typed error for what urllib3, ssl or the socket raised."""
     text = str(getattr(error, "reason", None) or error.args[-1] if error.args else error)
+    if isinstance(error, ProxyError) and " 407 " in f"{error.original_error} ":
+        return AccessDeniedError(ref=ref, detail=f"the proxy: {error.original_error}")
     if isinstance(error, ProxyError):
         return UnreachableError(ref=ref, detail=f"the proxy cannot be used: {error.original_error}")
     if isinstance(error, SSLError | ssl.SSLError):
@@ -155,22 +196,37 @@ def network_error(error: Exception, ref: str) -> ModelCacheError:
 
 
 class _Exchange:
-    """One request while its answer's head is awaited: the connection that it uses, so that the wait can be cut."""
+    """One request and its answer: a second descriptor of the connection, by which any thread can cut it.
+
+    A descriptor of its own, because what the connection calls its socket is another object before, during and after a
+    TLS handshake, and within TLS through a TLS proxy one that cannot be shut down.
+    """
 
     def __init__(self) -> None:
-        self.connection: urllib3.connection.HTTPConnection | None = None
         self.interrupted = False
+        self._twin: socket.socket | None = None
+
+    def hold(self, descriptor: int) -> None:
+        """Take a copy of the connection's *descriptor*; TimeoutError if the exchange was interrupted already."""
+        if self._twin is None:
+            self._twin = socket.socket(fileno=os.dup(descriptor))
+        if self.interrupted:
+            raise TimeoutError("given up before the request was sent")
 
     def interrupt(self) -> None:
-        """Make the thread that waits fail soon."""
+        """Make the thread that waits, or reads, fail soon."""
         self.interrupted = True
-        taken = self.connection.sock if self.connection is not None else None
-        if taken is None:
+        if self._twin is None:
             return  # Not connected yet, which has its own limit.
         try:
-            taken.shutdown(socket.SHUT_RDWR)
-        except (OSError, ValueError):  # Over already.
+            self._twin.shutdown(socket.SHUT_RDWR)
+        except OSError:  # Over already.
             return
+
+    def close(self) -> None:
+        """Let go of the copy; the connection itself lives on."""
+        if self._twin is not None:
+            self._twin.close()
 
 
 def _check_exchange(exchange: _Exchange, request: Request, within: float) -> None:
@@ -188,31 +244,37 @@ _exchange = _Exchanges()  # What this thread is sending: urllib3 chooses the con
 
 
 class _HttpConnection(urllib3.connection.HTTPConnection):
-    def connect(self) -> None:
-        _announce(self)
-        super().connect()
+    def _new_conn(self) -> socket.socket:
+        return _held(super()._new_conn())
 
     def request(self, *args: Any, **options: Any) -> None:
-        _announce(self)  # A kept connection is not connected again.
+        _hold_kept(self)
         super().request(*args, **options)
 
 
 class _HttpsConnection(urllib3.connection.HTTPSConnection):
-    def connect(self) -> None:
-        _announce(self)
-        super().connect()
+    def _new_conn(self) -> socket.socket:
+        return _held(super()._new_conn())
 
     def request(self, *args: Any, **options: Any) -> None:
-        _announce(self)
+        _hold_kept(self)
         super().request(*args, **options)
 
 
-def _announce(connection: urllib3.connection.HTTPConnection) -> None:
-    exchange = _exchange.current
-    if exchange is not None:
-        exchange.connection = connection
-        if exchange.interrupted:
-            raise TimeoutError("given up before the connection was made")
+def _held(new: socket.socket) -> socket.socket:
+    if _exchange.current is not None:
+        try:
+            _exchange.current.hold(new.fileno())
+        except BaseException:
+            new.close()
+            raise
+    return new
+
+
+def _hold_kept(connection: urllib3.connection.HTTPConnection) -> None:
+    """Do the same for a connection that is not made anew; one that is will be held when it is made."""
+    if _exchange.current is not None and connection.sock is not None:
+        _exchange.current.hold(connection.sock.fileno())
 
 
 class _HttpPool(urllib3.HTTPConnectionPool):
@@ -228,7 +290,10 @@ def _make_pool(proxy: str | None, context: ssl.SSLContext | None) -> urllib3.Poo
         manager = urllib3.PoolManager(maxsize=_CONNECTIONS_KEPT, ssl_context=context)
     else:
         address = proxy if "://" in proxy else f"http://{proxy}"
-        credentials = parse_url(address).auth
+        parsed = parse_url(address)
+        if not parsed.host:
+            raise ValueError("a proxy without a host")
+        credentials = parsed.auth
         headers = make_headers(proxy_basic_auth=unquote(credentials)) if credentials else None
         manager = urllib3.ProxyManager(
             address, maxsize=_CONNECTIONS_KEPT, ssl_context=context, proxy_ssl_context=context, proxy_headers=headers
@@ -253,7 +318,9 @@ def _tls_context(trusted: Mapping[str, str]) -> ssl.SSLContext:
     context = ssl.create_default_context()
     for name, bundle in trusted.items():
         try:
-            for path in bundle.split(os.pathsep) if name == "SSL_CERT_DIR" else [bundle]:
+            paths = bundle.split(os.pathsep) if name == "SSL_CERT_DIR" else [bundle]
+            # Of several directories, those that are not there are passed over, as OpenSSL does.
+            for path in [path for path in paths if os.path.exists(path)] or paths:
                 context.load_verify_locations(**{"capath" if os.path.isdir(path) else "cafile": path})
         except OSError as error:  # ssl.SSLError is one: a file that holds no certificate.
             raise ConfigurationError(setting=name, value=bundle, expected="a file of CA certificates (PEM)") from error

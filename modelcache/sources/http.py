@@ -41,7 +41,7 @@ from ..errors import (
     RemoteNotFoundError,
 )
 from .base import Request, Source, Stream, Validators
-from .connections import Connections, cut, network_error, settle
+from .connections import Answer, Connections, network_error
 
 REDIRECTS_MAX = 10
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -64,7 +64,10 @@ class HttpSource(Source):
 
     def __init__(self, headers: Mapping[str, str] | None = None, *, hosts: tuple[str, ...] | None = None) -> None:
         self._headers = _checked(headers or {})
-        self._hosts = hosts
+        if isinstance(hosts, str):
+            expected = "a tuple of host names, such as ('models.example.org',)"
+            raise ConfigurationError(setting="HttpSource.hosts", value=hosts, expected=expected)
+        self._hosts = None if hosts is None else {host.lower() for host in hosts}
         self._user_agent = f"modelcache/{_version()} python/{platform.python_version()}"
         self._netrc = _load_netrc(os.environ)
         self._connections = Connections(os.environ)
@@ -72,33 +75,40 @@ class HttpSource(Source):
     def open(self, request: Request) -> Stream:
         """See `Source.open`."""
         ranged = request.start > 0 or request.stop is not None
-        response, url = self._follow(request, ranged=ranged)
-        if response.status == 416 and request.start > 0:
+        answer, url = self._follow(request, ranged=ranged)
+        if answer.response.status == 416 and request.start > 0:
             # RFC 9110 15.5.17: what we have is no prefix of what is there now. Begin again.
-            settle(response, request)
+            answer.settle(request)
             ranged = False
-            response, url = self._follow(request, ranged=ranged)
+            answer, url = self._follow(request, ranged=ranged)
         try:
-            return _HttpStream(request, response, url, ranged=ranged)
+            return _HttpStream(request, answer, url, ranged=ranged)
         except BaseException:
-            response.close()
+            answer.close()
             raise
+
+    def is_personal(self, url: str) -> bool:
+        """See `Source.is_personal`. A signature in the query counts."""
+        parsed = parse_url(url)
+        same = url == reference.parse(url).key
+        return bool(self._headers) or not same or parsed.auth is not None or (parsed.host or "") in self._netrc
 
     def close(self) -> None:
         """See `Source.close`."""
         self._connections.close()
 
-    def _follow(self, request: Request, *, ranged: bool) -> tuple[BaseHTTPResponse, Url]:
-        """Return the response to *request* after redirects, and the URL that gave it."""
+    def _follow(self, request: Request, *, ranged: bool) -> tuple[Answer, Url]:
+        """Return the answer to *request* after redirects, and the URL that gave it."""
         url = first = self._parse(request.url, request)
         seen = set()
         for _ in range(REDIRECTS_MAX + 1):
             headers = self._request_headers(request, url, first, ranged=ranged)
-            response = self._connections.send(url, headers, request)
+            answer = self._connections.send(url, headers, request)
+            response = answer.response
             if response.status not in _REDIRECTS:
-                return response, url
+                return answer, url
             location = response.headers.get("location")
-            settle(response, request)
+            answer.settle(request)
             if not location:
                 raise ProtocolError(ref=request.ref, detail=f"a {response.status} without a Location", transient=False)
             try:
@@ -129,7 +139,7 @@ class HttpSource(Source):
         if known:
             headers["Authorization"] = make_headers(basic_auth=known)["authorization"]
         if _origin(url) == _origin(first):
-            if self._hosts is None or first.host in self._hosts:
+            if self._hosts is None or (first.host or "").lower() in self._hosts:
                 headers.update(self._headers)
             if first.auth:
                 user, _, password = first.auth.partition(":")
@@ -142,7 +152,8 @@ class HttpSource(Source):
         try:
             parsed = parse_url(url)
         except LocationParseError as error:
-            raise RedirectError(ref=request.ref, detail=f"not a URL that can be asked for ({error})") from error
+            # The error holds all of it, signatures included.
+            raise RedirectError(ref=request.ref, detail="it leads to what is no URL that can be asked for") from error
         if parsed.scheme not in {"http", "https"} or not parsed.host:
             raise RedirectError(
                 ref=request.ref, detail=f"it leads to {_shown(parsed)}, which is neither http nor https"
@@ -151,8 +162,9 @@ class HttpSource(Source):
 
 
 class _HttpStream(Stream):
-    def __init__(self, request: Request, response: BaseHTTPResponse, url: Url, *, ranged: bool) -> None:
-        self._ref, self._response = request.ref, response
+    def __init__(self, request: Request, answer: Answer, url: Url, *, ranged: bool) -> None:
+        self._ref, self._answer = request.ref, answer
+        response = answer.response
         self._ended = False
         self._to_come: int | None = None  # Of a part: what its Content-Range announced.
         headers = response.headers
@@ -165,7 +177,7 @@ class _HttpStream(Stream):
         _check_status(response, request, url)
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding not in {"", "identity"}:
-            detail = f"it came {encoding}-encoded, which was not asked for"
+            detail = f"it came with the content encoding {encoding!r}, which was not asked for"
             raise ProtocolError(ref=request.ref, detail=detail, transient=False)
         # RFC 9112, 6.1: none but chunked was offered (TE), and http.client would hand out the framing of any other.
         transfer = headers.get("transfer-encoding", "").strip().lower()
@@ -190,7 +202,7 @@ class _HttpStream(Stream):
         """See `Stream.read`."""
         try:
             # Not read(): that waits for all of *limit*, so that a slow stream would look like a dead one.
-            chunk = self._response.read1(limit) or b""
+            chunk = self._answer.response.read1(limit) or b""
         except (HTTPError, OSError, ValueError) as error:
             raise network_error(error, self._ref) from error
         if self._to_come is not None:
@@ -206,13 +218,13 @@ class _HttpStream(Stream):
     def close(self) -> None:
         """See `Stream.close`."""
         if self._ended:
-            self._response.release_conn()  # The connection can serve again.
+            self._answer.release()
         else:
-            self._response.close()
+            self._answer.close()
 
     def interrupt(self) -> None:
         """See `Stream.interrupt`."""
-        cut(self._response)
+        self._answer.cut()
 
 
 def parse_retry_after(value: str | None, date: str | None) -> float | None:
@@ -255,7 +267,9 @@ def _content_range(value: str, request: Request) -> tuple[int, int, int | None]:
     unit, _, rest = value.strip().partition(" ")
     span, _, total = rest.partition("/")
     first, _, last = span.partition("-")
-    if unit.lower() != "bytes" or not first.isdigit() or not last.isdigit() or not (total == "*" or total.isdigit()):
+    numbers = [first, last] if total == "*" else [first, last, total]
+    # Python takes other scripts' digits for digits too, and refuses very long numbers.
+    if unit.lower() != "bytes" or not all(n.isascii() and n.isdigit() and len(n) < 19 for n in numbers):
         raise ProtocolError(ref=request.ref, detail=f"a 206 with the Content-Range {value!r}")
     return int(first), int(last) + 1, None if total == "*" else int(total)
 

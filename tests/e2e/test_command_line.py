@@ -557,3 +557,45 @@ def test_a_root_that_is_a_file_is_told_by_who_only_reads_too(command: str, run: 
 @pytest.mark.parametrize("command", ["verify", "prewarm"])
 def test_a_senseless_number_of_jobs_is_a_usage_error(command: str, jobs: str, run: Run, manifest: Path) -> None:
     assert run(command, "-j", jobs).returncode == 2
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_paths_are_printed_byte_for_byte_whatever_the_encoding(encoding: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "é.bin").write_bytes(CONTENT)
+    root = f"{tmp_path}/cache-\udcff"  # A byte that is no text.
+    for arguments in (["get", "./é.bin"], ["get", "./é.bin"], ["ls"], ["stats"], ["info", "./é.bin"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "modelcache", *arguments],
+            env={**os.environ, "MODELCACHE_DIR": root, "PYTHONIOENCODING": encoding},
+            capture_output=True,
+            cwd=tmp_path,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        if arguments[0] == "get":
+            assert Path(os.fsdecode(done.stdout.removesuffix(b"\n"))).read_bytes() == CONTENT
+
+
+def test_lock_check_notices_whatever_would_be_written_otherwise(run: Run, manifest: Path, tmp_path: Path) -> None:
+    run("lock")
+    lock = tmp_path / "models.lock"
+    assert run("lock", "--check").returncode == 0
+
+    lock.write_text(lock.read_text().replace("size = 1000", "size = 999"))
+
+    assert run("lock", "--check").returncode == 11
+
+
+def test_the_manifest_is_no_ready_file(run: Run, manifest: Path) -> None:
+    done = run("prewarm", str(manifest), "--ready-file", str(manifest))
+
+    assert done.returncode == 2
+    assert manifest.exists()
+
+
+def test_an_unknown_kind_of_progress_is_named(run: Run) -> None:
+    done = run("ls", MODELCACHE_PROGRESS="bogus")
+
+    assert done.returncode == 2
+    assert "MODELCACHE_PROGRESS" in done.stderr

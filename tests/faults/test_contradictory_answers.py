@@ -235,3 +235,74 @@ def test_a_bundle_that_holds_no_certificate_is_named_and_only_when_it_is_needed(
         cache.get(url)
         with pytest.raises(errors.ConfigurationError, match=name):
             cache.get("https://127.0.0.1:9/m.onnx")
+
+
+@pytest.mark.parametrize(
+    "value", ["bytes 0-\xb2/10", f"bytes 0-{'9' * 5000}/*", "bytes -1-5/6", "bytes 0-5", "lines 0-5/6"]
+)
+def test_a_range_that_is_none_is_refused(value: str, server: FaultServer, root: Path) -> None:
+    url = server.add("/m.onnx", CONTENT, [Fault(abort_after=HALF), Fault(headers={"Content-Range": value})])
+    stop_in_the_middle(root, url)
+
+    with make(root, retry=ONCE) as cache, pytest.raises(errors.NetworkError):
+        cache.get(url)
+
+
+def test_a_redirect_to_no_url_shows_no_signature(server: FaultServer, root: Path) -> None:
+    location = "http://127.0.0.1:70000/x?X-Amz-Signature=s3cret"
+    url = server.add("/m.onnx", b"", [Fault(status=302, headers={"Location": location})])
+
+    with make(root) as cache, pytest.raises(errors.RedirectError) as caught:
+        cache.get(url)
+
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("hosts", ["models.127.0.0.1.example.org", "127.0.0.1"])
+def test_hosts_are_a_list_and_not_a_text(hosts: str) -> None:
+    with pytest.raises(errors.ConfigurationError):
+        HttpSource(headers={"Authorization": "Bearer token"}, hosts=hosts)  # type: ignore[arg-type]
+
+
+def test_hosts_are_compared_whole_and_in_any_case(server: FaultServer, root: Path) -> None:
+    url = server.add("/m.onnx", CONTENT).replace("127.0.0.1", "localhost")
+    for hosts, sent in ((("LOCALHOST",), True), (("my.localhost.example.org",), False)):
+        with make(root, sources=[HttpSource(headers={"X-Key": "k"}, hosts=hosts)]) as cache:
+            cache.get(url, force_download=True)
+        assert ("x-key" in server.seen()[-1].headers) is sent
+
+
+@pytest.mark.parametrize("value", ["socks5://user:s3cret@h:1", "http://user:s3cret@127.0.0.1:99999", "http://"])
+def test_a_proxy_variable_that_makes_no_sense_is_named_without_its_value(
+    value: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", value)
+
+    with make(root) as cache, pytest.raises(errors.ConfigurationError, match="HTTP_PROXY") as caught:
+        cache.get("http://host.invalid/m.onnx")
+
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_close_ends_a_tls_handshake_that_is_never_answered(root: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        cache = make(root, timeout=Timeout(connect=600), retry=ONCE)
+        outcomes: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                cache.get(f"https://127.0.0.1:{listener.getsockname()[1]}/m.onnx")
+            except errors.ModelCacheError as error:
+                outcomes.append(error)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        connection, _ = listener.accept()
+        assert connection.recv(1)  # The client's hello: it waits for ours now.
+        cache.close()
+        thread.join(60)
+        connection.close()
+
+    assert [type(error) for error in outcomes] == [errors.CancelledError]

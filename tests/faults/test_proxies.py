@@ -124,7 +124,7 @@ def test_a_proxy_that_refuses_is_named(secure: FaultServer, root: Path, monkeypa
 
         with (
             Cache(root, retry=RetryPolicy(attempts=1)) as cache,
-            pytest.raises(errors.UnreachableError, match=r"proxy.*407"),
+            pytest.raises(errors.AccessDeniedError, match=r"proxy.*407"),
         ):
             cache.get(url)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from modelcache import Cache, RetryPolicy, Timeout, errors, files
+from modelcache import Cache, HttpSource, RetryPolicy, Timeout, errors, files
+from modelcache.reference import parse
 from modelcache.testing import Fault, FaultServer
 
 CONTENT = b"a model" * 1000
@@ -262,3 +263,153 @@ def test_a_repair_of_what_cannot_be_read_is_a_repair(server: FaultServer, root: 
         assert after.findings[0].repaired
         assert Path(cache.get(url)).stat().st_ino != inode
         assert cache.verify().bad == ()
+
+
+@pytest.mark.parametrize("many", ["get_many", "aget_many"])
+def test_a_path_and_a_name_of_one_text_stay_two_models(
+    many: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(CONTENT)
+    monkeypatch.chdir(tmp_path)
+    with Cache(root) as cache:
+        cache.put(OTHER, name="m.onnx")
+
+        if many == "get_many":
+            found = cache.get_many([Path("m.onnx"), "m.onnx"])
+        else:
+            found = asyncio.run(cache.aget_many([Path("m.onnx"), "m.onnx"]))
+
+        assert Path(found[Path("m.onnx")]).read_bytes() == CONTENT
+        assert Path(found["m.onnx"]).read_bytes() == OTHER
+        assert Path(cache.get("m.onnx")).read_bytes() == OTHER
+
+
+def test_many_are_checked_before_the_first_is_asked_for(server: FaultServer, root: Path) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    with Cache(root) as cache:
+        for call in (cache.get_many, lambda refs: asyncio.run(cache.aget_many(refs))):
+            with pytest.raises(errors.UsageError):
+                call([url, "bad:ref"])
+            with pytest.raises(errors.UsageError):
+                call([url, 5])  # type: ignore[list-item]
+
+    assert server.seen() == []
+
+
+def test_as_many_tasks_run_at_once_as_were_asked_for(server: FaultServer, root: Path) -> None:
+    refs = [server.add(f"/{n}.onnx", CONTENT, [Fault(hold_head=True)]) for n in range(8)]
+
+    async def ask() -> dict[str | os.PathLike[str], str]:
+        with Cache(root) as cache:
+            asking = asyncio.create_task(cache.aget_many(refs, jobs=8))
+            await asyncio.to_thread(server.wait_for_requests, 8)
+            server.release()
+            return await asking
+
+    assert len(asyncio.run(ask())) == 8
+
+
+def test_wrong_credentials_of_one_are_not_the_failure_of_another(server: FaultServer, root: Path) -> None:
+    url = server.add("/m.onnx", CONTENT, [Fault(status=401, hold_head=True)])
+    outcomes: dict[str, object] = {}
+
+    def ask(cache: Cache, user: str) -> None:
+        try:
+            outcomes[user] = Path(cache.get(url.replace("://", f"://{user}@"))).read_bytes() == CONTENT
+        except errors.ModelCacheError as error:
+            outcomes[user] = type(error)
+
+    with Cache(root) as cache, Cache(root) as another:
+        threads = [threading.Thread(target=ask, args=(cache, "bad:1"))]
+        threads[0].start()
+        server.wait_for_requests(1)
+        threads += [threading.Thread(target=ask, args=pair) for pair in ((cache, "good:1"), (another, "good:2"))]
+        for thread in threads[1:]:
+            thread.start()
+        server.release()
+        for thread in threads:
+            thread.join(60)
+
+    assert outcomes == {"bad:1": errors.AccessDeniedError, "good:1": True, "good:2": True}
+
+
+@pytest.mark.parametrize("total", [None, 0.5])
+def test_an_end_during_the_last_attempt_is_told_as_what_it_is(
+    total: float | None, server: FaultServer, root: Path
+) -> None:
+    url = server.add("/m.onnx", CONTENT, [Fault(stall_after=1000)])
+    cache = Cache(root, retry=RetryPolicy(attempts=1), timeout=Timeout(read=60, total=total))
+    outcomes: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            cache.get(url)
+        except errors.ModelCacheError as error:
+            outcomes.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    if total is None:
+        server.wait_for_sent(1000)
+        cache.close()
+    thread.join(60)
+
+    assert [type(error) for error in outcomes] == [errors.CancelledError if total is None else errors.DeadlineError]
+
+
+def test_a_fork_while_another_thread_holds_every_lock_of_a_cache_still_works(server: FaultServer, root: Path) -> None:
+    import signal
+    import warnings
+
+    url = server.add("/m.onnx", CONTENT)
+    cache = Cache(root)
+    cache.get(server.add("/first.onnx", CONTENT))  # All that it makes is made.
+    fetcher, flights = cache._getter._fetching  # type: ignore[misc]
+    source = fetcher.registry.source(parse(url))
+    assert isinstance(source, HttpSource)
+    guards = [cache._getter._guard, fetcher.registry._guard, flights._guard, source._connections._guard]
+    for guard in guards:
+        guard.acquire()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        os._exit(0 if Path(cache.get(url)).read_bytes() == CONTENT else 1)
+    for guard in guards:
+        guard.release()
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(("age", "counts"), [(0, True), (3600, False)])
+def test_a_mark_of_a_process_that_cannot_be_looked_for_counts_for_a_minute(age: int, counts: bool, root: Path) -> None:
+    from modelcache.objects import Objects
+    from modelcache.sweep import sweep
+
+    digest = Cache(root).put(CONTENT, name="m").digest
+    mark = root / "staging" / f"another1-machine1-1-2-3-abcdef01.{digest.hex}.removal"
+    mark.touch()
+    os.utime(mark, (time.time() - age, time.time() - age))
+
+    assert Objects(str(root))._is_marked(digest, "removal") is counts
+    sweep(str(root))
+    assert mark.exists() is counts
+
+
+def test_a_fifo_in_an_objects_place_does_not_hang(server: FaultServer, root: Path) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    with Cache(root) as cache:
+        path = Path(cache.get(url))
+        path.unlink()
+        os.mkfifo(path)
+
+        assert Path(cache.get(url)).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "options", [{"timeout": 30}, {"retry": 3}, {"offline": "no"}, {"sources": 5}, {"sources": object()}], ids=repr
+)
+def test_arguments_of_another_kind_are_refused(options: dict[str, object], root: Path) -> None:
+    with pytest.raises(errors.UsageError):
+        Cache(root, **options)  # type: ignore[arg-type]

@@ -32,11 +32,11 @@ from .report import Health, Stats, Usage
 
 if TYPE_CHECKING:
     from .intake import Content
-    from .manifest import LockedModel, Model
+    from .manifest import LockedModel
     from .retry import Deadline
     from .sources import Source
     from .verification import Finding, Report
-    from .warmup import PrewarmReport, Wanted, Warmed
+    from .warmup import PrewarmReport
 
 MEMORY_S = 10.0
 _MEMORY_REFS_MAX = 65_536
@@ -259,24 +259,17 @@ class Cache:
             ManifestError: A mistake, with file, line and key.
             LockDriftError: *locked*, and the lock file does not describe the manifest.
         """
-        from . import warmup
+        from .warmup import prewarm
 
         self._check_open()
-        if ready_file is not None:
-            warmup.remove_ready_file(os.fspath(ready_file), manifest)
-        items = warmup.wanted(manifest, locked=locked)
-
-        def one(item: warmup.Wanted, deadline: Deadline) -> warmup.Warmed:
-            warmed = self._warm_up(item, deadline)
-            if locked and warmed.error is not None:
-                return replace(warmed, error=warmup.as_drift(warmed.error, manifest))
-            return warmed
-
-        models = warmup.run_all(items, one, jobs=self._jobs(jobs), deadline=self._limit)
-        report = warmup.PrewarmReport(tuple(models))
-        if ready_file is not None and not report.failures:
-            warmup.write_ready_file(os.fspath(ready_file), len(models))
-        return report
+        return prewarm(
+            self._getter,
+            manifest,
+            jobs=self._jobs(jobs),
+            locked=locked,
+            ready_file=None if ready_file is None else os.fspath(ready_file),
+            pin=self.pin,
+        )
 
     def lock(self, manifest: RefLike, *, jobs: int | None = None, check: bool = False) -> tuple[LockedModel, ...]:
         """Resolve *manifest* into the exact bytes that it means now, and write them to ``models.lock`` beside it.
@@ -291,33 +284,10 @@ class Cache:
         Raises:
             ManifestError, LockDriftError, BatchError: Nothing was written.
         """
-        from . import warmup
+        from .warmup import lock
 
         self._check_open()
-        path = warmup.lock_path(manifest)
-        models = warmup.read_manifest(manifest)
-
-        def one(model: Model, deadline: Deadline) -> Entry | ModelCacheError:
-            try:
-                fresh = model.digest is None and not self.offline
-                ask = self._getter.ask(model.ref, model.digest, model.mirrors, force_download=fresh)
-                return self._getter.entry(ask, deadline)
-            except ModelCacheError as error:
-                return error
-
-        found = warmup.run_all(models, one, jobs=self._jobs(jobs), deadline=self._limit)
-        keys = [reference.parse(model.ref).key for model in models]
-        failures = {key: f for key, f in zip(keys, found, strict=True) if isinstance(f, ModelCacheError)}
-        if failures:
-            raise (
-                next(iter(failures.values())) if len(models) == 1 else BatchError(failures=failures, total=len(models))
-            )
-        locked = warmup.resolve([entry for entry in found if isinstance(entry, Entry)])
-        if check:
-            warmup.check_lock(locked, path)
-        else:
-            warmup.write_lock(locked, path)
-        return locked
+        return lock(self._getter, manifest, jobs=self._jobs(jobs), check=check)
 
     def lookup(self, ref: RefLike) -> Entry | None:
         """Return the entry of *ref* if its content is here and untouched; None otherwise. Never opens a connection."""
@@ -490,25 +460,6 @@ class Cache:
         if "mirrors" in options:
             options = {**options, "mirrors": listed(options["mirrors"])}  # A generator serves one ref only.
         return {ref: self._getter.ask(ref, **options) for ref in map(_ref, listed(refs))}
-
-    def _warm_up(self, item: Wanted, deadline: Deadline) -> Warmed:
-        from .warmup import Warmed
-
-        started = monotonic()
-        key = reference.parse(item.ref).key
-        try:
-            ask = self._getter.ask(item.ref, item.digest, item.mirrors, size=item.size)
-            entry = self._getter.look(ask)
-            state = "cached" if entry is not None else "fetched"
-            entry = entry or self._getter.fetched(ask, deadline)
-            if item.pin:
-                self.pin(entry.key)
-        except ModelCacheError as error:
-            return Warmed(key, "failed", error=error, seconds=monotonic() - started)
-        return Warmed(key, state, entry, seconds=monotonic() - started)
-
-    def _limit(self, item: Wanted | Model) -> Deadline:
-        return self._getter.deadline(reference.parse(item.ref))
 
     def _repaired(self, finding: Finding) -> Finding:
         if finding.state == "ok":

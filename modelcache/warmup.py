@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from .errors import (
     UsageError,
     storage_error,
 )
+from .getting import Getter
 from .records import Entry
 from .retry import Deadline
 
@@ -80,6 +82,72 @@ class PrewarmReport:
             raise next(iter(failures.values()))
         if failures:
             raise BatchError(failures=failures, total=len(self.models))
+
+
+def prewarm(
+    getter: Getter,
+    manifest: str | os.PathLike[str],
+    *,
+    jobs: int,
+    locked: bool,
+    ready_file: str | None,
+    pin: Callable[[str], object],
+) -> PrewarmReport:
+    """Do what `Cache.prewarm` says; *pin* is called with the key of each model that is to be pinned."""
+    if ready_file is not None:
+        remove_ready_file(ready_file, manifest)
+    items = wanted(manifest, locked=locked)
+
+    def one(item: Wanted, deadline: Deadline) -> Warmed:
+        started = time.monotonic()
+        key = reference.parse(item.ref).key
+        try:
+            ask = getter.ask(item.ref, item.digest, item.mirrors, size=item.size)
+            entry = getter.look(ask)
+            state = "cached" if entry is not None else "fetched"
+            entry = entry or getter.fetched(ask, deadline)
+            if item.pin:
+                pin(entry.key)
+        except ModelCacheError as error:
+            told = as_drift(error, manifest) if locked else error
+            return Warmed(key, "failed", error=told, seconds=time.monotonic() - started)
+        return Warmed(key, state, entry, seconds=time.monotonic() - started)
+
+    models = run_all(items, one, jobs=jobs, deadline=lambda item: getter.deadline(reference.parse(item.ref)))
+    report = PrewarmReport(tuple(models))
+    if ready_file is not None and not report.failures:
+        write_ready_file(ready_file, len(models))
+    return report
+
+
+def lock(
+    getter: Getter, manifest: str | os.PathLike[str], *, jobs: int, check: bool
+) -> tuple[manifests.LockedModel, ...]:
+    """Do what `Cache.lock` says."""
+    path = lock_path(manifest)
+    models = read_manifest(manifest)
+
+    def one(model: manifests.Model, deadline: Deadline) -> Entry | ModelCacheError:
+        try:
+            fresh = model.digest is None and not getter.limits.offline
+            ask = getter.ask(model.ref, model.digest, model.mirrors, force_download=fresh)
+            return getter.entry(ask, deadline)
+        except ModelCacheError as error:
+            return error
+
+    found = run_all(models, one, jobs=jobs, deadline=lambda model: getter.deadline(reference.parse(model.ref)))
+    keys = [reference.parse(model.ref).key for model in models]
+    failures = {key: outcome for key, outcome in zip(keys, found, strict=True) if isinstance(outcome, ModelCacheError)}
+    if failures and len(models) == 1:
+        raise next(iter(failures.values()))
+    if failures:
+        raise BatchError(failures=failures, total=len(models))
+    locked = resolve([entry for entry in found if isinstance(entry, Entry)])
+    if check:
+        check_lock(locked, path)
+    else:
+        write_lock(locked, path)
+    return locked
 
 
 def read_manifest(path: str | os.PathLike[str]) -> tuple[manifests.Model, ...]:

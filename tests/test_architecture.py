@@ -24,8 +24,9 @@ FLOORS = [
     {"sources"},
     {"promises", "ranges", "sweep", "transfer"},
     {"verification"},
-    {"fetch", "intake", "warmup", "doctor"},
+    {"fetch", "intake", "doctor"},
     {"getting"},
+    {"warmup"},
     {"cache"},
     {"api", "testing.server", "testing.victims", "cli.console"},
     {

@@ -135,7 +135,7 @@ class ManifestError(UsageError):
 
 
 class BatchError(ModelCacheError):
-    """Some of many models could not be had; the others are in the cache.
+    """Some of many models failed; with the others all went well.
 
     ``failures`` maps each ref that failed to its error.
     """
@@ -146,8 +146,8 @@ class BatchError(ModelCacheError):
         super().__init__(failures=failures, total=total)  # By ref as it was given: it may hold credentials.
         self.failures, self.total = failures, total
         first = next(iter(failures.values()), None)
-        self.summary = f"{len(failures)} of {total} models failed; the other ones are cached. First: {first}"
-        self.hint = "Run it again: what is cached is not fetched again, what is half there is resumed"
+        self.summary = f"{len(failures)} of {total} models failed; the other ones are done. First: {first}"
+        self.hint = "Run it again: what is done is not done again, what is half there is resumed"
 
     def __repr__(self) -> str:
         return f"BatchError({list(self.failures.values())!r}, total={self.total})"

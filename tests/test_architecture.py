@@ -29,6 +29,7 @@ FLOORS = [
     {"warmup"},
     {"cache"},
     {"api", "testing.server", "testing.victims", "cli.console"},
+    {"cli.each"},
     {
         "cli.doctor", "cli.get", "cli.info", "cli.lock", "cli.ls", "cli.path", "cli.pin", "cli.prewarm", "cli.remove",
         "cli.stats", "cli.unpin", "cli.verify",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..cache import Cache
-from ..reference import parse
 from .console import Console
+from .each import do_each
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -16,11 +16,5 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Pin each of them."""
-    keys = [parse(ref).key for ref in arguments.refs]
     with Cache(arguments.root) as cache:
-        for key in keys:
-            cache.pin(key)
-            console.note(f"pinned {key}")
-    if console.json:
-        console.data_json({"pinned": keys})
-    return 0
+        return do_each(arguments.refs, cache.pin, "pinned", console)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from ..cache import Cache
-from ..errors import BatchError, EntryNotFoundError, ModelCacheError
-from ..reference import parse
+from ..errors import EntryNotFoundError
 from .console import Console
+from .each import do_each
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -18,20 +18,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Remove; one that is not there is an error, after the other ones are gone."""
-    keys = [parse(ref).key for ref in arguments.refs]
-    failures: dict[str, ModelCacheError] = {}
     with Cache(arguments.root) as cache:
-        for key in keys:
-            try:
-                if not cache.remove(key, force=arguments.force):
-                    raise EntryNotFoundError(ref=key, root=cache.root)
-                console.note(f"removed {key}")
-            except ModelCacheError as error:
-                failures[key] = error
-    if console.json:
-        console.data_json({"removed": [key for key in keys if key not in failures]})
-    if len(keys) == 1 and failures:
-        raise failures[keys[0]]
-    if failures:
-        raise BatchError(failures=failures, total=len(keys))
-    return 0
+
+        def remove(key: str) -> None:
+            if not cache.remove(key, force=arguments.force):
+                raise EntryNotFoundError(ref=key, root=cache.root)
+
+        return do_each(arguments.refs, remove, "removed", console)

@@ -6,8 +6,8 @@ import argparse
 
 from ..cache import Cache
 from ..errors import EntryNotFoundError
-from ..reference import parse
 from .console import Console
+from .each import do_each
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -17,12 +17,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Unpin each of them."""
-    keys = [parse(ref).key for ref in arguments.refs]
     with Cache(arguments.root) as cache:
-        for key in keys:
+
+        def unpin(key: str) -> None:
             if not cache.unpin(key) and cache.lookup(key) is None:
                 raise EntryNotFoundError(ref=key, root=cache.root)
-            console.note(f"unpinned {key}")
-    if console.json:
-        console.data_json({"unpinned": keys})
-    return 0
+
+        return do_each(arguments.refs, unpin, "unpinned", console)

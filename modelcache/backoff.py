@@ -53,9 +53,5 @@ class Backoff:
         except OSError:
             return
 
-    def clear(self, host: str) -> None:
-        """Remove the stamp of *host*: it has answered."""
-        commit.remove_quietly(self._path(host))
-
     def _path(self, host: str) -> str:
         return f"{self._root}/{layout.BACKOFF}/{layout.key_id(host)}"

@@ -25,10 +25,11 @@ from . import commit, files, layout, process
 from .digest import Digest
 from .errors import InvalidDigestError, ModelCacheError, storage_error
 
-_REMOVAL_S = 2.0  # A removal takes milliseconds.
+_REMOVAL_S = 1.0  # A removal takes milliseconds; nobody waits longer than this without being told (I11).
 _POLL_S = 0.001
-# What a mark stands for takes seconds at most. So one whose owner cannot be looked for counts no longer than this.
-MARK_S = 60.0
+# A mark whose owner cannot be looked for (another machine, a container) counts so long: hashing an object of hundreds
+# of gigabytes takes no longer, and one that its owner left costs who stores that content `_REMOVAL_S` at most.
+_MARK_S = 3600.0
 _TRIES = 5  # Each after the first needs another process that does the same at the same moment.
 
 
@@ -218,8 +219,12 @@ class Objects:
 
     def _counts(self, mark: str) -> bool:
         """Tell whether the process that made *mark* may live. Of another machine or container only its age tells."""
-        dead = process.is_dead(mark)
-        return not dead if dead is not None else files.age(f"{self._staging}/{mark}") < MARK_S
+        return not process.is_dead(mark) and not self.is_void(mark)
+
+    def is_void(self, name: str) -> bool:
+        """Tell whether *name*, in staging, is a mark that counts no more although nobody can look for its owner."""
+        is_mark = name.endswith((".wanted", ".removal"))
+        return is_mark and process.is_dead(name) is None and files.age(f"{self._staging}/{name}") > _MARK_S
 
     def _holds(self, directory: str, seen: os.stat_result) -> bool:
         """Tell whether one of the files in *directory* is the one that was *seen*."""

@@ -7,19 +7,19 @@ writes, and costs a listing of directories that are empty as a rule.
 from __future__ import annotations
 
 from . import commit, files, layout, locks, process
-from .objects import MARK_S, Objects
+from .objects import Objects
 from .records import Entries
 
 
 def sweep(root: str) -> int:
     """Delete the left-overs of dead processes under *root*; return how many there were."""
+    objects, entries = Objects(root), Entries(root)
     swept = 0
     for name in files.listing(f"{root}/{layout.STAGING}"):
-        if process.is_dead(name) or _is_old_mark(root, name):
+        if process.is_dead(name) or objects.is_void(name):
             commit.discard(f"{root}/{layout.STAGING}/{name}")
             commit.remove_quietly(f"{root}/{layout.STAGING}/{name}")
             swept += 1
-    objects, entries = Objects(root), Entries(root)
     for name in files.listing(f"{root}/{layout.TRASH}"):
         if process.is_dead(name):
             objects.bury(name, is_named=entries.name_object)
@@ -30,8 +30,3 @@ def sweep(root: str) -> int:
         except locks.LockUnavailableError:
             break
     return swept
-
-
-def _is_old_mark(root: str, name: str) -> bool:
-    """Tell whether *name* is a mark (`objects`) that counts no more, whoever made it."""
-    return name.endswith((".wanted", ".removal")) and files.age(f"{root}/{layout.STAGING}/{name}") > MARK_S

@@ -169,7 +169,10 @@ class Answer:
             return
         with request.deadline.cutting(self.cut, within=request.timeout.read):
             self.response.drain_conn()
-        self._exchange.close()
+        if self._exchange.interrupted or self.response.length_remaining:
+            self.close()
+        else:
+            self.release()
 
 
 def network_error(error: Exception, ref: str) -> ModelCacheError:

@@ -79,15 +79,6 @@ def test_a_broken_stamp_is_ignored(store: str, data: bytes) -> None:
     assert backoff.wait(HOST).seconds == 0
 
 
-def test_a_host_that_has_answered_may_be_asked_at_once(store: str) -> None:
-    backoff = Backoff(store)
-    backoff.set(HOST, 30, 429)
-    backoff.clear(HOST)
-    backoff.clear(HOST)
-
-    assert backoff.wait(HOST).seconds == 0
-
-
 def test_a_stamp_that_cannot_be_written_costs_nothing(store: str) -> None:
     Path(store, layout.BACKOFF).write_text("a file in the way")
 

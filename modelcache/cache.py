@@ -1,19 +1,18 @@
 """The cache: wires the parts below into the calls that users make, and owns their lifetimes. No algorithm of its own.
 
-A hit is answered from memory with one ``stat``. Memory is trusted for `MEMORY_S` seconds, then the record is read
-again, so that what another process refreshed or removed is seen here soon; an object that is gone is seen at once.
+A hit is answered from `memory` with one ``stat``.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from . import files, hit, layout, reference
+from . import hit, layout, reference
 from .config import SECONDS_MAX, RetryPolicy, Settings, Timeout, is_seconds, is_whole
 from .digest import Digest
 from .errors import (
@@ -27,6 +26,7 @@ from .errors import (
 )
 from .events import Event
 from .getting import Ask, Getter, Limits, RefLike, listed
+from .memory import Memory
 from .records import Entries, Entry
 from .report import Health, Stats, Usage
 
@@ -37,20 +37,6 @@ if TYPE_CHECKING:
     from .sources import Source
     from .verification import Finding, Report
     from .warmup import PrewarmReport
-
-MEMORY_S = 10.0
-_MEMORY_REFS_MAX = 65_536
-
-
-class _Warm:
-    """A hit in memory. ``pinned_digest`` is what the caller asked for, if it was the full text."""
-
-    __slots__ = ("digest", "key", "mtime_ns", "path", "size", "until")
-
-    def __init__(self, entry: Entry) -> None:
-        self.key, self.digest, self.path = entry.key, entry.digest, entry.path
-        self.size, self.mtime_ns = entry.size, entry.mtime_ns
-        self.until = monotonic() + MEMORY_S
 
 
 class Cache:
@@ -107,7 +93,7 @@ class Cache:
 
             check_format(self.root)
         self._entries = Entries(self.root)
-        self._warm: dict[RefLike, _Warm] = {}
+        self._warm = Memory()
         self._hits = 0  # Those answered from memory.
         self._limits = Limits(
             offline=self.offline,
@@ -174,7 +160,7 @@ class Cache:
                     return warm.path
         self._check_open()
         ask = self._getter.ask(ref, digest, mirrors, max_age, local_files_only, force_download, verify)
-        return self._remember(ref, self._getter.entry(ask, self._getter.deadline(ask.ref))).path
+        return self._warm.remember(ref, self._getter.entry(ask, self._getter.deadline(ask.ref)))
 
     async def aget(
         self,
@@ -191,7 +177,7 @@ class Cache:
         self._check_open()
         ask = self._getter.ask(ref, digest, mirrors, max_age, local_files_only, force_download, verify)
         entry = await self._getter.aentry(ask, self._getter.deadline(ask.ref))
-        return self._remember(ref, entry).path
+        return self._warm.remember(ref, entry)
 
     def get_many(self, refs: Iterable[RefLike], *, jobs: int | None = None, **options: Any) -> dict[RefLike, str]:
         """Return the paths of *refs*, by ref as it was given, fetched *jobs* at a time; *options* are those of `get`.
@@ -207,7 +193,7 @@ class Cache:
 
         def one(ref: RefLike, deadline: Deadline) -> str | ModelCacheError:
             try:
-                return self._remember(ref, self._getter.entry(asks[ref], deadline)).path
+                return self._warm.remember(ref, self._getter.entry(asks[ref], deadline))
             except ModelCacheError as error:
                 return error
 
@@ -229,7 +215,7 @@ class Cache:
             async with places:
                 try:
                     entry = await self._getter.aentry(asks[ref], self._getter.deadline(asks[ref].ref))
-                    return self._remember(ref, entry).path
+                    return self._warm.remember(ref, entry)
                 except ModelCacheError as error:
                     return error
 
@@ -313,7 +299,7 @@ class Cache:
         parsed = reference.parse(name)
         self._prepare()
         entry = put(self.root, content, parsed, Digest.parse(digest) if digest is not None else None)
-        self._forget(parsed.key)
+        self._warm.forget(parsed.key)
         return entry
 
     def remove(self, ref: RefLike, *, force: bool = False) -> bool:
@@ -338,7 +324,7 @@ class Cache:
         # Records first, then what they name (I2).
         removed = self._entries.remove(parsed.key)
         pins.remove(parsed.key)
-        self._forget(parsed.key)
+        self._warm.forget(parsed.key)
         partials = Partials(self.root).remove(parsed.key)
         if entry is not None:
             Objects(self.root).remove(entry.digest, is_named=self._entries.name_object)
@@ -375,32 +361,32 @@ class Cache:
 
         Args:
             refs: What to verify.
-            repair: Fetch again what is corrupt or missing, from where it came or a mirror.
+            repair: Fetch again what is corrupt or missing, from where it came or a mirror; set aside broken records,
+                and corrupt objects that no entry names.
             jobs: How many are hashed at a time. Default: one for each processor.
             on_finding: Called with each finding as it is made.
 
         Raises:
             EntryNotFoundError: One of *refs* is not in the cache.
         """
-        from .promises import check_cache
-        from .verification import Report, examine_all
+        from .verification import verify
 
-        self._check_open()
-        entries = [self._recorded(ref) for ref in refs] if refs else self.entries()
-        at_once = os.cpu_count() or 1 if jobs is None else self._jobs(jobs)
-        findings = examine_all(self.root, entries, jobs=at_once, on_finding=on_finding or (lambda _: None))
-        for finding in findings:
+        def found(finding: Finding) -> None:
             if finding.state == "corrupt":
                 self._tell(Event("quarantined", finding.entry.key, detail=finding.moved_to))
-                self._forget(finding.entry.key)
-        if repair:
-            findings = [self._repaired(finding) for finding in findings]
-        if refs:
-            return Report(tuple(findings))
-        # What no entry names is read too; a loss is told once, by its finding.
-        known = {finding.entry.key for finding in findings}
-        others = check_cache(self.root, read_already={finding.entry.digest for finding in findings})
-        return Report(tuple(findings), tuple(v for v in others if v.kind != "garbage" and v.where not in known))
+                self._warm.forget(finding.entry.key)
+            if on_finding is not None:
+                on_finding(finding)
+
+        self._check_open()
+        return verify(
+            self.root,
+            [self._recorded(ref) for ref in refs] if refs else self.entries(),
+            everything=not refs,
+            jobs=os.cpu_count() or 1 if jobs is None else self._jobs(jobs),
+            on_finding=found,
+            fetch_again=self._fetch_again if repair else None,
+        )
 
     def stats(self) -> Stats:
         """Return what this object has counted so far. Hits are counted without a lock: threads may lose a few."""
@@ -409,24 +395,9 @@ class Cache:
 
     def usage(self) -> Usage:
         """Return what is on disk, counted; bytes that several names share are counted once."""
-        from .objects import Objects
-        from .partials import Partials
-        from .pins import Pins
+        from .usage import measure
 
-        objects = Objects(self.root)
-        found = [objects.find(digest) for digest in objects.all()]
-        partials, partial_bytes = Partials(self.root).size()
-        return Usage(
-            root=self.root,
-            entries=sum(1 for _ in self._entries.all()),
-            pinned=len(Pins(self.root).all()),
-            objects=len(found),
-            object_bytes=sum(stored.size for stored in found if stored is not None),
-            partials=partials,
-            partial_bytes=partial_bytes,
-            quarantined=len(files.listing(f"{self.root}/{layout.QUARANTINE}")),
-            free_bytes=self.health().free_bytes,
-        )
+        return measure(self.root)
 
     def health(self) -> Health:
         """Return whether the cache can do its work; nothing is written."""
@@ -461,17 +432,10 @@ class Cache:
             options = {**options, "mirrors": listed(options["mirrors"])}  # A generator serves one ref only.
         return {ref: self._getter.ask(ref, **options) for ref in map(_ref, listed(refs))}
 
-    def _repaired(self, finding: Finding) -> Finding:
-        if finding.state == "ok":
-            return finding
-        entry = finding.entry
-        try:
-            if entry.source == "put":
-                raise NoSourceError(ref=entry.key)
-            self.get(entry.key, digest=entry.digest, mirrors=entry.mirrors, verify="full")
-        except ModelCacheError as error:
-            return replace(finding, error=error)
-        return replace(finding, repaired=True)
+    def _fetch_again(self, entry: Entry) -> None:
+        if entry.source == "put":
+            raise NoSourceError(ref=entry.key)
+        self.get(entry.key, digest=entry.digest, mirrors=entry.mirrors, verify="full")
 
     def _recorded(self, ref: RefLike) -> Entry:
         key = reference.parse(ref).key
@@ -479,19 +443,6 @@ class Cache:
         if entry is None:
             raise EntryNotFoundError(ref=key, root=self.root)
         return entry
-
-    def _remember(self, ref: RefLike, entry: Entry) -> Entry:
-        text = os.fspath(ref)
-        if text[:1] in {"~", "."} or (text is not ref and not os.path.isabs(text)):
-            return entry  # What it means changes with the working directory, or with HOME.
-        if len(self._warm) >= _MEMORY_REFS_MAX:
-            self._warm.clear()
-        self._warm[ref] = _Warm(entry)
-        return entry
-
-    def _forget(self, key: str) -> None:
-        for ref in [ref for ref, warm in tuple(self._warm.items()) if warm.key == key]:
-            self._warm.pop(ref, None)
 
     def _prepare(self) -> None:
         from .commit import prepare_root

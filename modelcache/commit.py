@@ -252,7 +252,11 @@ def put_back(source: str, target: str) -> bool:
     """Undo a `move_durably`; False if something else has taken the place meanwhile."""
     fail_point("commit.before-put-back")
     try:
-        os.rename(source, target)
+        if os.path.isdir(source):
+            os.rename(source, target)
+        else:
+            os.link(source, target, follow_symlinks=False)  # A rename would replace what is there.
+            os.unlink(source)
     except OSError as error:
         if error.errno not in _ALREADY_THERE:
             raise

@@ -247,7 +247,7 @@ class Getter:
 
     def counts(self) -> Counts:
         """Return what fetching has cost so far."""
-        return self._fetching[0].counts if self._fetching else Counts()
+        return self._fetching[0].means.counts if self._fetching else Counts()
 
     def close(self) -> None:
         """Cancel what is being fetched, and let go of threads and connections."""
@@ -259,10 +259,10 @@ class Getter:
         if self._executor is not None:
             self._executor[1].shutdown(wait=self._executor[0] == os.getpid())
         if self._fetching is not None:
-            self._fetching[0].registry.close()
+            self._fetching[0].means.registry.close()
 
     def _work(self, ask: Ask) -> Callable[[Deadline], Entry]:
-        from .fetch import Job
+        from .download import Job
 
         refresh = ask.force or ask.known is not None
         conditional = ask.known is not None
@@ -299,7 +299,7 @@ class Getter:
                     on_event=self._tell,
                 )
                 if self.limits.bandwidth is not None:
-                    fetcher.throttle = Throttle(self.limits.bandwidth)
+                    fetcher.means.throttle = Throttle(self.limits.bandwidth)
                 self._fetching = fetcher, Flights()
             return self._fetching[1]
 

@@ -117,6 +117,23 @@ class Entries:
         except OSError as error:
             raise storage_error(error, action="remove", path=self.path(key)) from error
 
+    def set_aside(self, identity: str) -> bool:
+        """Move the broken record *identity* to quarantine, durably; False if it is whole, or gone, by now."""
+        path, target = f"{self._directory}/{identity}", f"{self._root}/{layout.QUARANTINE}/{identity}.{time.time_ns()}"
+        if self._load(identity) is not None:
+            return False
+        try:
+            commit.move_durably(path, target)
+            moved = files.content(target)
+            if moved is None or self._decoded(identity, moved) is None:
+                return True
+            commit.put_back(target, path)  # Written anew between the look and the move.
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise storage_error(error, action="set aside", path=path) from error
+        return False
+
     def confirm(self, entry: Entry) -> Entry:
         """Record that the source has just confirmed *entry*; return it with that time."""
         confirmed = replace(entry, checked=int(time.time()))

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import commit, files, layout
-from .errors import CorruptObjectError, ModelCacheError
+from .digest import Digest
+from .errors import CorruptObjectError, InvalidDigestError, ModelCacheError
 from .objects import Objects
-from .promises import Violation
-from .records import Entry
+from .promises import Violation, check_cache
+from .records import Entries, Entry
 
 _LOOKS = 3  # Each after the first needs another process that replaces the object at that moment.
 
@@ -64,6 +65,33 @@ class Report:
         return sum(finding.entry.size for finding in self.findings if finding.state in {"ok", "corrupt"})
 
 
+def verify(
+    root: str,
+    entries: Sequence[Entry],
+    *,
+    everything: bool,
+    jobs: int,
+    on_finding: Callable[[Finding], object],
+    fetch_again: Callable[[Entry], object] | None,
+) -> Report:
+    """Read and hash the content of *entries*, *jobs* at a time; of *everything*, what no entry names is read too.
+
+    What is corrupt is set aside. With *fetch_again*, what is corrupt or missing comes back by it, and what nothing can
+    bring back, broken records and objects that no entry names, is set aside as well.
+    """
+    findings = examine_all(root, entries, jobs=jobs, on_finding=on_finding)
+    if fetch_again is not None:
+        findings = [_repaired(finding, fetch_again) for finding in findings]
+    if not everything:
+        return Report(tuple(findings))
+    told = {finding.entry.key for finding in findings}  # A loss is told once, by its finding.
+    others = check_cache(root, read_already={finding.entry.digest for finding in findings})
+    others = [other for other in others if other.kind != "garbage" and other.where not in told]
+    if fetch_again is not None:
+        others = [other for other in others if not _is_set_aside(root, other)]
+    return Report(tuple(findings), tuple(others))
+
+
 def examine(root: str, entry: Entry) -> Finding:
     """Return what the content of *entry* is. A corrupt object is set aside, and so not served again (I1)."""
     for look in range(1, _LOOKS + 1):
@@ -105,6 +133,30 @@ def examine_all(
 
     with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="modelcache-verify") as pool:
         return list(pool.map(one, entries))
+
+
+def _repaired(finding: Finding, fetch_again: Callable[[Entry], object]) -> Finding:
+    if finding.state == "ok":
+        return finding
+    try:
+        fetch_again(finding.entry)
+    except ModelCacheError as error:
+        return replace(finding, error=error)
+    return replace(finding, repaired=True)
+
+
+def _is_set_aside(root: str, violation: Violation) -> bool:
+    """Set aside what *violation* is about, if that mends it; tell whether it is out of the way."""
+    directory, name = os.path.split(violation.where)
+    try:
+        if violation.promise == "I6":
+            return Entries(root).set_aside(name)
+        if violation.promise != "I1":
+            return False
+        digits = os.path.basename(violation.where if name.startswith("sha256-") else directory).partition("-")[2]
+        return bool(Objects(root).quarantine(Digest.parse(digits), violation.what))
+    except (InvalidDigestError, ModelCacheError):
+        return False
 
 
 def _set_aside(root: str, entry: Entry, actual: str, found: os.stat_result) -> str:

@@ -24,9 +24,10 @@ FLOORS = [
     {"sources"},
     {"promises", "ranges", "sweep", "transfer"},
     {"verification"},
-    {"fetch", "intake", "doctor"},
-    {"getting"},
-    {"warmup"},
+    {"download", "intake", "doctor"},
+    {"fetch"},
+    {"getting", "usage"},
+    {"memory", "warmup"},
     {"cache"},
     {"api", "testing.server", "testing.victims", "cli.console"},
     {"cli.each"},
@@ -120,7 +121,7 @@ def test_fail_points_are_literal_unique_and_named_after_their_module() -> None:
                 assert point.startswith(f"{name}."), f"{point} stands in {name}"
                 seen[point] = name
 
-    assert {"commit", "fetch", "partials", "locks"} <= set(seen.values())
+    assert {"commit", "download", "partials", "locks"} <= set(seen.values())
 
 
 def test_the_public_names_are_exactly_those_that_load() -> None:

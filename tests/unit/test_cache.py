@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import modelcache
-from modelcache import Cache, Event, RetryPolicy, errors
+from modelcache import Cache, Event, RetryPolicy, commit, errors, layout
 from modelcache.testing import Fault, FaultServer
 from tests.support.state import leftovers
 
@@ -373,6 +373,45 @@ def test_what_was_put_and_is_damaged_cannot_be_repaired_and_says_so(root: Path) 
 
     assert not report.ok
     assert isinstance(report.findings[0].error, errors.NoSourceError)
+
+
+@pytest.mark.parametrize("damage", ["record", "unnamed object", "empty object"])
+def test_a_repair_sets_aside_what_nothing_can_bring_back(damage: str, root: Path) -> None:
+    with Cache(root) as cache:
+        kept, harmed = cache.put(CONTENT, name="kept"), cache.put(b"other", name="harmed")
+        if damage == "record":
+            Path(cache._entries.path("harmed")).write_bytes(b"mc1 torn")
+        else:
+            Path(cache._entries.path("harmed")).unlink()
+            Path(harmed.path).unlink()
+        if damage == "unnamed object":
+            Path(harmed.path).write_bytes(b"altered")
+        assert [violation.promise for violation in cache.verify().violations] == ["I6" if damage == "record" else "I1"]
+
+        assert cache.verify(repair=True).ok
+        assert cache.verify().ok
+        assert len(list((root / layout.QUARANTINE).iterdir())) >= 1
+        assert cache.get("kept") == kept.path
+
+
+def test_a_record_written_anew_while_its_broken_one_is_set_aside_stays(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(root)
+    entry = cache.put(CONTENT, name="m")
+    record = Path(cache._entries.path("m"))
+    record.write_bytes(b"mc1 torn")
+    move = commit.move_durably
+
+    def overtaken(source: str, target: str) -> None:
+        cache._entries.write(entry)
+        move(source, target)
+
+    monkeypatch.setattr(commit, "move_durably", overtaken)
+
+    assert not cache._entries.set_aside(record.name)
+    assert Cache(root).lookup("m") is not None
+    assert list((root / layout.QUARANTINE).iterdir()) == []
 
 
 @pytest.mark.parametrize("mirror", ["a-name", "nope://host/m.onnx"])

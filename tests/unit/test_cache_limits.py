@@ -381,9 +381,9 @@ def test_a_fork_while_another_thread_holds_every_lock_of_a_cache_still_works(ser
     cache = Cache(root)
     cache.get(server.add("/first.onnx", CONTENT))  # All that it makes is made.
     fetcher, flights = cache._getter._fetching  # type: ignore[misc]
-    source = fetcher.registry.source(parse(url))
+    source = fetcher.means.registry.source(parse(url))
     assert isinstance(source, HttpSource)
-    guards = [cache._getter._guard, fetcher.registry._guard, flights._guard, source._connections._guard]
+    guards = [cache._getter._guard, fetcher.means.registry._guard, flights._guard, source._connections._guard]
     for guard in guards:
         guard.acquire()
     with warnings.catch_warnings():

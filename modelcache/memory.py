@@ -1,0 +1,46 @@
+"""What a Cache remembers of its hits, so that the next one costs one ``stat``.
+
+It is trusted for `MEMORY_S` seconds, then the record is read again, so that what another process refreshed or removed
+is seen here soon; an object that is gone or altered is seen at once.
+"""
+
+from __future__ import annotations
+
+import os
+from time import monotonic
+
+from .getting import RefLike
+from .records import Entry
+
+MEMORY_S = 10.0
+_REFS_MAX = 65_536
+
+
+class Warm:
+    """A hit in memory. ``pinned_digest`` is what the caller asked for, if it was the full text."""
+
+    __slots__ = ("digest", "key", "mtime_ns", "path", "size", "until")
+
+    def __init__(self, entry: Entry) -> None:
+        self.key, self.digest, self.path = entry.key, entry.digest, entry.path
+        self.size, self.mtime_ns = entry.size, entry.mtime_ns
+        self.until = monotonic() + MEMORY_S
+
+
+class Memory(dict[RefLike, Warm]):
+    """The hits, by ref as it was given. Any thread may use it."""
+
+    def remember(self, ref: RefLike, entry: Entry) -> str:
+        """Remember that *ref* is *entry*; return its path."""
+        text = os.fspath(ref)
+        if text[:1] in {"~", "."} or (text is not ref and not os.path.isabs(text)):
+            return entry.path  # What it means changes with the working directory, or with HOME.
+        if len(self) >= _REFS_MAX:
+            self.clear()
+        self[ref] = Warm(entry)
+        return entry.path
+
+    def forget(self, key: str) -> None:
+        """Forget every ref of *key*."""
+        for ref in [ref for ref, warm in tuple(self.items()) if warm.key == key]:
+            self.pop(ref, None)

@@ -164,7 +164,7 @@ class Partial:
             self._gone = True
             commit.discard(self._directory)
 
-    def _resume(self, facts: dict[str, Any]) -> bool:
+    def resume(self, facts: dict[str, Any]) -> bool:
         """Go on after the bytes in our file that *facts*, the state that was found, vouches for; False if none are."""
         try:
             size = os.fstat(self._descriptor).st_size
@@ -178,7 +178,7 @@ class Partial:
             self._write_state_if_possible()
         return True
 
-    def _copy_from(self, source: int, facts: dict[str, Any]) -> bool:
+    def copy_from(self, source: int, facts: dict[str, Any]) -> bool:
         """Copy what *facts* says is synced from the descriptor *source*; False if that cannot be had."""
         try:
             if not self._take_over(facts, facts["synced"], source):
@@ -320,7 +320,7 @@ class Partials:
         except OSError:
             descriptor = -1
         partial = Partial(self._root, ours, name, descriptor)
-        if facts is None or descriptor < 0 or not partial._resume(facts):  # noqa: SLF001  # Of this module.
+        if facts is None or descriptor < 0 or not partial.resume(facts):
             partial.discard()
             return None
         return partial
@@ -336,7 +336,7 @@ class Partials:
             return None
         try:
             partial = self.create(key, name)
-            if not partial._copy_from(source, facts):  # noqa: SLF001  # Of this module.
+            if not partial.copy_from(source, facts):
                 partial.discard()
                 return None
             return partial

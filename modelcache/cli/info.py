@@ -38,6 +38,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         if name in {"key", "mtime_ns", "serial"} or value in (None, []):
             continue
         if name in {"created", "checked", "used"} and isinstance(value, int):
-            value = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(value)) if value else "never"  # noqa: PLW2901
-        console.data(f"{name:<14}{value}")
+            shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(value)) if value else "never"
+        else:
+            shown = str(value)
+        console.data(f"{name:<14}{shown}")
     return 0

@@ -157,25 +157,20 @@ def hit_by_digest(world: World) -> Act:
 
 
 def remove(world: World) -> Act:
-    world.put(OLD, "kept")
-    world.put(NEW, "n")
-
-    def act(log: Log) -> None:
-        log.expect("kept", digest_of(OLD))
-        log.expect("n", digest_of(NEW), None)
-        world.cache().remove("n")
-        log.expect("n", None)
-
-    return act
+    return _removing(world, OLD, NEW)
 
 
 def remove_one_of_two_names(world: World) -> Act:
-    world.put(OLD, "kept")
-    world.put(OLD, "n")
+    return _removing(world, OLD, OLD)
+
+
+def _removing(world: World, kept: bytes, removed: bytes) -> Act:
+    world.put(kept, "kept")
+    world.put(removed, "n")
 
     def act(log: Log) -> None:
-        log.expect("kept", digest_of(OLD))
-        log.expect("n", digest_of(OLD), None)
+        log.expect("kept", digest_of(kept))
+        log.expect("n", digest_of(removed), None)
         world.cache().remove("n")
         log.expect("n", None)
 

@@ -20,7 +20,7 @@ def test_counts_are_exact_across_threads(monkeypatch: pytest.MonkeyPatch) -> Non
         def __init__(self, _seed: object) -> None: ...
 
         def random(self) -> float:
-            time.sleep(1e-5)
+            time.sleep(1e-5)  # Gives the interpreter lock away; nothing waits for it.
             return 0.0
 
     monkeypatch.setattr("random.Random", SwitchingRandom)

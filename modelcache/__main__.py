@@ -29,10 +29,9 @@ def _cached(ref: str) -> "str | None":
     if ref[:1] == "-":
         return None
     try:
-        key = parse(ref).key
-    except ValueError:
+        key, root = parse(ref).key, default_root(os.environ)
+    except (ValueError, OSError):  # The command says it in its own words.
         return None
-    root = default_root(os.environ)
     found = look(root, key, recently=True) if format_is_known(root) else None
     return None if found is None else found.path
 

@@ -321,9 +321,9 @@ class Cache:
             return False
         self._prepare()
         entry = self._entries.read(parsed.key)
-        # Records first, then what they name (I2).
-        removed = self._entries.remove(parsed.key)
+        # The pin first: what is pinned is there (I4). Then the record, then what it names (I2).
         pins.remove(parsed.key)
+        removed = self._entries.remove(parsed.key)
         self._warm.forget(parsed.key)
         partials = Partials(self.root).remove(parsed.key)
         if entry is not None:

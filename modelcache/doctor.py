@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from . import commit, files, layout, locks, process
-from .errors import FormatError, ModelCacheError
-from .promises import check_cache
+from .errors import ModelCacheError
+from .promises import check_cache, check_is_cache
 from .report import Health
 
 _TRIES = 5
-# Another process tries the lock that this one holds: 0 if it was refused, as it must be.
-_CONTENDER = "import sys; from modelcache import locks; sys.exit(1 if locks.probe(sys.argv[1]) else 0)"
+# Another process tries the lock that this one holds.
+_CONTENDER = "import sys; from modelcache import locks; print('had' if locks.probe(sys.argv[1]) else 'refused')"
+_SPACE_LEAST_BYTES = 1 << 20
+_IN_MEMORY = {"tmpfs", "ramfs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,30 +46,31 @@ def examine(root: str, *, locking: bool = True, durability: bool = True) -> Iter
     """
     probes = [*((_rename, _links, _sync) if durability else ()), *((_locks,) if locking else ())]
     yield _format(root)
+    exists = os.path.lexists(root)
+    probe = ""
     try:
-        if os.path.lexists(root):
+        if os.path.exists(f"{root}/format"):
             commit.prepare_root(root)
             probe = commit.stage_directory(root)
         else:
-            probe = commit.make_probe(_nearest(root))
+            probe = commit.make_probe(_nearest(root))  # Whatever is there, it is not made a cache by a look at it.
+        yield Check("writable", "ok", f"{root} can be {'written' if exists else 'made: it does not exist yet'}")
     except ModelCacheError as error:
         yield Check("writable", "failed", f"{error.summary}. {error.hint}")
-        return
     except OSError as error:
-        hint = "Set MODELCACHE_DIR to another place"
-        yield Check("writable", "failed", f"{root} cannot be made: {error.filename}: {error.strerror}. {hint}")
-        return
+        hint = "Cached models are still served" if exists else "Set MODELCACHE_DIR to another place"
+        what = f"{root} cannot be {'written' if exists else 'made'}"
+        yield Check("writable", "failed", f"{what}: {error.filename}: {error.strerror}. {hint}")
     try:
-        exists = os.path.isdir(root)
-        yield Check("writable", "ok", f"{root} can be {'written' if exists else 'made: it does not exist yet'}")
-        yield _owner(root)
-        yield _space(probe)
-        for check in probes:
+        yield _safely(_owner, root)
+        yield _safely(_space, _nearest(root))
+        for check in probes if probe else ():
             yield _safely(check, probe)
     finally:
-        commit.discard(probe)
-    yield _leftovers(root)
-    yield _promises(root)
+        if probe:
+            commit.discard(probe)
+    yield _safely(_leftovers, root)
+    yield _safely(_promises, root)
     yield _environment()
 
 
@@ -82,7 +85,7 @@ def health(root: str, *, offline: bool) -> Health:
     else:
         facts = os.statvfs(where)
         free = facts.f_bavail * facts.f_frsize
-        if free < 1 << 20:
+        if free < _SPACE_LEAST_BYTES:
             problems.append(f"the disk is full: {free} bytes are free")
     if not writable:
         problems.append(f"{where} cannot be written: hits are served, nothing new is stored")
@@ -96,24 +99,27 @@ def health(root: str, *, offline: bool) -> Health:
 def _nearest(path: str) -> str:
     """Return *path*, or the last directory above it that exists."""
     while not os.path.lexists(path):
-        path = os.path.dirname(path)
+        path = os.path.dirname(path) or "."
     return path
 
 
-def _safely(check: Callable[[str], Check], probe: str) -> Check:
+def _safely(check: Callable[[str], Check], place: str) -> Check:
     try:
-        return check(probe)
+        return check(place)
     except (OSError, ModelCacheError, subprocess.TimeoutExpired) as error:
-        return Check(check.__name__.strip("_"), "failed", str(error))
+        name = "left-overs" if check is _leftovers else check.__name__.strip("_")
+        return Check(name, "failed", str(error))
 
 
 def _format(root: str) -> Check:
     try:
         commit.check_format(root)
-    except FormatError as error:
-        return Check("format", "failed", f"{error.summary}. {error.hint}")
     except ModelCacheError as error:
-        return Check("format", "failed", error.summary)
+        return Check("format", "failed", f"{error.summary}. {error.hint}")
+    try:
+        check_is_cache(root)
+    except ModelCacheError as error:
+        return Check("format", "warning", f"{error.summary}. {error.hint}")
     return Check("format", "ok", f"layout {layout.FORMAT}" if os.path.exists(f"{root}/format") else "a new cache")
 
 
@@ -134,8 +140,11 @@ def _owner(root: str) -> Check:
 def _space(root: str) -> Check:
     found = os.statvfs(root)
     free = found.f_bavail * found.f_frsize
-    level = "ok" if free > 1 << 30 else "warning"
-    return Check("space", level, f"{free / 1e9:.1f} GB are free, {found.f_favail} inodes")
+    full = free < _SPACE_LEAST_BYTES or (found.f_files and not found.f_favail)
+    detail = f"{free / 1e9:.1f} GB are free, {found.f_favail} inodes"
+    if full:
+        return Check("space", "failed", f"the disk is full ({detail}): hits are served, nothing new is stored")
+    return Check("space", "ok" if free > 1 << 30 else "warning", detail)
 
 
 def _rename(probe: str) -> Check:
@@ -161,6 +170,9 @@ def _links(probe: str) -> Check:
 
 
 def _sync(probe: str) -> Check:
+    kind = _file_system(probe)
+    if kind in _IN_MEMORY:
+        return Check("sync", "warning", f"this is {kind}, in memory: what is stored is gone when the machine stops")
     times = []
     for number in range(_TRIES):
         started = time.perf_counter()
@@ -176,13 +188,35 @@ def _locks(probe: str) -> Check:
     path = f"{probe}/probe.lock"
     try:
         with locks.exclusive(path, timeout=5, what="the probe"):
-            command = [sys.executable, "-c", _CONTENDER, path]
-            refused = subprocess.run(command, check=False, timeout=60, capture_output=True).returncode == 0  # noqa: S603  # Ourselves.
+            # -P: nothing that lies in the current directory is run. What this process can import, that one can too.
+            places = [place for place in sys.path if place] + [os.path.dirname(os.path.dirname(__file__))]
+            said = subprocess.run(  # noqa: S603  # Ourselves.
+                [sys.executable, "-P", "-c", _CONTENDER, path],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+                check=False,
+                timeout=60,
+                capture_output=True,
+                text=True,
+            )
     except locks.LockUnavailableError as error:
         return Check("locks", "warning", f"there are none ({error}): processes may repeat each other's downloads")
-    if not refused:
+    if said.returncode != 0:
+        why = said.stderr.strip().rpartition("\n")[2] or f"it ended with {said.returncode}"
+        return Check("locks", "failed", f"the second process did not run: {why}")
+    if said.stdout.strip() != "refused":
         return Check("locks", "warning", "two processes got one lock: they may repeat each other's downloads")
     return Check("locks", "ok", "a lock keeps another process out")
+
+
+def _file_system(path: str) -> str:
+    """Return the type of the file system of *path*, "" where it cannot be known (proc(5), mountinfo)."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in (files.content("/proc/self/mountinfo") or b"").decode(errors="replace").splitlines():
+        mount, _, kind = line.partition(" - ")
+        if mount.split(" ")[2:3] == [wanted]:
+            return kind.partition(" ")[0]
+    return ""
 
 
 def _leftovers(root: str) -> Check:
@@ -195,6 +229,8 @@ def _leftovers(root: str) -> Check:
 
 def _promises(root: str) -> Check:
     """Look at names, sizes and records; content is what ``modelcache verify`` reads."""
+    if not os.path.exists(f"{root}/format"):
+        return Check("promises", "ok", "nothing is stored yet")
     found = check_cache(root, hashing=False)
     broken = [str(violation) for violation in found if violation.kind != "garbage"]
     if broken:

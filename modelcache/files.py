@@ -33,7 +33,7 @@ def listing(path: str) -> list[str]:
 def content(path: str) -> bytes | None:
     """Return the bytes of the small file *path*, or None if there is none that can be read."""
     try:
-        with open(path, "rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             return file.read()
     except OSError:
         return None

@@ -49,7 +49,11 @@ _MAGIC = "mc1"
 
 
 def default_root(environ: "Mapping[str, str]") -> str:
-    """Return the root that *environ* asks for: MODELCACHE_DIR, MODELCACHE_HOME, the XDG cache, ~/.cache."""
+    """Return the root that *environ* asks for: MODELCACHE_DIR, MODELCACHE_HOME, the XDG cache, ~/.cache.
+
+    Raises:
+        RootError: There is no home directory, and nothing else says where.
+    """
     named = environ.get("MODELCACHE_DIR") or environ.get("MODELCACHE_HOME")
     if named:
         return os.path.abspath(os.path.expanduser(named))
@@ -57,6 +61,10 @@ def default_root(environ: "Mapping[str, str]") -> str:
     base = environ.get("XDG_CACHE_HOME", "")
     if not base.startswith("/"):
         base = os.path.expanduser("~/.cache")
+        if not base.startswith("/"):  # A user without a home, as containers have.
+            from .errors import RootError
+
+            raise RootError(path=base, reason="there is no home directory", hint="Set MODELCACHE_DIR to a directory")
     return f"{base.rstrip('/')}/modelcache"
 
 
@@ -84,6 +92,8 @@ def decode_head(identity: str, data: bytes) -> tuple[str, int, int, int, str] | 
         if not end or magic != _MAGIC or found != _sum(identity, rest):
             return None
         obj, size, mtime_ns, checked, name = rest.split(" ", 4)
+        if "/" in name or "/" in obj:
+            return None  # It would lead out of the object's directory (I5).
         return obj, int(size), int(mtime_ns), int(checked), name
     except ValueError:  # Too few fields, not UTF-8, not a number.
         return None

@@ -19,7 +19,7 @@ class Pins:
 
     def add(self, key: str) -> None:
         """Pin *key*, durably."""
-        if unseal(files.content(self._path(key)) or b"") is not None:
+        if self.load(layout.key_id(key)) is not None:
             return
         try:
             commit.ensure_bucket(self._directory)
@@ -41,8 +41,27 @@ class Pins:
 
     def all(self) -> list[str]:
         """Return the pinned keys whose record is whole."""
-        sealed = (unseal(files.content(f"{self._directory}/{name}") or b"") for name in files.listing(self._directory))
-        return sorted(facts["key"] for facts in sealed if facts and "key" in facts)
+        keys = (self.load(identity) for identity in files.listing(self._directory))
+        return sorted(key for key in keys if key is not None)
+
+    def load(self, identity: str) -> str | None:
+        """Return the key whose pin is the file *identity*, None if it is broken or gone."""
+        facts = unseal(files.content(f"{self._directory}/{identity}") or b"")
+        key = facts.get("key") if facts else None
+        return key if isinstance(key, str) and layout.key_id(key) == identity else None
+
+    def mend(self, identity: str, key: str | None) -> None:
+        """Write the broken pin *identity* anew, for *key* if that is what it was of; else set it aside, durably."""
+        path = f"{self._directory}/{identity}"
+        if key is not None and layout.key_id(key) == identity:
+            self.add(key)
+            return
+        try:
+            commit.move_durably(path, f"{self._root}/{layout.QUARANTINE}/{identity}.{time.time_ns()}")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise storage_error(error, action="set aside", path=path) from error
 
     def _path(self, key: str) -> str:
         return f"{self._directory}/{layout.key_id(key)}"

@@ -1,8 +1,11 @@
 """Are the promises kept? One look at a root that answers, promise by promise (DESIGN.md section 3).
 
 The crash suites judge by it, `modelcache doctor` and `modelcache verify` report it, and whoever tests the recovery of
-their own program can call it: `modelcache.testing.check_cache`. It reads and changes nothing, so that it may run beside
-a cache that is in use; then a finding that is gone at a second look was work under way.
+their own program can call it: `modelcache.testing.check_cache`. It reads and changes nothing, and may run beside a
+cache that is in use: what a second look does not find again was work under way.
+
+I8, I9 and I11 are about what processes do, not about what lies on disk; the crash and process suites show them. Lock
+files are not looked at: to open one would let go of this process's own lock on it (`locks`).
 """
 
 from __future__ import annotations
@@ -12,10 +15,17 @@ import stat
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
-from . import files, layout, process
+from . import commit, files, layout, process
 from .digest import Digest
+from .errors import RootError
 from .objects import Objects
+from .pins import Pins
 from .records import Entries
+
+_BUCKETS = {
+    layout.OBJECTS, layout.ENTRIES, layout.PINS, layout.PARTIALS, layout.STAGING, layout.TRASH, layout.QUARANTINE,
+    layout.LOCKS, layout.BACKOFF, "format", "CACHEDIR.TAG",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +33,7 @@ class Violation:
     """One promise that is not kept.
 
     Attributes:
-        promise: ``I1`` to ``I10``.
+        promise: One of ``I1`` to ``I7`` and ``I10``.
         kind: ``corrupt`` (wrong bytes can be seen), ``lost`` (acknowledged and gone), ``dangling`` (a record names what
             is not there) or ``garbage`` (left over; harmless, and swept later).
         where: The path, or the key.
@@ -49,15 +59,46 @@ def check_cache(
     """Return the promises that the cache at *root* does not keep; none is good news.
 
     Args:
-        root: The directory.
+        root: The directory. One that does not exist, or is empty, holds nothing and so breaks nothing.
         acknowledged: What calls that returned have promised: the digest by key (``Entry.key``), None for what was
             removed. I3 is judged by it.
         hashing: Read all content (I1). Without, only names, sizes and records are looked at.
         read_already: Digests of objects that need not be read again.
+
+    Raises:
+        RootError: *root* is no cache: a file, or a directory of something else.
+        FormatError: A newer modelcache wrote it.
+        StorageError: A directory of it cannot be read.
     """
     place = os.fspath(root)
-    found = [*_objects(place, hashing, read_already), *_records(place), *_shared(place), *_left_over(place)]
-    return found + list(_lost(place, acknowledged or {}))
+    check_is_cache(place)
+    found = _look(place, acknowledged or {}, hashing, read_already)
+    if all(violation.kind == "garbage" for violation in found):
+        return found
+    again = set(_look(place, acknowledged or {}, hashing, read_already))
+    return [violation for violation in found if violation in again]
+
+
+def check_is_cache(root: str) -> None:
+    """Raise RootError or FormatError if *root* is there, holds something, and is no cache that this code knows."""
+    if not root:
+        raise RootError(path=root, reason="it is empty: no directory", hint="Give the directory of the cache")
+    commit.check_format(root)
+    if os.path.lexists(root) and not os.path.isdir(root):
+        raise RootError(path=root, reason="it is not a directory", hint="Give the directory of the cache")
+    inside = files.listing(root)
+    if inside and _BUCKETS.isdisjoint(inside):
+        hint = "Give the directory of the cache: what MODELCACHE_DIR or --root says"
+        raise RootError(
+            path=root, reason=f"it is no cache: it holds {inside[0]!r} and nothing of modelcache", hint=hint
+        )
+
+
+def _look(
+    root: str, acknowledged: Mapping[str, str | None], hashing: bool, read_already: Container[str]
+) -> list[Violation]:
+    found = [*_objects(root, hashing, read_already), *_records(root), *_pins(root), *_shared(root), *_left_over(root)]
+    return found + list(_lost(root, acknowledged))
 
 
 def _objects(root: str, hashing: bool, read_already: Container[str]) -> Iterator[Violation]:
@@ -72,36 +113,59 @@ def _objects(root: str, hashing: bool, read_already: Container[str]) -> Iterator
             yield Violation("I7", "garbage", path, "it is no object")
             continue
         inside = files.listing(path)
-        if not inside:
+        if not inside and os.path.lexists(path):
             yield Violation("I1", "corrupt", path, "it holds no file")
-        for file in inside if hashing and digest not in read_already else ():
-            try:
-                actual, _ = files.digest_of(f"{path}/{file}")
-            except OSError as error:
-                yield Violation("I1", "corrupt", f"{path}/{file}", f"it cannot be read: {error.strerror}")
-                continue
-            if actual != digest:
-                yield Violation("I1", "corrupt", f"{path}/{file}", f"its content has the digest {actual}")
+        for file in inside:
+            wrong = _content(f"{path}/{file}", digest, hashing and digest not in read_already)
+            if wrong and os.path.lexists(path):  # Else it has been removed this moment.
+                yield Violation("I1", "corrupt", f"{path}/{file}", wrong)
         if digest not in named:
             yield Violation("I7", "garbage", path, "no record names it")
+
+
+def _content(path: str, digest: Digest, hashing: bool) -> str:
+    """Return what is wrong with the file *path* of the object *digest*, "" if nothing is."""
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return "it is no regular file"  # Through a symbolic link something else would be served (I5).
+        actual = files.digest_of(path)[0] if hashing else digest
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    return "" if actual == digest else f"its content has the digest {actual}"
 
 
 def _records(root: str) -> Iterator[Violation]:
     """I2, I6: each record is whole, and names an object that is there."""
     entries = Entries(root)
-    whole = set()
-    for entry in entries.all():
-        whole.add(layout.key_id(entry.key))
-        try:
-            found = os.stat(entry.path)
-        except OSError:
-            yield Violation("I2", "dangling", entry.key, f"its object is gone: {entry.path}")
-            continue
-        if found.st_size != entry.size:
-            yield Violation("I2", "dangling", entry.key, f"{found.st_size} bytes, on record are {entry.size}")
     for identity in files.listing(f"{root}/{layout.ENTRIES}"):
-        if identity not in whole:
-            yield Violation("I6", "corrupt", f"{root}/{layout.ENTRIES}/{identity}", "the record is broken: a miss")
+        entry = entries.load(identity)
+        path = f"{root}/{layout.ENTRIES}/{identity}"
+        if entry is None:
+            if os.path.lexists(path):
+                yield Violation("I6", "corrupt", path, "the record is broken: a miss")
+            continue
+        try:
+            size = os.stat(entry.path).st_size
+        except OSError:
+            size = -1
+        if size == entry.size or entries.load(identity) != entry:  # It has been replaced, or removed, this moment.
+            continue
+        if size < 0:
+            yield Violation("I2", "dangling", entry.key, f"its object is gone: {entry.path}")
+        else:
+            yield Violation("I2", "dangling", entry.key, f"{size} bytes, on record are {entry.size}")
+
+
+def _pins(root: str) -> Iterator[Violation]:
+    """I4, I6: what is pinned is there, and each pin is whole."""
+    pins, entries = Pins(root), Entries(root)
+    for identity in files.listing(f"{root}/{layout.PINS}"):
+        key = pins.load(identity)
+        path = f"{root}/{layout.PINS}/{identity}"
+        if key is not None and entries.read(key) is None:
+            yield Violation("I4", "lost", key, "it is pinned, and there is no record of it")
+        if key is None and os.path.lexists(path):
+            yield Violation("I6", "corrupt", path, "the pin is broken; it keeps what it was of all the same")
 
 
 def _lost(root: str, acknowledged: Mapping[str, str | None]) -> Iterator[Violation]:

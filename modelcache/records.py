@@ -82,7 +82,7 @@ class Entries:
 
     def read(self, key: str) -> Entry | None:
         """Return the entry for *key*, or None; the object is not looked at."""
-        entry = self._load(layout.key_id(key))
+        entry = self.load(layout.key_id(key))
         return entry if entry is not None and entry.key == key else None
 
     def write(self, entry: Entry) -> None:
@@ -120,7 +120,7 @@ class Entries:
     def set_aside(self, identity: str) -> bool:
         """Move the broken record *identity* to quarantine, durably; False if it is whole, or gone, by now."""
         path, target = f"{self._directory}/{identity}", f"{self._root}/{layout.QUARANTINE}/{identity}.{time.time_ns()}"
-        if self._load(identity) is not None:
+        if self.load(identity) is not None:
             return False
         try:
             commit.move_durably(path, target)
@@ -143,7 +143,7 @@ class Entries:
     def all(self) -> Iterator[Entry]:
         """Yield every entry whose record is whole, in no order that means anything."""
         for identity in files.listing(self._directory):
-            entry = self._load(identity)
+            entry = self.load(identity)
             if entry is not None:
                 yield entry
 
@@ -167,7 +167,8 @@ class Entries:
         except OSError:
             return
 
-    def _load(self, identity: str) -> Entry | None:
+    def load(self, identity: str) -> Entry | None:
+        """Return the entry whose record is the file *identity*, None if it is broken or gone."""
         path = f"{self._directory}/{identity}"
         data = files.content(path)
         if data is None:

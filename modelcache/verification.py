@@ -15,6 +15,7 @@ from . import commit, files, layout
 from .digest import Digest
 from .errors import CorruptObjectError, InvalidDigestError, ModelCacheError
 from .objects import Objects
+from .pins import Pins
 from .promises import Violation, check_cache
 from .records import Entries, Entry
 
@@ -124,15 +125,23 @@ def corrupt_error(finding: Finding) -> CorruptObjectError:
 def examine_all(
     root: str, entries: Iterable[Entry], *, jobs: int, on_finding: Callable[[Finding], object]
 ) -> Sequence[Finding]:
-    """Return what the content of all *entries* is, *jobs* at a time (hashing releases the interpreter lock)."""
+    """Return what the content of all *entries* is, *jobs* at a time (hashing releases the interpreter lock).
 
-    def one(entry: Entry) -> Finding:
+    One that was removed or replaced meanwhile is left out.
+    """
+    recorded = Entries(root)
+
+    def one(entry: Entry) -> Finding | None:
         finding = examine(root, entry)
+        if finding.state != "ok":
+            now = recorded.read(entry.key)
+            if now is None or now.serial != entry.serial:
+                return None
         on_finding(finding)
         return finding
 
     with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="modelcache-verify") as pool:
-        return list(pool.map(one, entries))
+        return [finding for finding in pool.map(one, entries) if finding is not None]
 
 
 def _repaired(finding: Finding, fetch_again: Callable[[Entry], object]) -> Finding:
@@ -149,6 +158,10 @@ def _is_set_aside(root: str, violation: Violation) -> bool:
     """Set aside what *violation* is about, if that mends it; tell whether it is out of the way."""
     directory, name = os.path.split(violation.where)
     try:
+        if violation.promise == "I6" and os.path.basename(directory) == layout.PINS:
+            entry = Entries(root).load(name)
+            Pins(root).mend(name, None if entry is None else entry.key)
+            return True
         if violation.promise == "I6":
             return Entries(root).set_aside(name)
         if violation.promise != "I1":

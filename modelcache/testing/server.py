@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import socket
 import ssl
 import struct
@@ -22,6 +23,7 @@ from typing import Self
 
 SLICE_BYTES = 64 * 1024
 _DRIP_S = 0.25
+_FRAMINGS = ("length", "chunked", "broken-chunks", "close")
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,10 @@ class Fault:
 
     Attributes:
         status: Sent in place of 200 or 206, with an empty body, if given.
-        headers: Added to the answer, or put in place of what it would hold.
+        headers: Added to the answer, or put in place of what it would hold, whatever the case of their names.
         hang_up: Close the connection before a byte is sent.
-        abort_after: Close it after so many bytes of the body; a ``reset`` sends RST.
+        abort_after: Close it after so many bytes of the body; a ``reset`` sends RST. As for ``stall_after`` and
+            ``hold_after``: nothing happens at the end of the body, or beyond it.
         stall_after: Send so many bytes of the body, then nothing until the client goes.
         hold_after: Send so many, then wait for `FaultServer.release`. What is on its way by then is little: the
             kernel's buffer on this side is kept small.
@@ -66,6 +69,12 @@ class Fault:
     framing: str = "length"
     extra: int = 0
 
+    def __post_init__(self) -> None:
+        if self.reset and not self.hang_up and self.abort_after is None:
+            raise ValueError("reset says how a connection ends: give hang_up or abort_after too")
+        if self.framing not in _FRAMINGS:
+            raise ValueError(f"framing={self.framing!r} makes no sense: one of {', '.join(_FRAMINGS)}")
+
 
 OK = Fault()
 
@@ -78,6 +87,7 @@ class Seen:
     path: str
     headers: dict[str, str]
     sent: list[int]
+    protocol: str = "HTTP/1.1"
 
 
 @dataclass
@@ -152,12 +162,14 @@ class FaultServer:
         """Wait until *count* bytes of bodies have been sent."""
         with self._change:
             enough = self._change.wait_for(lambda: sum(seen.sent[0] for seen in self._seen) >= count, timeout)
-        assert enough, f"only {self.sent()} of {count} bytes were sent"
+        if not enough:  # Not an assert statement: with -O it would say nothing.
+            raise AssertionError(f"only {self.sent()} of {count} bytes were sent")
 
     def wait_for_requests(self, count: int, timeout: float = 30.0) -> None:
         """Wait until *count* requests have come."""
         with self._change:
-            assert self._change.wait_for(lambda: len(self._seen) >= count, timeout), f"{len(self._seen)} requests came"
+            if not self._change.wait_for(lambda: len(self._seen) >= count, timeout):
+                raise AssertionError(f"{len(self._seen)} of {count} requests came")
 
     def release(self) -> None:
         """Let go on what a ``hold_after`` holds, now and later."""
@@ -165,13 +177,13 @@ class FaultServer:
 
     def unplug(self) -> None:
         """Stop listening and cut every connection: from now on connections are refused."""
-        if self._listener is not None:
-            # A blocked accept ends with a shutdown, not with a close.
-            self._listener.shutdown(socket.SHUT_RDWR)
-            self._listener.close()
-            self._listener = None
         with self._change:
+            listener, self._listener = self._listener, None
             connections = tuple(self._connections)
+        if listener is not None:
+            # A blocked accept ends with a shutdown, not with a close.
+            listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
         for connection in connections:
             try:
                 connection.shutdown(socket.SHUT_RDWR)
@@ -214,8 +226,11 @@ class FaultServer:
                 return
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._change:
+                if self._listener is not listener:  # Unplugged between the accept and here.
+                    connection.close()
+                    return
                 self._connections.add(connection)
-            self._start(self._serve, connection)
+                self._start(self._serve, connection)
 
     def _serve(self, plain: socket.socket) -> None:
         connection = plain
@@ -246,7 +261,9 @@ class FaultServer:
             name = name.lower()
             # RFC 9110, 5.3: several lines of one name mean one list.
             headers[name] = f"{headers[name]}, {value.strip()}" if name in headers else value.strip()
-        seen = Seen(line[0], line[1], headers, [0])
+        length = headers.get("content-length", "")
+        reader.read(int(length) if length.isascii() and length.isdigit() else 0)  # A body, which nobody here wants.
+        seen = Seen(line[0], line[1], headers, [0], line[2])
         with self._change:
             self._seen.append(seen)
             self._change.notify_all()
@@ -280,11 +297,9 @@ class FaultServer:
         if page.last_modified:
             answer["Last-Modified"] = page.last_modified
             answer["Date"] = "Fri, 20 Nov 2026 12:00:00 GMT"
-        wanted = seen.headers.get("range", "").removeprefix("bytes=")
-        condition = seen.headers.get("if-range")
-        if wanted and not fault.ignore_range and condition in {None, etag, page.last_modified}:
-            first, _, last = wanted.partition("-")
-            start, stop = int(first), min(size, int(last) + 1) if last else size
+        span = None if fault.ignore_range else _span(seen.headers.get("range", ""), size)
+        if span is not None and seen.headers.get("if-range") in {None, etag, page.last_modified}:
+            start, stop = span
             if start >= size:
                 status, start, stop = 416, 0, 0
                 answer["Content-Range"] = f"bytes */{size}"
@@ -296,14 +311,7 @@ class FaultServer:
             status, stop = 304, 0
         if fault.status is not None:
             status, start, stop = fault.status, 0, 0
-        length = stop - start + fault.extra
-        if fault.framing in {"chunked", "broken-chunks"}:
-            answer["Transfer-Encoding"] = "chunked"
-        elif fault.framing == "length" and status != 304:
-            answer["Content-Length"] = str(length)
-        else:
-            answer["Connection"] = "close"
-        answer.update(fault.headers)
+        self._frame(answer, seen, fault, None if status == 304 else stop - start + fault.extra)
         reason = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Unknown"
         head = f"HTTP/1.1 {status} {reason}\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in answer.items() if value) + "\r\n"
@@ -313,6 +321,22 @@ class FaultServer:
         if not self._send_body(connection, seen, page, fault, start, stop):
             return False
         return fault.framing != "close" and answer.get("Connection") != "close"
+
+    @staticmethod
+    def _frame(answer: dict[str, str], seen: Seen, fault: Fault, length: int | None) -> None:
+        """Complete the head in *answer*: how the body of *length* is framed, and what *fault* says of headers."""
+        if fault.framing in {"chunked", "broken-chunks"}:
+            answer["Transfer-Encoding"] = "chunked"
+        elif fault.framing == "length" and length is not None:
+            answer["Content-Length"] = str(length)
+        else:
+            answer["Connection"] = "close"
+        if "close" in seen.headers.get("connection", "").lower() or seen.protocol == "HTTP/1.0":
+            answer["Connection"] = "close"
+        replaced = {name.lower() for name in fault.headers}
+        for name in [name for name in answer if name.lower() in replaced]:
+            del answer[name]
+        answer.update(fault.headers)
 
     def _send_body(
         self, connection: socket.socket, seen: Seen, page: _Page, fault: Fault, start: int, stop: int
@@ -352,6 +376,19 @@ class FaultServer:
             connection.sendall(b"not a number\r\n")
             return False
         return True
+
+
+def _span(header: str, size: int) -> tuple[int, int] | None:
+    """Return (start, stop) of the one range that *header* asks for (RFC 9110, 14.1.2); None: the whole content."""
+    matched = re.fullmatch(r"bytes=(\d*)-(\d*)", header, re.ASCII)
+    if matched is None or not any(matched.groups()):
+        return None  # Malformed, or several ranges, which a server may answer with everything.
+    first, last = matched.groups()
+    if not first:
+        return max(0, size - int(last)), size
+    if last and int(last) < int(first):
+        return None
+    return int(first), min(size, int(last) + 1) if last else size
 
 
 @contextmanager

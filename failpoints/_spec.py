@@ -24,8 +24,11 @@ _TERM = re.compile(
         \s* (?P<task> [^(]*?)  \s* (?: \( (?P<argument> .*) \) )?  \s*""",
     re.VERBOSE | re.DOTALL,
 )
-_NOT_IN_BRACKETS = r"(?![^(]*\))"  # No closing bracket ahead without an opening one before it.
 _ERRNO = re.compile(r"E[A-Z0-9]+")
+
+# Bounds, so that no number is an OverflowError at the point.
+_DAY_MS = 24 * 60 * 60 * 1000
+_MOST = 2**63 - 1
 
 
 class Term:
@@ -36,7 +39,7 @@ class Term:
         count: How many more calls may do it, or None for ever.
         task: One of the words of the grammar.
         text: The argument of ``return``, ``print`` and ``panic``; "" without one.
-        number: The argument of ``sleep``, ``delay``, ``exit`` and ``torn``.
+        number: The argument of ``sleep``, ``delay``, ``exit`` and ``torn``; an int for the last two.
         error: Makes what ``raise`` raises.
     """
 
@@ -47,13 +50,17 @@ class Term:
     def __init__(self, percent: float | None, count: int | None, task: str) -> None:
         self.percent, self.count, self.task = percent, count, task
 
+    def is_used_up(self) -> bool:
+        """Tell whether no more call may do it."""
+        return self.count is not None and self.count <= 0
+
 
 class Actions:
     """What one point does: its terms, tried in order. The engine holds its lock around `next`."""
 
     def __init__(self, name: str, text: str) -> None:
         self._text = text.strip()
-        self._terms = [_term(name, term) for term in re.split("->" + _NOT_IN_BRACKETS, text)]
+        self._terms = [_term(name, term) for term in _split(text, "->")]
         self._draws: Random | None = None
         self._seed = os.environ.get("FAILPOINTS_SEED")
         if any(term.percent is not None for term in self._terms):
@@ -71,9 +78,11 @@ class Actions:
     def next(self) -> Term | None:
         """Return the term that this call does, None if it does nothing."""
         for term in self._terms:
-            if term.count == 0:
+            if term.is_used_up():
                 continue
             if term.percent is not None and self._draws is not None and self._draws.random() * 100 >= term.percent:
+                continue
+            if term.is_used_up():  # By the handler of a signal that came while the draw was made.
                 continue
             if term.count is not None:
                 term.count -= 1
@@ -89,7 +98,7 @@ class Actions:
 def parse(spec: str) -> dict[str, Actions]:
     """Return the actions by point in *spec*; raise FailPointSpecError."""
     points: dict[str, Actions] = {}
-    for item in filter(None, (part.strip() for part in re.split(";" + _NOT_IN_BRACKETS, spec))):
+    for item in filter(None, (part.strip() for part in _split(spec, ";"))):
         name, equals, actions = item.partition("=")
         name = name.strip()
         if not equals:
@@ -118,9 +127,11 @@ def _term(name: str, text: str) -> Term:
         if matched is None:
             raise ValueError("its brackets do not match")
         percent, count, task, argument = matched.group("percent", "count", "task", "argument")
+        if not _is_balanced(argument or ""):
+            raise ValueError("its brackets do not match")
         term = Term(
-            None if percent is None else _number(percent, "a percentage", 0, 100),
-            None if count is None else int(_number(count, "a count", 0, whole=True)),
+            None if percent is None else _number(percent, "a percentage", 100),
+            None if count is None else int(_number(count, "a count", _MOST, whole=True)),
             task,
         )
         _take_argument(term, name, argument)
@@ -129,16 +140,36 @@ def _term(name: str, text: str) -> Term:
     return term
 
 
+def _split(text: str, separator: str) -> list[str]:
+    """Return the parts of *text* between those separators that stand in no brackets."""
+    parts: list[str] = []
+    for piece in text.split(separator):
+        if parts and parts[-1].count("(") > parts[-1].count(")"):
+            parts[-1] += separator + piece
+        else:
+            parts.append(piece)
+    return parts
+
+
+def _is_balanced(text: str) -> bool:
+    depth = 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if depth < 0:
+            return False
+    return depth == 0
+
+
 def _take_argument(term: Term, name: str, argument: str | None) -> None:
     match term.task:
         case "return" | "print" | "panic":
             term.text = argument or ""
         case "sleep" | "delay":
-            term.number = _number(argument, "milliseconds", 0)
+            term.number = _number(argument, "milliseconds", _DAY_MS)
         case "exit":
-            term.number = _number(argument, "an exit code", 0, 255, whole=True)
+            term.number = _number(argument, "an exit code", 255, whole=True)
         case "torn":
-            term.number = _number(argument, "a number of bytes", 0, whole=True)
+            term.number = _number(argument, "a number of bytes", _MOST, whole=True)
         case "raise":
             term.error = _error(name, argument or "")
         case "off" | "yield" | "pause" | "kill":
@@ -148,16 +179,18 @@ def _take_argument(term: Term, name: str, argument: str | None) -> None:
             raise ValueError(f"{term.task!r} is no task")
 
 
-def _number(text: str | None, what: str, least: float, most: float | None = None, *, whole: bool = False) -> float:
+def _number(text: str | None, what: str, most: int, *, whole: bool = False) -> float:
     pattern = r"-?\d+" if whole else r"-?\d+(\.\d+)?"
     text = (text or "").strip()
     if not re.fullmatch(pattern, text, re.ASCII):
         raise ValueError(f"{what} is needed, not {text!r}")
-    number = float(text)
-    if number < least:
-        raise ValueError(f"{what} is at least {least:g}, not {text}")
-    if most is not None and number > most:
-        raise ValueError(f"{what} is at most {most:g}, not {text}")
+    digits = text.lstrip("0") or "0"
+    # A float is not exact, and int refuses a text of some thousand digits; a float of so many is infinite.
+    number = int(digits) if whole and len(digits) <= len(str(_MOST)) else float(digits)
+    if number < 0:
+        raise ValueError(f"{what} is at least 0, not {text}")
+    if number > most:
+        raise ValueError(f"{what} is at most {most}, not {text}")
     return number
 
 

@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from failpoints import FailPointSpecError, configure, configured, fail_point, scenario
+from failpoints._spec import parse_point
 
 REFUSED = {
     "explode": "'explode' is no task",
@@ -28,6 +29,9 @@ REFUSED = {
     "torn(-1)": "a number of bytes is at least 0, not -1",
     "kill(9)": "kill takes no argument",
     "return(1": "its brackets do not match",
+    "return(1))": "its brackets do not match",
+    "return(()": "its brackets do not match",
+    "return(a)(b)": "its brackets do not match",
     "raise": "'' is no builtin exception and no errno name",
     "raise(NoSuchError)": "'NoSuchError' is no builtin exception and no errno name",
     "raise(print)": "'print' is no builtin exception and no errno name",
@@ -48,6 +52,44 @@ def test_actions_that_cannot_be_understood_are_refused_with_the_item_the_reason_
     assert caught.value.item == f"place={actions.rpartition('->')[2]}"
     assert str(caught.value).startswith(f"{caught.value.item!r}: {problem}")
     assert 'term = [percent "%"] [count "*"] task' in str(caught.value)
+
+
+BEYOND = "9" * 400  # No float, and beyond every limit.
+BEYOND_INT = "9" * 5000  # int() refuses such a text.
+TOO_MUCH = {
+    f"{2**63}*kill": f"a count is at most 9223372036854775807, not {2**63}",
+    f"{BEYOND}*kill": f"a count is at most 9223372036854775807, not {BEYOND}",
+    f"{BEYOND_INT}*kill": f"a count is at most 9223372036854775807, not {BEYOND_INT}",
+    f"-{BEYOND_INT}*kill": f"a count is at least 0, not -{BEYOND_INT}",
+    f"{BEYOND}%kill": f"a percentage is at most 100, not {BEYOND}",
+    "sleep(86400000.1)": "milliseconds is at most 86400000, not 86400000.1",
+    "sleep(99999999999999)": "milliseconds is at most 86400000, not 99999999999999",
+    f"delay({BEYOND})": f"milliseconds is at most 86400000, not {BEYOND}",
+    f"exit({BEYOND})": f"an exit code is at most 255, not {BEYOND}",
+    f"torn({BEYOND})": f"a number of bytes is at most 9223372036854775807, not {BEYOND}",
+}
+
+
+@pytest.mark.parametrize(
+    ("actions", "problem"), TOO_MUCH.items(), ids=[f"{actions[:24]} of {len(actions)}" for actions in TOO_MUCH]
+)
+def test_a_number_that_is_too_large_for_its_point_is_refused_with_the_item_and_the_limit(
+    actions: str, problem: str
+) -> None:
+    with pytest.raises(FailPointSpecError) as caught:
+        configure("place", actions)
+
+    assert caught.value.problem == problem
+    assert caught.value.item == f"place={actions}"
+
+
+def test_the_largest_numbers_are_understood_to_the_last_digit() -> None:
+    actions = parse_point("place", f"0*sleep(86400000)->100%00{2**63 - 1}*torn({2**63 - 1})")
+
+    term = actions.next()
+
+    assert term is not None
+    assert (term.task, term.number, term.count) == ("torn", 2**63 - 1, 2**63 - 2)
 
 
 @pytest.mark.parametrize("name", ["", "two words", "a/b", "a=b"])
@@ -101,6 +143,12 @@ def test_separators_inside_brackets_belong_to_the_argument() -> None:
         assert fail_point("first", str) == "a;b=c->d*e%"
         assert fail_point("first", str) == "2"
         assert fail_point("second", str) == "x"
+
+
+def test_brackets_inside_an_argument_belong_to_it_if_they_match() -> None:
+    with scenario("first=1*return(f(a;b)->g())->return(a->f(1;2));second=return(())"):
+        assert [fail_point("first", str) for _ in range(2)] == ["f(a;b)->g()", "a->f(1;2)"]
+        assert fail_point("second", str) == "()"
 
 
 def test_terms_are_used_up_in_order_and_then_nothing_is_done() -> None:

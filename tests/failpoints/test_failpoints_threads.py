@@ -42,6 +42,31 @@ def test_counts_are_exact_across_threads(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (results.count("x"), results.count("y"), len(results)) == (97, 1, threads_count * calls)
 
 
+def test_a_count_is_exact_when_a_signal_handler_reaches_the_point_in_the_midst_of_a_draw(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handled: list[str | None] = []
+
+    class InterruptedRandom:
+        """Reaches the point again within its first draw, as a handler does that runs there."""
+
+        def __init__(self, _seed: object) -> None: ...
+
+        def random(self) -> float:
+            if not handled:
+                handled.append(None)
+                handled[0] = fail_point("place", str)
+            return 0.0
+
+    monkeypatch.setattr("random.Random", InterruptedRandom)
+    configure("place", "100%1*return(x)->1*return(y)")
+
+    results = [fail_point("place", str) for _ in range(4)]
+
+    assert handled == ["x"]
+    assert results == ["y", None, None, None]
+
+
 def test_points_may_be_configured_while_other_threads_reach_them() -> None:
     wrong: list[BaseException] = []
     done = threading.Event()

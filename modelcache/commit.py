@@ -44,19 +44,37 @@ def prepare_root(root: str) -> None:
     check_format(root)
     try:
         missing = [name for name in _BUCKETS if not os.path.isdir(f"{root}/{name}")]
-        if missing:
+        if missing or not os.path.exists(f"{root}/format"):
             _make_directories(root)
             for name in missing:
                 _make_directory(f"{root}/{name}")
             for name, content in (("CACHEDIR.TAG", layout.CACHEDIR_TAG), ("format", b"%d\n" % layout.FORMAT)):
                 if not os.path.exists(f"{root}/{name}"):
-                    commit_record(root, f"{root}/{name}", content)
+                    commit_record(f"{root}/{layout.STAGING}", f"{root}/{name}", content)
             fail_point("commit.before-sync-root")
-            sync_directory(root)
+        _settle(root)
         if not os.access(f"{root}/{layout.STAGING}", os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), root)
     except OSError as error:
         raise _root_error(root, error) from error
+
+
+_settled: set[tuple[str, int]] = set()  # The directories whose own names this process knows to be durable.
+
+
+def _settle(directory: str) -> None:
+    """Make the name of *directory* durable, once in this process: what is promised below hangs on it.
+
+    Whoever made it may have died, or not have come to the sync yet.
+    """
+    identity = directory, os.stat(directory).st_ino
+    if identity in _settled:
+        return
+    try:
+        sync_directory(os.path.dirname(directory))
+    except PermissionError:
+        pass  # Not ours to read: then we have not made a name in it either.
+    _settled.add(identity)
 
 
 # Trash too: a removal must be possible where there is no inode left for it.
@@ -267,14 +285,15 @@ def put_back(source: str, target: str) -> bool:
 
 def remove_record(path: str) -> bool:
     """Remove a record, durably; False if there is none."""
+    fail_point("commit.before-remove-record")
     try:
-        fail_point("commit.before-remove-record")
         os.unlink(path)
+        found = True
     except FileNotFoundError:
-        return False
+        found = False  # It may have been there a moment ago: that it is gone is promised all the same.
     fail_point("commit.before-sync-removal")
     sync_directory(os.path.dirname(path))
-    return True
+    return found
 
 
 def remove_quietly(path: str) -> None:
@@ -301,7 +320,7 @@ def ensure_bucket(path: str) -> None:
     """Make a directory right under the root, durably, if it is missing."""
     if not os.path.isdir(path):
         _make_directory(path)
-        sync_directory(os.path.dirname(path))
+    _settle(path)
 
 
 def touch(path: str) -> None:

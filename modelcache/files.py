@@ -33,9 +33,17 @@ def listing(path: str) -> list[str]:
 def content(path: str) -> bytes | None:
     """Return the bytes of the small file *path*, or None if there is none that can be read."""
     try:
+        return read(path)
+    except OSError:
+        return None
+
+
+def read(path: str) -> bytes | None:
+    """Return the bytes of the small file *path*, or None if there is no regular file; raise OSError."""
+    try:
         with os.fdopen(open_regular(path), "rb") as file:
             return file.read()
-    except OSError:
+    except FileNotFoundError:
         return None
 
 

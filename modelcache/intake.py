@@ -35,7 +35,8 @@ def put(root: str, content: Content, ref: Ref, digest: Digest | None = None) -> 
         InvalidReferenceError: *ref* is not a name.
         NotFoundError: *content* is a path where no file is.
         DigestMismatchError: The content is not what *digest* says.
-        StorageError, NoSpaceError: Nothing was stored; what the name stood for before, it still does.
+        StorageError, NoSpaceError: Nothing is promised. The name stands for what it did before; if it was the very
+            last sync that failed, perhaps for *content*. Either is whole.
     """
     if ref.scheme:
         raise InvalidReferenceError(ref=ref.key, problem="content is put under a name, not under a URL or a path")

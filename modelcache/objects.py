@@ -103,21 +103,28 @@ class Objects:
             raise storage_error(error, action="publish", path=final) from error
 
     def name(self, digest: Digest, name: str) -> Stored | None:
-        """Return the object's file under *name*, which it is given if it lacks it; None if there is no object."""
-        stored = self.find(digest, name)
-        if stored is not None:
-            return stored
-        other = self.find(digest)
-        if other is None:
+        """Return the object's file under *name*, which it is given if it lacks it; None if there is no object.
+
+        Object and name are durable then, whoever made them: another process may have died before it came to the sync.
+        """
+        stored = self.find(digest, name) or self.find(digest)
+        if stored is None:
             return None
         try:
-            commit.add_name(self.path(digest), other.name, name)
+            if stored.name == name:
+                commit.sync_directory(self.path(digest))
+            else:
+                try:
+                    commit.add_name(self.path(digest), stored.name, name)
+                except OSError as error:
+                    if commit.links_work(error):
+                        raise
+                    name = stored.name  # Without hard links it keeps its first name: the right bytes, one copy.
+            commit.sync_directory(self._directory)
         except FileNotFoundError:
             return None  # It was removed this moment.
         except OSError as error:
-            if commit.links_work(error):
-                raise storage_error(error, action="link", path=self.path(digest)) from error
-            return other  # Without hard links the object keeps its first name: the right bytes, one copy.
+            raise storage_error(error, action="link", path=self.path(digest)) from error
         return self.find(digest, name)
 
     def quarantine(self, digest: Digest, reason: str, seen: os.stat_result | None = None) -> str:
@@ -190,8 +197,10 @@ class Objects:
         digits = name.rpartition(".")[2]
         try:
             self._bury(trash, Digest.parse(digits), is_named)
-        except (InvalidDigestError, OSError):
+        except InvalidDigestError:
             commit.discard(trash)
+        except OSError:
+            return  # Whether it is wanted cannot be known, or it cannot be put back: the next sweep looks again.
 
     def _bury(self, trash: str, digest: Digest, is_named: Callable[[Digest], bool]) -> bool:
         wanted = self._is_marked(digest, "wanted") or is_named(digest)

@@ -24,7 +24,7 @@ from failpoints import fail_point
 
 from . import commit, files, layout, process
 from .digest import ALGORITHM, Digest
-from .errors import storage_error
+from .errors import StorageError, storage_error
 from .objects import Objects, Stored
 from .sealed import seal, unseal
 
@@ -49,7 +49,7 @@ class Partial:
         self.facts: dict[str, Any] = {}
         self.hashed = 0
         self._gone = False
-        self._lost = False
+        self._lost = self._is_named = False
         self._hasher = hashlib.sha256()
         self._synced = 0
         self._synced_digest = self._hasher.hexdigest()
@@ -88,14 +88,14 @@ class Partial:
         except OSError:
             self._lost = True  # The kernel may have dropped pages: the bytes that are read back may be others.
             raise
-        first = self._synced == 0
         self._synced, self._synced_digest = length, digest.hex
         fail_point("partials.before-journal")
         self._write_state(durably=True)
-        if first:
+        if not self._is_named:
             # The names too, once: the file in its directory, and the directory in its bucket.
             commit.sync_directory(f"{self._directory}/object")
             commit.sync_directory(os.path.dirname(self._directory))
+            self._is_named = True
 
     def restart(self) -> None:
         """Forget all bytes: the source has other content now, or can only send it from the start.
@@ -120,6 +120,8 @@ class Partial:
             StorageError, NoSpaceError: Nothing was published.
         """
         self._close()
+        if self._lost:
+            raise StorageError(path=self._directory, action="close", reason="what was written may not be there")
         fail_point("partials.before-publish")
         stored = objects.publish(f"{self._directory}/object", self.digest, self._name)
         fail_point("partials.after-publish")
@@ -232,9 +234,13 @@ class Partial:
             return  # What is on record still holds; it only vouches for less.
 
     def _close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            try:
+                os.close(descriptor)  # Once, whatever it says: the number may be that of another file by then.
+            except OSError:
+                # What close(2) tells of is a write that failed (NFS, quotas). Nothing is believed without a sync.
+                self._lost = True
 
 
 class Partials:

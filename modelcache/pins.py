@@ -19,10 +19,11 @@ class Pins:
 
     def add(self, key: str) -> None:
         """Pin *key*, durably."""
-        if self.load(layout.key_id(key)) is not None:
-            return
         try:
             commit.ensure_bucket(self._directory)
+            if self.load(layout.key_id(key)) is not None:
+                commit.sync_directory(self._directory)  # Who wrote it may not have come to that.
+                return
             data = seal({"key": key, "time": int(time.time())})
             commit.commit_record(f"{self._root}/{layout.STAGING}", self._path(key), data)
         except OSError as error:

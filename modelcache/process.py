@@ -38,8 +38,11 @@ def is_dead(owner: str) -> bool | None:
 
 @cache
 def machine_id() -> str:
-    """Return 8 hexadecimal digits that stay the same on this machine and differ on others."""
-    return _short(_read("/etc/machine-id") + os.uname().nodename)
+    """Return 8 hexadecimal digits that differ on other machines, and stay the same here.
+
+    Without a machine-id(5) they are new at each boot: a name alone does not tell two machines on a shared disk apart.
+    """
+    return _short((_read("/etc/machine-id") or boot_id()) + os.uname().nodename)
 
 
 @cache

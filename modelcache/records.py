@@ -89,7 +89,7 @@ class Entries:
         """Record *entry*, durably; its object must be durable already (I2).
 
         Raises:
-            StorageError, NoSpaceError: What was recorded before still is.
+            StorageError, NoSpaceError: What was recorded before still is; or, if the last sync failed, perhaps this.
         """
         identity = layout.key_id(entry.key)
         head = layout.encode_head(
@@ -148,8 +148,16 @@ class Entries:
                 yield entry
 
     def name_object(self, digest: Digest) -> bool:
-        """Tell whether any entry names the object *digest*."""
-        return any(entry.digest == digest for entry in self.all())
+        """Tell whether any entry names the object *digest*. One that cannot be read may: what it names is kept."""
+        for identity in files.listing(self._directory):
+            try:
+                data = files.read(f"{self._directory}/{identity}")
+            except OSError:
+                return True
+            entry = None if data is None else self._decoded(identity, data)
+            if entry is not None and entry.digest == digest:
+                return True
+        return False
 
     def used(self, key: str) -> float:
         """Return when the entry was last used, in Unix seconds; 0 if there is none."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from modelcache import process
 from modelcache.testing import FaultServer
 from tests.crash.disk import MODELS, Disk, digest_of, materialise, moments
 from tests.crash.recorder import recording
@@ -20,8 +22,17 @@ from tests.crash.world import OPERATIONS, Operation, World, judge, repair, small
 STATES = {"small": 60, "large": 4000}
 
 
+Judge = Callable[[World, Path, dict[str, frozenset[str | None]]], list[str]]
+
+
 def cut(
-    operation: Operation, model: str, count: int, server: FaultServer, tmp_path: Path, seed: int
+    operation: Operation,
+    model: str,
+    count: int,
+    server: FaultServer,
+    tmp_path: Path,
+    seed: int,
+    judged: Judge | None = None,
 ) -> tuple[list[str], int, int]:
     """Return what is wrong in up to *count* states of *operation*, how many were tried, and how many there may be."""
     base = tmp_path / "base"
@@ -50,7 +61,12 @@ def cut(
         place = tmp_path / "state"
         place.mkdir()
         materialise(state, place)
-        found = judge(world, place / "cache", disks[moment].expected, damaged=operation is repair)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(process, "boot_id", lambda: "b00ted00")
+            if judged is None:
+                found = judge(world, place / "cache", disks[moment].expected, damaged=operation is repair)
+            else:
+                found = judged(world, place / "cache", disks[moment].expected)
         wrong += [f"state {number}, cut {moment} of {len(disks)}: {what}" for what in found]
         shutil.rmtree(place)
     return wrong, len(seen), possible

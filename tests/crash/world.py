@@ -259,13 +259,14 @@ def two_processes(world: World) -> Act:
             world.cache().remove("gone")
             log.expect("gone", None)
 
-        children = [_forked(work) for work in (download, store)]
+        children = [forked(work) for work in (download, store)]
         assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
 
     return act
 
 
-def _forked(work: Callable[[], None]) -> int:
+def forked(work: Callable[[], None]) -> int:
+    """Do *work* in a child process, which ends then; return its id."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # The server has threads; the child does not use them.
         child = os.fork()

@@ -319,6 +319,15 @@ def test_mirrors_are_asked_in_order_and_the_entry_says_which_one_served(server: 
     assert [seen.path for seen in server.seen()] == ["/a/m.onnx", *["/b/m.onnx"] * 3, "/c/m.onnx"]
 
 
+def test_the_bytes_of_two_places_are_never_mixed(server: FaultServer, root: Path) -> None:
+    one, other = (random.Random(seed).randbytes(200_000) for seed in (1, 2))
+    first = server.add("/a/m.onnx", one, [Fault(abort_after=100_000), *[Fault(status=500)] * 5])
+    second = server.add("/b/m.onnx", other)
+
+    with Cache(root, retry=RetryPolicy(attempts=1)) as cache:
+        assert Path(cache.get(first, mirrors=[second])).read_bytes() == other
+
+
 def test_a_mirror_with_other_bytes_is_not_believed(server: FaultServer, root: Path) -> None:
     first = server.add("/a/m.onnx", CONTENT, [Fault(status=404)] * 9)
     evil = server.add("/b/m.onnx", b"evil")

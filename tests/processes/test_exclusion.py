@@ -47,7 +47,11 @@ with locks.exclusive(sys.argv[1], timeout=60, what="the lock") as turn:
 _WAITER = """
 import os, sys
 from modelcache import locks
-print("waiting", flush=True)
+class Announced(locks._KernelWait):
+    def __init__(self, file):  # From here on it does not try again before the other one has let go.
+        super().__init__(file)
+        print("waiting", flush=True)
+locks._KernelWait = Announced
 with locks.exclusive(sys.argv[1], timeout=60, what="the lock", done=lambda: os.path.exists(sys.argv[2])) as turn:
     print("held" if turn.held else "not needed", turn.note.decode(), flush=True)
 """

@@ -6,8 +6,10 @@ looks for those that nobody thought of.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,10 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from modelcache import Cache, commit, errors, objects
+import failpoints
+from modelcache import Cache, commit, errors, layout, objects
+from modelcache.digest import Digest
 from modelcache.objects import Objects
 from modelcache.records import Entries
+from modelcache.sweep import sweep
 from modelcache.testing import FaultServer
+from tests.crash.world import forked
 from tests.support.state import leftovers, wrong_objects
 
 CONTENT = random.Random(6).randbytes(100_000)
@@ -98,6 +104,89 @@ def test_a_removal_in_the_middle_of_a_refresh(
 
     assert Path(path).read_bytes() == CONTENT
     named_objects_stand(root)
+
+
+def test_a_removal_in_the_middle_of_a_first_get_of_the_same_content(
+    server: FaultServer, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Cache(root).put(CONTENT, name="old")
+    once_before(monkeypatch, "commit_record", lambda: Cache(root).remove("old"))
+
+    path = Cache(root).get(server.add("/m.onnx", CONTENT))
+
+    assert Path(path).read_bytes() == CONTENT
+    named_objects_stand(root)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES])
+def test_what_a_record_names_that_cannot_be_read_stays(
+    number: int, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(root)
+    for name in ("kept", "n"):
+        cache.put(CONTENT, name=name)
+    unreadable, real = Entries(str(root)).path("kept"), os.open
+
+    def failing(path: str, *arguments: int, **options: int) -> int:
+        if path == unreadable:
+            raise OSError(number, os.strerror(number), path)
+        return real(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", failing)
+        cache.remove("n")
+
+    assert Path(Cache(root).get("kept")).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("call", ["listdir", "rename"])
+def test_a_sweep_that_cannot_put_back_leaves_it_to_the_next_one(
+    call: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = Cache(root).put(CONTENT, name="n").digest
+    child = forked(lambda: _die_in_remove(root, digest))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    real: Callable[..., object] = getattr(os, call)
+    staging = f"{root}/{layout.STAGING}"
+    looks: list[str] = []
+
+    def failing(path: str, *arguments: str) -> object:
+        looks.append(path)
+        # The first listing of staging is the sweep's own.
+        if (path == staging and looks.count(staging) > 1) or f"/{layout.TRASH}/" in path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return real(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, failing)
+        sweep(str(root))
+    assert len(list((root / layout.TRASH).iterdir())) == 1
+
+    sweep(str(root))
+    assert Path(Cache(root).get("n")).read_bytes() == CONTENT
+    assert leftovers(root) == []
+
+
+def _die_in_remove(root: Path, digest: Digest) -> None:
+    with failpoints.scenario("commit.before-discard=kill"):
+        Objects(str(root)).remove(digest, is_named=lambda _: False)
+
+
+def test_a_whole_object_that_takes_the_place_of_an_altered_one_at_the_last_moment_stays(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Objects(str(root))
+    entry = Cache(root).put(CONTENT, name="m")
+    seen = os.stat(entry.path)
+
+    def repaired() -> None:
+        store.quarantine(entry.digest, "found altered", seen)
+        Cache(root).put(CONTENT, name="m")
+
+    once_before(monkeypatch, "move_durably", repaired)
+
+    assert store.quarantine(entry.digest, "found altered", seen) == ""
+    assert Path(Cache(root).get("m")).read_bytes() == CONTENT
 
 
 def test_a_whole_object_that_replaced_an_altered_one_is_not_set_aside(root: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import failpoints
 from modelcache import commit, errors
 
 RECORDED = ("fsync", "fdatasync", "rename", "replace", "link", "unlink", "mkdir")
@@ -190,3 +191,12 @@ def test_a_format_that_is_not_known_is_refused(text: str, ready: Path) -> None:
 
     with pytest.raises(errors.FormatError):
         commit.prepare_root(str(ready))
+
+
+def test_a_root_whose_maker_died_before_it_was_marked_is_marked_by_the_next_one(tmp_path: Path) -> None:
+    root = f"{tmp_path}/cache"
+    with failpoints.active("commit.before-rename-record", "raise(KeyboardInterrupt)"), pytest.raises(KeyboardInterrupt):
+        commit.prepare_root(root)
+    commit.prepare_root(root)
+
+    assert {"format", "CACHEDIR.TAG"} <= set(os.listdir(root))

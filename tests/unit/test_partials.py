@@ -29,6 +29,27 @@ CONTENT = bytes(range(256)) * 40
 TOTAL = len(CONTENT)
 
 
+def test_a_descriptor_whose_close_fails_is_closed_once_and_its_bytes_are_not_believed(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = begin(store, TOTAL)
+    close, closed = os.close, []
+
+    def failing(descriptor: int) -> None:
+        closed.append(descriptor)
+        close(descriptor)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", failing)
+        with pytest.raises(StorageError):
+            partial.publish(Objects(store))
+        partial.discard()
+
+    assert len(closed) == len(set(closed)) == 1
+    assert list(Objects(store).all()) == []
+
+
 def begin(store: str, length: int, *, journal: int | None = None, total: int = TOTAL) -> Partial:
     """Return a partial with the first *length* bytes; those up to *journal* are on record as synced."""
     partial = Partials(store).create(KEY, NAME)

@@ -200,3 +200,10 @@ def test_a_root_whose_maker_died_before_it_was_marked_is_marked_by_the_next_one(
     commit.prepare_root(root)
 
     assert {"format", "CACHEDIR.TAG"} <= set(os.listdir(root))
+
+
+def test_a_hint_that_cannot_be_put_in_its_place_leaves_nothing(ready: Path) -> None:
+    with failpoints.active("commit.before-rename-hint", "raise(EIO)"), pytest.raises(OSError, match="rename-hint"):
+        commit.replace_hint(f"{ready}/staging", f"{ready}/hint", b"x")
+
+    assert os.listdir(ready / "staging") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 
@@ -48,3 +49,22 @@ def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"model")
 
     assert files.digest_of(str(tmp_path / "file"))[0] == Digest.of_bytes([b"model"])
+
+
+def test_the_facts_are_those_of_the_very_file_that_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    number = path.stat().st_ino
+    hashed = hashlib.file_digest
+
+    def replaced(*arguments: object) -> object:
+        other = tmp_path / "other"
+        other.write_bytes(b"new")
+        other.replace(path)
+        return hashed(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(hashlib, "file_digest", replaced)
+    digest, facts = files.digest_of(str(path))
+
+    assert digest == Digest.of_bytes([b"old"])
+    assert facts.st_ino == number

@@ -593,3 +593,29 @@ def test_the_state_says_what_is_synced_and_nothing_else(store: str) -> None:
 
     assert state is not None
     assert (state["synced"], state["digest"]) == (1000, Digest.of_bytes([CONTENT[:1000]]).hex)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open descriptors cannot be listed here")
+def test_nobody_can_write_to_what_is_published(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = begin(store, TOTAL)
+    number = os.stat(partial_file(store)).st_ino
+    publish, open_then = commit.commit_object, []
+
+    def watched(staged: str, final: str) -> bool:
+        for descriptor in os.listdir("/proc/self/fd"):
+            try:
+                open_then.append(os.stat(f"/proc/self/fd/{descriptor}").st_ino)
+            except OSError:
+                continue
+        return publish(staged, final)
+
+    monkeypatch.setattr(commit, "commit_object", watched)
+    partial.publish(Objects(store))
+
+    assert open_then
+    assert number not in open_then
+
+
+def partial_file(store: str) -> str:
+    (found,) = Path(store, layout.PARTIALS).glob(f"*/object/{NAME}")
+    return str(found)

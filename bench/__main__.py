@@ -1,230 +1,127 @@
-"""``python -m bench [NAME …]``: the measurements that README.md in this folder describes."""
+"""``python -m bench [SCENARIO …] [--peers] [--json FILE] [--plots DIR] [--quick] [--check]``; README.md explains it."""
 
 from __future__ import annotations
 
+import argparse
 import compileall
+import importlib
+import json
 import os
 import platform
-import random
-import resource
-import signal
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import timeit
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
+import failpoints
 import modelcache
-from modelcache import Cache
-from modelcache.testing import Fault, FaultServer
 
-RUNS = 100
-MB = 1_000_000
+from .measure import MET, Context, MissingError, Result, as_json
+from .peers import SUBJECTS, version
+from .plots import plot
 
-_WORKER = """
-import sys, time
-import modelcache.fetch, modelcache.flights, modelcache.sources.http
-from modelcache import Cache
-cache = Cache(sys.argv[1])
-print("ready", flush=True)
-sys.stdin.readline()
-cache.get(sys.argv[2])
-print(time.monotonic(), cache.stats().fetched, flush=True)
-sys.stdin.readline()  # A process that ends would take its processor time from those that still wait.
-"""
-
-# Linux hands the peak in getrusage(2) on to a child through fork and exec; the one in proc(5) is the child's own.
-_MEMORY = """
-import resource, sys
-import modelcache.fetch, modelcache.flights, modelcache.sources.http
-from modelcache import Cache
-def peak():
-    if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
-cache = Cache(sys.argv[1])
-before = peak()
-cache.get(sys.argv[2])
-print(before, peak())
-"""
-
-
-def main(names: list[str]) -> int:
-    """Run the measurements in *names*, all if there are none; return an exit code."""
-    unknown = [name for name in names if name not in MEASUREMENTS]
-    if unknown:
-        print(f"unknown: {', '.join(unknown)}; known: {', '.join(MEASUREMENTS)}", file=sys.stderr)
-        return 2
-    compileall.compile_dir(str(Path(modelcache.__file__).parent), quiet=2)
-    print(
-        f"CPython {platform.python_version()} | {platform.system()} {platform.release()} | {os.cpu_count()} processors"
-    )
-    for name in names or MEASUREMENTS:
-        with tempfile.TemporaryDirectory(prefix="modelcache-bench-") as directory:
-            print(f"\n{name}")
-            MEASUREMENTS[name](Path(directory))
-    return 0
-
-
-def hit_process(directory: Path) -> None:
-    """A warm hit as a whole process."""
-    url = "http://bench.invalid/model.onnx"
-    os.environ["MODELCACHE_DIR"] = str(directory / "cache")
-    with Cache() as cache:
-        digest = cache.put(b"content", name="model.onnx").digest
-        cache.get(url, digest=digest)
-    empty = directory / "empty"
-    empty.mkdir()
-    (empty / "__init__.py").touch()
-    (empty / "__main__.py").touch()
-    compileall.compile_dir(str(empty), quiet=2)
-    os.environ["PYTHONPATH"] = str(directory)
-    script = Path(sys.executable).with_name("modelcache")
-    commands = {
-        "python -c pass": [sys.executable, "-c", "pass"],
-        "python -m (an empty package)": [sys.executable, "-m", "empty"],
-        "python -m modelcache path REF": [sys.executable, "-m", "modelcache", "path", url],
-        "python -m modelcache get REF": [sys.executable, "-m", "modelcache", "get", url],
-    }
-    if script.exists():
-        commands["modelcache path REF (console script)"] = [str(script), "path", url]
-    compare(commands)
-
-
-def import_time(_directory: Path) -> None:
-    """The import of the package."""
-    compare({
-        "python -c pass": [sys.executable, "-c", "pass"],
-        "python -c 'import modelcache'": [sys.executable, "-c", "import modelcache"],
-    })  # fmt: skip
-
-
-def compare(commands: dict[str, list[str]]) -> None:
-    """Run *commands* in turn; print the median wall time of each and of its ratio to the first one of its turn."""
-    times: dict[str, list[float]] = {name: [] for name in commands}
-    for turn in range(RUNS + 2):
-        for name, command in commands.items():
-            started = time.perf_counter()
-            quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-            child = os.posix_spawn(command[0], command, os.environ, file_actions=quiet)
-            _, status = os.waitpid(child, 0)
-            if turn >= 2:
-                times[name].append(time.perf_counter() - started)
-            assert status == 0, f"{name} ended with {status}"
-    first = next(iter(times.values()))
-    for name, taken in times.items():
-        ratio = statistics.median(one / base for one, base in zip(taken, first, strict=True))
-        print(f"  {name:<40}{statistics.median(taken) * 1e3:8.2f} ms   ratio {ratio:.3f}")
-
-
-def hit(directory: Path) -> None:
-    """A warm hit in a process."""
-    with Cache(directory / "cache") as cache:
-        path = cache.put(b"content" * 1000, name="model.onnx").path
-        cache.get("model.onnx")
-        ratios = []
-        for _ in range(15):
-            stat = timeit.timeit(lambda: os.stat(path), number=20_000)
-            get = timeit.timeit(lambda: cache.get("model.onnx"), number=20_000)
-            ratios.append(get / stat)
-    print(f"  Cache.get / os.stat: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-
-
-def herd(directory: Path) -> None:
-    """Many processes ask at once for one cold model."""
-    content = directory / "model.onnx"
-    content.write_bytes(random.Random(1).randbytes(64 * MB))
-    for count in (2, 8, 32, 64):
-        with FaultServer() as server:
-            url = server.add("/model.onnx", content)
-            command = [sys.executable, "-c", _WORKER, str(directory / f"cache-{count}"), url]
-            workers = [
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-                for _ in range(count)
-            ]
-            for worker in workers:
-                read_line(worker)
-            started = time.monotonic()
-            for worker in workers:
-                write_line(worker)
-            outcomes = [read_line(worker).split() for worker in workers]
-            for worker in workers:
-                worker.communicate("\n")
-            ends = sorted(float(end) for end, _ in outcomes)
-            methods = server.methods()
-        print(
-            f"  N = {count:<3} GET {methods.count('GET')}, HEAD {methods.count('HEAD')}, "
-            f"wall {ends[-1] - started:.3f} s, the last {(ends[-1] - ends[0]) * 1e3:.0f} ms after the first, "
-            f"fetched {sum(int(fetched) for _, fetched in outcomes)}"
-        )
-
-
-def resume(directory: Path) -> None:
-    """A download that is killed at 60 %, three times over."""
-    size = 100 * MB
-    content = directory / "model.onnx"
-    content.write_bytes(random.Random(2).randbytes(size))
-    code = "import sys; from modelcache import Cache; Cache(sys.argv[1]).get(sys.argv[2])"
-    for turn in range(3):
-        with FaultServer() as server:
-            url = server.add("/model.onnx", content, [Fault(hold_after=size * 6 // 10)])
-            root = str(directory / f"cache-{turn}")
-            victim = subprocess.Popen([sys.executable, "-c", code, root, url])
-            server.wait_for_sent(size * 6 // 10)
-            victim.send_signal(signal.SIGKILL)
-            victim.wait()
-            server.release()
-            with Cache(root) as cache:
-                cache.get(url)
-                resumed = cache.stats().bytes_resumed
-            print(
-                f"  sent {server.sent() / size:.3f}x the size in {len(server.seen())} requests, {resumed} bytes resumed"
-            )
-
-
-def memory(directory: Path) -> None:
-    """What a large download adds to the peak of resident memory."""
-    content = directory / "model.onnx"
-    with content.open("wb") as file:
-        file.truncate(2000 * MB)
-    with FaultServer() as server:
-        url = server.add("/model.onnx", content)
-        command = [sys.executable, "-c", _MEMORY, str(directory / "cache"), url]
-        before_it = resource.getrusage(resource.RUSAGE_CHILDREN)
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    before, peak = (int(number) * 1024 / MB for number in said.split())
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(
-        f"  2 GB add {peak - before:.1f} MB to a peak of {before:.1f} MB; "
-        f"{used.ru_utime + used.ru_stime - before_it.ru_utime - before_it.ru_stime:.1f} s of processor time"
-    )
-
-
-def read_line(process: subprocess.Popen[str]) -> str:
-    """Return the next line that *process* prints."""
-    assert process.stdout is not None
-    return process.stdout.readline()
-
-
-def write_line(process: subprocess.Popen[str]) -> None:
-    """Let *process* go on."""
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-
-
-MEASUREMENTS: dict[str, Callable[[Path], None]] = {
-    "hit-process": hit_process,
-    "import": import_time,
-    "hit": hit,
-    "herd": herd,
-    "resume": resume,
-    "memory": memory,
+SCENARIOS = {  # By goal, as `docs/performance.md` lists them.
+    "hit": "P1",
+    "hit-process": "P2",
+    "import": "P3",
+    "cold": "P4",
+    "herd": "P5",
+    "many-models": "P6",
+    "hits-per-second": "P7",
+    "processes-per-second": "P8",
+    "lock": "P9",
+    "commit": "P10",
+    "growth": "P11",
+    "prewarm": "P12",
+    "process-table": "",
+    "resume": "",
 }
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what *arguments* name; return an exit code: 1 if ``--check`` found a goal missed, 2 for a wrong usage."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measurements; bench/README.md explains them.")
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"default: all of {', '.join(SCENARIOS)}")
+    parser.add_argument("--peers", action="store_true", help="let the peers take part (pip install '.[bench]')")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work: to see that it runs, not to judge")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a goal is missed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every sample")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="curves as PNG files")
+    parser.add_argument(
+        "--directory", type=Path, metavar="DIR", help="where to work: its file system is what is measured"
+    )
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.scenarios if name not in SCENARIOS]
+    if unknown:
+        print(f"unknown: {', '.join(unknown)}; known: {', '.join(SCENARIOS)}", file=sys.stderr)
+        return 2
+    # An environment that writes no bytecode would compile the source at each start.
+    for package in (modelcache, failpoints):
+        compileall.compile_dir(str(Path(package.__file__ or "").parent), quiet=2)
+    head = _head(peers=options.peers)
+    print(head)
+    results = {}
+    for name in options.scenarios or SCENARIOS:
+        started = time.monotonic()
+        results[name] = _run(name, options)
+        _show(name, results[name], time.monotonic() - started)
+    if options.json is not None:
+        data = {"machine": head, "scenarios": {name: as_json(result) for name, result in results.items()}}
+        options.json.write_text(json.dumps(data, indent=1) + "\n")
+    if options.plots is not None:
+        try:
+            for file in plot((curve for result in results.values() for curve in result.curves), options.plots):
+                print(f"wrote {file}")
+        except MissingError as error:
+            print(f"no plots: {error}", file=sys.stderr)
+    return _verdict(results, judged=options.check)
+
+
+def _run(name: str, options: argparse.Namespace) -> Result:
+    module = importlib.import_module(f"bench.scenarios.{_MODULES.get(name, name.replace('-', '_'))}")
+    with tempfile.TemporaryDirectory(prefix="modelcache-bench-", dir=options.directory) as directory:
+        result: Result = module.run(Context(Path(directory), peers=options.peers, quick=options.quick))
+    return result
+
+
+_MODULES = {"import": "import_time"}
+
+
+def _show(name: str, result: Result, seconds: float) -> None:
+    print(f"\n== {name} ({seconds:.0f} s)")
+    for table in result.tables:
+        print(table.render())
+    for note in result.notes:
+        print(note)
+    for check in result.checks:
+        print(check.render())
+    sys.stdout.flush()
+
+
+def _verdict(results: dict[str, Result], *, judged: bool) -> int:
+    checks = [check for result in results.values() for check in result.checks]
+    other = [check for check in checks if check.verdict != MET]
+    print(f"\n{len(checks) - len(other)} of {len(checks)} goals met")
+    for check in other:
+        print(check.render())
+    return 1 if judged and any(check.verdict == "missed" for check in other) else 0
+
+
+def _head(*, peers: bool) -> str:
+    line = (
+        f"modelcache {version('modelcache') or '(source)'} | CPython {platform.python_version()} | "
+        f"{platform.system()} {platform.release()} {platform.machine()} | {os.cpu_count()} processors | "
+        f"{time.strftime('%Y-%m-%d')}"
+    )
+    if not peers:
+        return line
+    lines = [line]
+    for name, subject in SUBJECTS.items():
+        if subject.package and name != "modelcache":
+            lines.append(f"  {name} {version(name) or 'is not installed'}: {subject.settings}")
+    return "\n".join(lines)
+
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -165,7 +165,7 @@ def _pause(name: str, actions: Actions) -> None:
         gate.wait()
     finally:
         with _lock:
-            del _paused[gate]
+            _paused.pop(gate, None)  # Forgotten, if the handler of a signal forked meanwhile and this is the child.
             gate.close()
 
 
@@ -211,7 +211,7 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     global _lock
     _lock = threading.RLock()
-    # The threads that wait there are the parent's; its gates must look closed once it is dead.
+    # They are the parent's, and must look closed once it is dead.
     for gate in _paused:
         gate.forget()
     _paused.clear()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import threading
 import time
 
 from . import TYPE_CHECKING
@@ -29,9 +30,10 @@ _numbers = itertools.count(1)  # A name is used once, so that who removes a stal
 
 
 class Gate:
-    """Where one thread waits, once."""
+    """Where one thread of one process waits, once."""
 
     def __init__(self, name: str, directory: str | None) -> None:
+        self._process, self._thread = os.getpid(), threading.get_ident()
         self._mark = self._released = ""
         if directory is None:
             self._reader, self._writer = os.pipe()
@@ -49,24 +51,36 @@ class Gate:
         os.rename(staged, self._mark)
 
     def wait(self) -> None:
-        """Wait until the gate is open. The thread sleeps in the kernel."""
-        if not (self._released and os.path.exists(self._released)):
+        """Wait until the gate is open, or forgotten. The thread sleeps in the kernel."""
+        if self._is_ours() and not (self._released and os.path.exists(self._released)):
             os.read(self._reader, 1)
 
     def open(self) -> None:
         """Let the thread that waits, or is about to, go on."""
-        _unlink(self._mark)
-        os.write(self._writer, b"\n")
+        if self._is_ours():
+            _unlink(self._mark)
+            os.write(self._writer, b"\n")
 
     def close(self) -> None:
         """Take the gate away, once its thread has passed."""
-        _unlink(self._mark)
-        self.forget()
-
-    def forget(self) -> None:
-        """Close this process's ends of the pipe; its name is another one's."""
+        if self._is_ours():
+            _unlink(self._mark)
         os.close(self._reader)
         os.close(self._writer)
+
+    def forget(self) -> None:
+        """In a forked child: let go of the pipe, which is the parent's, and of the thread that waits if it is here."""
+        os.close(self._writer)
+        if self._thread != threading.get_ident():
+            os.close(self._reader)
+            return
+        # It forked in the handler of a signal, and will read from the same number again. So that one stays taken until
+        # `close`, by what has nothing to read: else it could become a file of the program, which would lose a byte.
+        self._writer = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(self._writer, self._reader, inheritable=False)
+
+    def _is_ours(self) -> bool:
+        return self._process == os.getpid()
 
 
 def wait_paused(directory: str, name: str, timeout: float, count: int) -> list[int]:

@@ -150,6 +150,42 @@ def test_a_forked_child_does_not_keep_its_dead_parent_looking_paused(tmp_path: P
             wait_paused(tmp_path, "place", 0)
 
 
+FORK_IN_A_HANDLER = f"""
+import os, signal, sys
+from failpoints import fail_point
+child, files = None, []
+def handle(*_):
+    global child
+    child = os.fork()
+    if child == 0:
+        signal.alarm({TIMEOUT})  # Nobody else would end it.
+        files.extend(os.open(sys.executable, os.O_RDONLY) for _ in range(8))  # The numbers of all that the fork closed.
+signal.signal(signal.SIGUSR1, handle)
+fail_point("place")
+if child == 0:
+    fail_point("passed")
+    print("child", [os.lseek(file, 0, os.SEEK_CUR) for file in files], flush=True)
+    os._exit(7)
+print("parent", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_child_that_a_paused_thread_forks_in_a_signal_handler_goes_on_and_its_parent_stays(tmp_path: Path) -> None:
+    import signal
+
+    with running(FORK_IN_A_HANDLER, spec="place=pause;passed=pause", _DIR=str(tmp_path)) as parent:
+        wait_paused(tmp_path, "place", TIMEOUT)
+        parent.send_signal(signal.SIGUSR1)
+        wait_paused(tmp_path, "passed", TIMEOUT)
+        still = wait_paused(tmp_path, "place", TIMEOUT)
+        release(tmp_path, "passed")
+        release(tmp_path, "place")
+        output, errors = parent.communicate(timeout=TIMEOUT)
+
+    assert still == [parent.pid]
+    assert output == f"child {[0] * 8}\nparent 7\n", errors  # The child read no byte of any of its files.
+
+
 def test_an_outside_wait_that_times_out_says_who_is_paused_where(tmp_path: Path) -> None:
     with running(REACH, spec="place=pause", _DIR=str(tmp_path)) as child:
         wait_paused(tmp_path, "place", TIMEOUT)

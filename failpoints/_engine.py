@@ -134,7 +134,7 @@ def _perform(name: str, term: Term) -> None:
         case "yield":
             os.sched_yield()
         case "print":
-            print(term.text or f"reached the fail point {name}", file=sys.stderr, flush=True)
+            _print(term.text or f"reached the fail point {name}")
         case "panic":
             raise FailPointPanic(name, term.text)
         case "raise":
@@ -146,6 +146,23 @@ def _perform(name: str, term: Term) -> None:
             os._exit(int(term.number))
         case _:
             assert term.task == "off"
+
+
+def _print(text: str) -> None:
+    """Print *text* to standard error, as far as that can be done: the program must not notice that it cannot."""
+    if sys.stderr is None:  # It was closed when the process started; print would take standard output.
+        return
+    try:
+        sys.stderr.flush()
+        try:
+            descriptor = sys.stderr.fileno()
+        except (AttributeError, OSError):  # It is no file.
+            print(text, file=sys.stderr, flush=True)
+        else:
+            # Past its buffer: what stays in there, because it cannot be written, makes the process exit with 120.
+            os.write(descriptor, f"{text}\n".encode(errors="backslashreplace"))
+    except (OSError, ValueError):  # ValueError: it is closed, or cannot encode the text.
+        pass
 
 
 def _pause(name: str, actions: Actions) -> None:

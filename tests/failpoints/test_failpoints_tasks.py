@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import pickle
 import signal
@@ -76,6 +77,65 @@ def test_print_writes_its_text_or_the_name_to_standard_error(capsys: pytest.Capt
     fail_point("place")
 
     assert capsys.readouterr().err == "here\nreached the fail point place\n"
+
+
+class Closing(io.StringIO):
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("stderr", [None, Closing(), io.TextIOWrapper(io.BytesIO(), encoding="ascii"), io.StringIO()])
+def test_a_print_that_is_lost_changes_nothing(stderr: io.StringIO | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    if type(stderr) is io.StringIO:
+        stderr.close()
+    configure("place", "print(ä)")
+
+    fail_point("place")
+
+    assert output.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    "loss", ["os.close(2)", "sys.stderr.close()", "os.dup2(os.open('/dev/full', os.O_WRONLY), 2)", "sys.stderr = None"]
+)
+def test_a_print_that_is_lost_leaves_the_exit_code_and_standard_output_alone(
+    loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "/dev/full" in loss and not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # What stays in a buffer would make the exit code 120.
+
+    child = run(f"import os, sys; {loss}; {REACH}", spec="place=print")
+
+    assert (child.returncode, child.stdout) == (0, "passed\n")
+
+
+def test_a_print_goes_to_what_stands_for_standard_error_and_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Collector:
+        def __init__(self) -> None:
+            self.written: list[str] = []
+            self.write = self.written.append
+
+        def flush(self) -> None: ...
+
+    collector = Collector()
+    monkeypatch.setattr(sys, "stderr", collector)
+    configure("place", "print(here)")
+
+    fail_point("place")
+
+    assert collector.written == ["here", "\n"]
+
+
+def test_a_print_comes_after_what_the_program_has_printed_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+    child = run(f"import sys; print('half a line, ', end='', file=sys.stderr); {REACH}", spec="place=print(ä\udcff)")
+
+    assert child.stderr == "half a line, ä\\udcff\n"
 
 
 def test_a_panic_passes_through_except_exception_and_names_its_point() -> None:

@@ -182,6 +182,7 @@ def wait_paused(directory: "str | os.PathLike[str]", name: str, timeout: float, 
 
     Raises:
         TimeoutError: It did not happen in time; the message says who is paused, and where.
+        ValueError: No point can be called *name*.
     """
     from . import _pause
 
@@ -198,6 +199,9 @@ def release(directory: "str | os.PathLike[str]", name: str, *, pid: int | None =
 
     Returns:
         The process id of each thread that was let go, in ascending order.
+
+    Raises:
+        ValueError: No point can be called *name*.
     """
     from . import _pause
 

@@ -17,14 +17,18 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
+import stat
 import threading
 import time
 
 from . import TYPE_CHECKING
+from ._spec import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_MARK = re.compile(r"(?P<point>.+)\.paused-(?P<pid>[0-9]+)-[0-9]+", re.DOTALL)
 _POLL_S = 0.002  # Only of the side that looks for arrivals; there is no portable wait for a new name in a directory.
 _numbers = itertools.count(1)  # A name is used once, so that who removes a stale one cannot hit its successor.
 
@@ -85,6 +89,7 @@ class Gate:
 
 def wait_paused(directory: str, name: str, timeout: float, count: int) -> list[int]:
     """See `failpoints.wait_paused`."""
+    check_name(name)
     end = time.monotonic() + timeout
     while True:
         paused = sorted(pid for mark, pid in _marks(directory, name) if _knock(mark, b""))
@@ -100,6 +105,7 @@ def wait_paused(directory: str, name: str, timeout: float, count: int) -> list[i
 
 def release(directory: str, name: str, pid: int | None) -> list[int]:
     """See `failpoints.release`."""
+    check_name(name)  # Before it becomes the name of a file.
     if pid is None:
         os.makedirs(directory, exist_ok=True)
         os.close(os.open(f"{directory}/{name}.release", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
@@ -109,10 +115,9 @@ def release(directory: str, name: str, pid: int | None) -> list[int]:
 
 def _marks(directory: str, name: str) -> Iterator[tuple[str, int]]:
     for entry in _listing(directory):
-        point, paused, suffix = entry.rpartition(".paused-")
-        pid = suffix.partition("-")[0]
-        if paused and point == name and pid.isdigit():
-            yield f"{directory}/{entry}", int(pid)
+        mark = _MARK.fullmatch(entry)
+        if mark is not None and mark["point"] == name and _is_fifo(f"{directory}/{entry}"):
+            yield f"{directory}/{entry}", int(mark["pid"])
 
 
 def _knock(mark: str, byte: bytes) -> bool:
@@ -135,6 +140,13 @@ def _knock(mark: str, byte: bytes) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def _is_fifo(path: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.lstat(path).st_mode)
+    except FileNotFoundError:  # Its thread has passed.
+        return False
 
 
 def _listing(directory: str) -> list[str]:

@@ -111,14 +111,17 @@ def parse(spec: str) -> dict[str, Actions]:
 
 def parse_point(name: str, actions: str) -> Actions:
     """Return the *actions* of the point *name*; raise FailPointSpecError."""
-    if not _NAME.fullmatch(name):
-        raise FailPointSpecError(f"{name}={actions}", f"{name!r} is no name: letters, digits and _ . : - make one")
+    try:
+        check_name(name)
+    except ValueError as problem:
+        raise FailPointSpecError(f"{name}={actions}", str(problem)) from None
     return Actions(name, actions)
 
 
-def is_name(name: str) -> bool:
-    """Tell whether a point can be called *name*."""
-    return _NAME.fullmatch(name) is not None
+def check_name(name: str) -> None:
+    """Raise ValueError if no point can be called *name*."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name: letters, digits and _ . : - make one")
 
 
 def _term(name: str, text: str) -> Term:

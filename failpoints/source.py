@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ._spec import is_name
+from ._spec import check_name
 
 _HOOKS = ("on_return", "on_torn")
 
@@ -76,8 +76,11 @@ def find_points(path_or_package: str | os.PathLike[str]) -> list[Point]:
             place = f"{file}:{call.lineno}"
             if name is None:
                 problems.append(f"{place}: the name of a fail point must be a literal string")
-            elif not is_name(name):
-                problems.append(f"{place}: {name!r} is no name: letters, digits and _ . : - make one")
+                continue
+            try:
+                check_name(name)
+            except ValueError as problem:
+                problems.append(f"{place}: {problem}")
             else:
                 points.append(Point(file, call.lineno, name, hooks))
     points.sort()

@@ -271,5 +271,41 @@ def test_a_pause_can_be_interrupted_from_the_keyboard(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_no_fifo_of_a_paused_thread_counts_for_nothing_and_is_left_alone(tmp_path: Path) -> None:
+    strays = ["place.paused-12-1", "place.paused-²-1", "place.paused-12", "place.paused-12-x", ".paused-12-1"]
+    for stray in strays:
+        (tmp_path / stray).touch()
+    (tmp_path / "place.paused-13-1").mkdir()
+    (tmp_path / "place.paused-14-1").symlink_to("missing")
+    os.mkfifo(tmp_path / "place.paused-²-2")
+
+    with running(REACH, spec="place=pause", _DIR=str(tmp_path)) as child:
+        arrived = wait_paused(tmp_path, "place", TIMEOUT)
+        released = release(tmp_path, "place")
+        child.communicate(timeout=TIMEOUT)
+
+    assert arrived == released == [child.pid]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *strays,
+        "place.paused-13-1",
+        "place.paused-14-1",
+        "place.paused-²-2",
+        "place.release",
+    }
+    assert (tmp_path / "place.paused-12-1").read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "two words", "../place"])
+def test_a_name_that_no_point_can_have_is_refused_outside_as_well(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{name!r} is no name"):
+        wait_paused(tmp_path, name, 0)
+    with pytest.raises(ValueError, match=f"{name!r} is no name"):
+        release(tmp_path, name)
+    with pytest.raises(ValueError, match=f"{name!r} is no name"):
+        release(tmp_path, name, pid=1)
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_outside_helpers_are_public() -> None:
     assert {"wait_paused", "release"} <= set(failpoints.__all__)

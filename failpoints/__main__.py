@@ -1,7 +1,7 @@
 """``python -m failpoints list PACKAGE_OR_PATH [--json]``: the fail points of a program, one a line.
 
-Exit codes: 0 they are listed; 1 the source breaks a rule, named on standard error with its place; 2 usage, or there is
-no such package or path.
+Exit codes: 0 they are listed; 1 the source breaks a rule or cannot be read, as standard error says with the place;
+2 usage, or there is no such package or path.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m failpoints", description="Look at the fail points of a program.")
     commands = parser.add_subparsers(required=True)
-    listing = commands.add_parser("list", help="list the fail points in a source; fail if two have one name")
+    listing = commands.add_parser("list", help="list the fail points in a source; fail if it breaks a rule")
     listing.add_argument("source", metavar="PACKAGE_OR_PATH", help="a package's dotted name, a directory or a file")
     listing.add_argument("--json", action="store_true", help="print a list of objects: file, line, name, hooks")
     options = parser.parse_args(arguments)

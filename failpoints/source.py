@@ -1,7 +1,7 @@
 """Which fail points a program has, read from its source without running it.
 
 A crash suite is parametrized with `find_points`, so that a new mark is tested at once. That works only if each name is
-a literal and stands in one place, so whatever breaks that is an error here.
+a literal and stands in one place, so whatever breaks that is an error here, and so is what could hide a call.
 """
 
 from __future__ import annotations
@@ -56,33 +56,27 @@ def find_points(path_or_package: str | os.PathLike[str]) -> list[Point]:
     Args:
         path_or_package: A string that is the dotted name of an importable package or module means that one; anything
             else is a path (``./name`` where both are there). In a directory, hidden ones and virtual environments are
-            left out.
+            left out, and so is what is no regular file. An import of `fail_point` under another name is understood in
+            the file that has it.
 
     Raises:
-        FailPointSourceError: A name is not a literal, stands twice, or is no name; or a file is no Python.
+        FailPointSourceError: A name is not a literal, stands twice, or is no name; `fail_point` is bound to a name or
+            passed on; or a file or directory cannot be read, or is no Python.
         FileNotFoundError: There is no such package or path.
     """
     points: list[Point] = []
     problems: list[str] = []
-    for file in _files(path_or_package):
+    for file in _files(path_or_package, problems):
         try:
-            with open(file, "rb") as stream:
-                tree = ast.parse(stream.read(), file)
-        except (SyntaxError, ValueError) as error:
-            problems.append(f"{file}: cannot be read as Python: {error}")
+            tree = _parse(file)
+        except ValueError as problem:
+            problems.append(f"{file}: {problem}")
             continue
-        for call in _calls(tree):
-            name, hooks = _arguments(call)
-            place = f"{file}:{call.lineno}"
-            if name is None:
-                problems.append(f"{place}: the name of a fail point must be a literal string")
-                continue
+        for use, call in _uses(tree):
             try:
-                check_name(name)
+                points.append(_point(file, use.lineno, call))
             except ValueError as problem:
-                problems.append(f"{place}: {problem}")
-            else:
-                points.append(Point(file, call.lineno, name, hooks))
+                problems.append(f"{file}:{use.lineno}: {problem}")
     points.sort()
     first: dict[str, Point] = {}
     for point in points:
@@ -90,21 +84,52 @@ def find_points(path_or_package: str | os.PathLike[str]) -> list[Point]:
         if earlier is not point:
             problems.append(f"{point.place}: the fail point {point.name} stands at {earlier.place} as well")
     if problems:
-        raise FailPointSourceError(problems)
+        raise FailPointSourceError(list(dict.fromkeys(problems)))  # A line may break a rule twice.
     return points
 
 
-def _calls(tree: ast.Module) -> Iterator[ast.Call]:
+def _parse(file: str) -> ast.Module:
+    """Return the tree of *file*; raise ValueError, which says why there is none."""
+    try:
+        with open(file, "rb") as stream:
+            return ast.parse(stream.read(), file)
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"cannot be read as Python: {error}") from None
+    except (MemoryError, RecursionError):
+        raise ValueError("cannot be read as Python: it is nested too deeply") from None
+
+
+def _uses(tree: ast.Module) -> list[tuple[ast.expr, ast.Call | None]]:
+    """Return where `fail_point` stands in *tree*, each with the call if it is called there, in order."""
     names = {"fail_point"}
+    calls: dict[ast.expr, ast.Call] = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "failpoints":
+        if isinstance(node, ast.ImportFrom):
+            # From any module: a program may have one of its own that imports it, or does without where it is missing.
             names.update(alias.asname for alias in node.names if alias.name == "fail_point" and alias.asname)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            called = node.func
-            by_name = isinstance(called, ast.Name) and called.id in names
-            if by_name or (isinstance(called, ast.Attribute) and called.attr == "fail_point"):
-                yield node
+        elif isinstance(node, ast.Call):
+            calls[node.func] = node
+    uses = [
+        node
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Name) and node.id in names)
+        or (isinstance(node, ast.Attribute) and node.attr == "fail_point")
+    ]
+    uses.sort(key=lambda node: (node.lineno, node.col_offset))
+    return [(node, calls.get(node)) for node in uses]
+
+
+def _point(file: str, line: int, call: ast.Call | None) -> Point:
+    """Return the point that *call* is; raise ValueError if it breaks a rule."""
+    if call is None:
+        raise ValueError("fail_point may only be called or imported; what becomes of it here cannot be followed")
+    name, hooks = _arguments(call)
+    if name is None:
+        raise ValueError("the name of a fail point must be a literal string")
+    check_name(name)
+    return Point(file, line, name, hooks)
 
 
 def _arguments(call: ast.Call) -> tuple[str | None, tuple[str, ...]]:
@@ -120,23 +145,31 @@ def _is_none(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
 
 
-def _files(path_or_package: str | os.PathLike[str]) -> Iterator[str]:
+def _files(path_or_package: str | os.PathLike[str], problems: list[str]) -> Iterator[str]:
+    """Yield the files to read; add to *problems* the directories that cannot be."""
     asked = os.fspath(path_or_package)
     roots = _package(asked) if isinstance(path_or_package, str) else []
     if not roots:
-        if not os.path.exists(asked):
+        if not (os.path.isfile(asked) or os.path.isdir(asked)):
             raise FileNotFoundError(f"there is no package, directory or file {asked!r}")
         roots = [asked]
     for root in roots:
         if os.path.isfile(root):
             yield root
-        for directory, directories, files in os.walk(root):
+            continue
+        for directory, directories, files in os.walk(root, onerror=lambda error: problems.append(_unread(error))):
             directories[:] = sorted(
                 name
                 for name in directories
                 if not name.startswith(".") and not os.path.exists(f"{directory}/{name}/pyvenv.cfg")
             )
-            yield from (os.path.join(directory, name) for name in sorted(files) if name.endswith(".py"))
+            paths = (os.path.join(directory, name) for name in sorted(files) if name.endswith(".py"))
+            # What is no regular file is no source: an editor's lock is a dangling link, and a FIFO would wait for ever.
+            yield from filter(os.path.isfile, paths)
+
+
+def _unread(error: OSError) -> str:
+    return f"{error.filename}: cannot be read: {error.strerror}"
 
 
 def _package(name: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from failpoints.source import FailPointSourceError, Point, find_points
-from tests.failpoints.children import TIMEOUT
+from tests.failpoints.children import TIMEOUT, run
 
 
 def write(path: Path, source: str) -> str:
@@ -46,6 +47,10 @@ def test_points_are_found_in_order_with_file_and_line(tmp_path: Path) -> None:
         "fail_point('p')",
         "failpoints.fail_point('p')",
         "from failpoints import fail_point as fp; fp('p')",
+        "from .compat import fail_point as mark; mark('p')",
+        "from . import fail_point as mark; mark('p')",
+        "def f(): from program.compat import fail_point as mark; mark('p')",
+        "import failpoints as fp; fp.fail_point('p'); __all__ = ['fail_point']",
         "fail_point(name='p')",
         "if (x := fail_point('p')) is not None: pass",
     ],
@@ -60,6 +65,37 @@ def test_what_is_not_a_call_is_no_point(tmp_path: Path) -> None:
     file = write(tmp_path / "m.py", "# fail_point('a')\n'''fail_point('b')'''\ndef fail_point(name): pass\nfp('c')\n")
 
     assert find_points(file) == []
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "f = failpoints.fail_point; f('p')",
+        "f = fail_point",
+        "partial(failpoints.fail_point, 'p')",
+        "call(hook=fail_point)",
+        "from failpoints import fail_point as mark; call(mark)",
+        "class C: mark = staticmethod(fail_point)",
+        "self.fail_point = fail_point",
+        "failpoints.fail_point = fake",
+        "def f(mark=fail_point): mark('p')",
+        "fail_point.__wrapped__('p')",
+        "@fail_point\ndef f(): pass",
+    ],
+)
+def test_another_use_than_a_call_or_an_import_is_an_error_with_its_place(use: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "m.py", f"\n{use}\n")
+
+    with pytest.raises(FailPointSourceError) as caught:
+        find_points(file)
+
+    assert caught.value.problems == [
+        f"{file}:2: fail_point may only be called or imported; what becomes of it here cannot be followed"
+    ]
+
+
+def test_the_package_itself_has_no_points_and_breaks_no_rule() -> None:
+    assert find_points("failpoints") == []
 
 
 def test_a_point_says_which_hooks_its_call_has(tmp_path: Path) -> None:
@@ -115,6 +151,66 @@ def test_hidden_directories_and_virtual_environments_are_left_out(tmp_path: Path
     write(tmp_path / "env" / "pyvenv.cfg", "")
 
     assert [point.name for point in find_points(tmp_path)] == ["pkg"]
+
+
+def test_what_is_no_regular_file_is_passed_over(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.py", "fail_point('p')\n")
+    (tmp_path / ".#m.py").symlink_to("somebody@somewhere.1234:5678")  # As Emacs locks a file.
+    os.mkfifo(tmp_path / "fifo.py")
+    (tmp_path / "directory.py").mkdir()
+
+    listed = command("list", ".", cwd=tmp_path)
+
+    assert listed.stdout == "./m.py:1: p\n", listed.stderr
+    assert find_points(tmp_path) == [Point(file, 1, "p")]
+
+
+def test_a_fifo_that_is_asked_for_is_an_error(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.py")
+
+    listed = command("list", "fifo.py", cwd=tmp_path)
+
+    assert (listed.returncode, listed.stderr) == (2, "there is no package, directory or file 'fifo.py'\n")
+
+
+FIND_AS_NOBODY = """
+import os, sys
+from failpoints.source import FailPointSourceError, find_points
+os.chdir(sys.argv[1])
+if os.geteuid() == 0:  # Who may read everything.
+    os.seteuid(65534)
+try:
+    find_points(".")
+except FailPointSourceError as error:
+    print(error)
+"""
+
+
+def test_what_may_not_be_read_is_an_error_with_its_place(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    write(tmp_path / "m.py", "fail_point('p')\n")
+    (tmp_path / "file.py").touch(0)
+    (tmp_path / "inner").mkdir(0)
+
+    child = run(FIND_AS_NOBODY, tmp_path)
+
+    assert sorted(child.stdout.splitlines()) == [
+        "./file.py: cannot be read: Permission denied",
+        "./inner: cannot be read: Permission denied",
+    ], child.stderr
+
+
+@pytest.mark.parametrize(
+    "source", ["-" * 100_000 + "1", "a" + ".b" * 100_000, "(" * 1000 + ")" * 1000], ids=["signs", "parts", "brackets"]
+)
+def test_source_that_is_nested_too_deeply_is_an_error_with_its_place(source: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "m.py", source)
+
+    with pytest.raises(FailPointSourceError) as caught:
+        find_points(tmp_path)
+
+    assert len(caught.value.problems) == 1
+    assert caught.value.problems[0].startswith(f"{file}: cannot be read as Python: ")
 
 
 def test_a_package_is_found_by_its_name_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

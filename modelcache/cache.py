@@ -234,7 +234,7 @@ class Cache:
 
         Args:
             manifest: Path of a ``models.toml``.
-            jobs: Models at a time. Default: ``MODELCACHE_CONCURRENCY``, then 4.
+            jobs: Models at a time. Default: ``MODELCACHE_CONCURRENCY``, then 8.
             locked: Accept exactly the bytes in the ``models.lock`` beside it.
             ready_file: Removed first, and written last if every model is here: what a readiness probe looks for.
 

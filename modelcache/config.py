@@ -12,7 +12,7 @@ variable                       sets                                             
 ``MODELCACHE_HTTP_TIMEOUT``    ``Timeout.read`` and ``.stall``, in seconds                     30 and 60
 ``MODELCACHE_DEADLINE``        ``Timeout.total``, in seconds                                   none
 ``MODELCACHE_LOCK_TIMEOUT``    longest wait for another process, in seconds                    600
-``MODELCACHE_CONCURRENCY``     models fetched at once by ``get_many`` and ``prewarm``          4
+``MODELCACHE_CONCURRENCY``     models fetched at once by ``get_many`` and ``prewarm``          8
 =============================  ==============================================================  =========
 """
 
@@ -113,7 +113,7 @@ class Settings:
                 total=_seconds(environ, "MODELCACHE_DEADLINE"),
             ),
             lock_timeout=_seconds(environ, "MODELCACHE_LOCK_TIMEOUT") or 600.0,
-            concurrency=_whole(environ, "MODELCACHE_CONCURRENCY", 1, 4),
+            concurrency=_whole(environ, "MODELCACHE_CONCURRENCY", 1, 8),
         )
 
 

@@ -23,7 +23,7 @@ def unseal(line: bytes) -> dict[str, Any] | None:
     if not body.endswith(b"\n") or found != _sum(body[:-1]):
         return None
     try:
-        facts = json.loads(body)
+        facts = json.loads(body.decode("ascii"))
     except (ValueError, RecursionError):  # The sum is right, so somebody sealed what is not a record of ours.
         return None
     return facts if isinstance(facts, dict) else None

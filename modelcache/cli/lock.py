@@ -12,7 +12,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("manifest", nargs="?", default="models.toml", help="default: models.toml")
     parser.add_argument(
-        "-j", "--jobs", type=int, metavar="N", help="models at a time (default: MODELCACHE_CONCURRENCY, 4)"
+        "-j", "--jobs", type=int, metavar="N", help="models at a time (default: MODELCACHE_CONCURRENCY, 8)"
     )
     parser.add_argument("--check", action="store_true", help="write nothing; fail if models.lock would change")
 

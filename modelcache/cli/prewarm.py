@@ -18,7 +18,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("manifest", nargs="?", default="models.toml", help="default: models.toml")
     parser.add_argument("--locked", action="store_true", help="accept exactly the bytes in models.lock; refuse drift")
     parser.add_argument(
-        "-j", "--jobs", type=int, metavar="N", help="models at a time (default: MODELCACHE_CONCURRENCY, 4)"
+        "-j", "--jobs", type=int, metavar="N", help="models at a time (default: MODELCACHE_CONCURRENCY, 8)"
     )
     parser.add_argument("--max-bandwidth", metavar="BYTES", help="limit per second for all together, such as 20MB")
     parser.add_argument("--ready-file", metavar="FILE", help="written last, when every model is here")

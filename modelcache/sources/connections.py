@@ -115,7 +115,9 @@ class Connections:
             self._pools.clear()
 
     def _pool(self, url: Url) -> urllib3.PoolManager:
-        proxy = None if self._is_direct(url) else self._proxies.get(url.scheme or "")
+        proxy = self._proxies.get(url.scheme or "")
+        if proxy is not None and self._is_direct(url):
+            proxy = None
         key = proxy, url.scheme == "https" or (proxy or "").startswith("https:")
         with self._guard:
             if self._pid != os.getpid():

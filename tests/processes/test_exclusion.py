@@ -306,3 +306,22 @@ def test_neither_descriptors_nor_files_nor_slots_are_left(path: str) -> None:
     assert descriptors() == before
     assert not os.path.exists(path)
     assert os.path.realpath(path) not in locks._registry
+
+
+def test_two_spellings_of_one_path_are_one_lock(path: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    refused: list[str] = []
+
+    def other() -> None:
+        try:
+            with locks.exclusive(f"{tmp_path}/link/{os.path.basename(path)}", timeout=0.05, what="the lock"):
+                pass
+        except LockTimeoutError as error:
+            refused.append(error.summary)
+
+    with locks.exclusive(path, timeout=60, what="the lock"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+
+    assert len(refused) == 1

@@ -12,7 +12,7 @@ from modelcache.errors import ConfigurationError
 
 def test_an_empty_environment_gives_the_defaults() -> None:
     assert Settings.from_environment({}) == Settings(
-        offline=False, retry=RetryPolicy(), timeout=Timeout(), lock_timeout=600.0, concurrency=4
+        offline=False, retry=RetryPolicy(), timeout=Timeout(), lock_timeout=600.0, concurrency=8
     )
 
 

@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 BUDGET ?= small
+SOAK ?= 60
 
 .PHONY: demo test check clean
 
@@ -10,7 +11,7 @@ demo: .venv-demo/ready
 	.venv-demo/bin/python examples/demo.py
 
 test: .venv/ready
-	.venv/bin/python -m pytest --crash-budget=$(BUDGET)
+	.venv/bin/python -m pytest --crash-budget=$(BUDGET) --soak-seconds=$(SOAK)
 
 # What CI runs beside the tests.
 check: .venv/ready

@@ -45,3 +45,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="how much the crash tests try: small in CI, large by hand",
     )
     parser.addoption("--crash-seed", type=int, default=1, help="what the crash tests draw from (default: 1)")
+    parser.addoption(
+        "--soak-seconds", type=float, default=15, help="how long everything runs at once (default: 15; in CI 60)"
+    )

@@ -171,8 +171,11 @@ class _HttpStream(Stream):
         self.validators = _validators(headers)
         self.ranges = "bytes" in headers.get("accept-ranges", "").lower()
         if response.status == 304 and request.unless is not None:
-            self.unchanged = self._ended = True
-            response.drain_conn()
+            self.unchanged = True
+            # RFC 9112, 6.1: it may announce the framing of a body that does not come; http.client would wait for that.
+            if "transfer-encoding" not in headers:
+                response.drain_conn()
+                self._ended = True
             return
         _check_status(response, request, url)
         encoding = headers.get("content-encoding", "identity").strip().lower()

@@ -14,7 +14,7 @@ import trustme
 
 from modelcache import Cache, RetryPolicy, Timeout, errors
 from modelcache.sources.http import HttpSource
-from modelcache.testing import Fault, FaultServer
+from modelcache.testing import OK, Fault, FaultServer
 from tests.support.state import leftovers, wrong_objects
 
 CONTENT = random.Random(1).randbytes(3_000_000)
@@ -131,6 +131,15 @@ def test_the_body_of_a_redirect_is_not_waited_for(length: int, server: FaultServ
     with make(root, timeout=Timeout(read=0.5)) as cache:
         assert Path(cache.get(url)).read_bytes() == CONTENT
     gc.collect()  # As above: the answer that was left is closed.
+
+
+def test_a_304_that_announces_chunks_has_none(server: FaultServer, root: Path) -> None:
+    url = server.add("/m.onnx", CONTENT, [OK, Fault(framing="chunked")])
+
+    with make(root, timeout=Timeout(read=600, total=20)) as cache:
+        path = cache.get(url)
+        assert cache.get(url, force_download=True) == path
+        assert cache.stats().unchanged == 1
 
 
 def test_a_close_ends_the_wait_for_an_answer(server: FaultServer, root: Path) -> None:

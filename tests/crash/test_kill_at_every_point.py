@@ -69,7 +69,7 @@ def perform(root: str, task: Task) -> str | None:
         "refresh": lambda: cache.get(task.key, force_download=True),
         "link": lambda: cache.get(task.key, digest=task.digest),
         "put": lambda: cache.put(CONTENTS[task.digest], name=task.key),
-        "remove": lambda: cache.remove(task.key),
+        "remove": lambda: cache.remove(task.key, force=True),
         "pin": lambda: cache.pin(task.key),
         "unpin": lambda: cache.unpin(task.key),
         "verify": lambda: cache.verify(repair=True),
@@ -289,7 +289,8 @@ def second_name(world: World) -> Iterator[Story]:
 
 
 def remove(world: World) -> Iterator[Story]:
-    world.do(Task("put", "keep", OLDS), Task("put", "m", NEWS))
+    """What is removed is pinned: the pin must not outlive it (I4)."""
+    world.do(Task("put", "keep", OLDS), Task("put", "m", NEWS), Task("pin", "m"))
     yield Story([Task("remove", "m")], {"keep": OLDS, "m": NEWS}, {"keep": OLDS, "m": None})
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 from .measure import MissingError
@@ -158,6 +159,7 @@ class DiskCache(Subject):
             if self.server:
                 raise MissingError("fetches nothing itself")
             path = f"{self.root}/{name}"
+            Path(path).touch()
             self._cache.set(name, path)
         return str(path)
 

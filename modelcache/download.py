@@ -54,6 +54,7 @@ class Job:
         known: The entry on record when this was asked for, which will not do: it is old, or its object is not whole.
         refresh: Ask the source in any case, also if a partial holds all bytes already.
         unless_changed: Ask only for content that differs from ``known``.
+        no_news: What was on record could not be read, so that what is on record now may be what will not do.
     """
 
     ref: Ref
@@ -63,6 +64,7 @@ class Job:
     known: Entry | None = None
     refresh: bool = False
     unless_changed: bool = False
+    no_news: bool = False
 
     @property
     def places(self) -> tuple[Ref, ...]:

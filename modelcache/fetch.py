@@ -116,7 +116,7 @@ class Fetcher:
     def _arrived(self, job: Job) -> Entry | None:
         """Return the entry if what *job* wants is in the cache, recorded since *job* was made."""
         entry = self.means.entries.read(job.ref.key)
-        if entry is None or (job.digest is not None and entry.digest != job.digest):
+        if entry is None or job.no_news or (job.digest is not None and entry.digest != job.digest):
             return None
         if job.known is not None and entry.serial == job.known.serial:
             return None  # It is still the one that will not do.

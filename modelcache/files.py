@@ -90,9 +90,12 @@ def open_regular(path: str) -> int:
     A FIFO or a device would block, or never end.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise FileNotFoundError(errno.ENOENT, "it is not a regular file", path)
+    except OSError:
         os.close(descriptor)
-        raise FileNotFoundError(errno.ENOENT, "it is not a regular file", path)
+        raise
     return descriptor
 
 

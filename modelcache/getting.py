@@ -53,8 +53,8 @@ RefLike = str | os.PathLike[str]
 class Ask:
     """What a get asks for, checked.
 
-    The last two are filled in by the look: ``record`` is what was on record for the key, ``known`` is what was found
-    whole, whether it is fresh enough or not.
+    The last three are filled in by the look: ``record`` is what was on record for the key, ``known`` is what was found
+    whole, whether it is fresh enough or not, ``unread`` says that there was a record, and that it could not be read.
     """
 
     ref: Ref
@@ -67,6 +67,7 @@ class Ask:
     size: int | None
     record: Entry | None = None
     known: Entry | None = None
+    unread: bool = False
 
     @property
     def flight(self) -> tuple[object, ...]:
@@ -198,6 +199,7 @@ class Getter:
     def find(self, ask: Ask) -> Entry | None:
         """Return the entry that holds what *ask* names, whole; None if there is none."""
         entry = ask.record = self._entries.read(ask.ref.key)
+        ask.unread = entry is None and os.path.lexists(self._entries.path(ask.ref.key))
         if entry is None or (ask.digest is not None and entry.digest != ask.digest):
             if ask.digest is None or not ask.ref.scheme:
                 return None  # A name means what was put under it, and nothing else.
@@ -206,7 +208,9 @@ class Getter:
             return link(self.root, ask.ref, ask.digest)
         found = self._stat(entry)
         if found is None:
-            return None
+            from .intake import link
+
+            return link(self.root, ask.ref, entry.digest, lost=entry)
         if ask.verify == "stat" and (found.st_size, found.st_mtime_ns) == (entry.size, entry.mtime_ns):
             return entry
         from .verification import examine
@@ -266,7 +270,10 @@ class Getter:
 
         refresh = ask.force or ask.known is not None
         conditional = ask.known is not None
-        job = Job(ask.ref, ask.digest, ask.size, ask.mirrors, ask.record, refresh, unless_changed=conditional)
+        job = Job(
+            ask.ref, ask.digest, ask.size, ask.mirrors, ask.record, refresh,
+            unless_changed=conditional, no_news=ask.force and ask.unread,
+        )  # fmt: skip
         self._flights()
         assert self._fetching is not None
         fetcher = self._fetching[0]

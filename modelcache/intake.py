@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import BinaryIO
 
 from failpoints import fail_point
@@ -69,8 +70,10 @@ def put(root: str, content: Content, ref: Ref, digest: Digest | None = None) -> 
             commit.discard(staged)
 
 
-def link(root: str, ref: Ref, digest: Digest) -> Entry | None:
+def link(root: str, ref: Ref, digest: Digest, lost: Entry | None = None) -> Entry | None:
     """Return an entry for *ref* on the object with *digest*, which is here already; None if it is not.
+
+    *lost* is an entry of *ref* whose file is gone, although the object is here under another name: it holds again.
 
     The object is read and hashed: no record of *ref* says what ``stat`` should find, and one that is written now must
     not call altered bytes whole (I1). No source has confirmed it for *ref*, so that any ``max_age`` makes one say. A
@@ -91,13 +94,19 @@ def link(root: str, ref: Ref, digest: Digest) -> Entry | None:
                 objects.quarantine(digest, f"{ref.key}: expected {digest}, found {actual}", seen)
             return None
         if not writable:
-            return _entry(ref, stored, source=ref.key, checked=0)
+            return _linked(ref, stored, lost)
         named = objects.name(digest, ref.name)
         if named is None:
             return None
-        entry = _entry(ref, named, source=ref.key, checked=0)
+        entry = _linked(ref, named, lost)
         Entries(root).write(entry)
         return entry
+
+
+def _linked(ref: Ref, stored: Stored, lost: Entry | None) -> Entry:
+    if lost is None:
+        return _entry(ref, stored, source=ref.key, checked=0)
+    return replace(lost, path=stored.path, name=stored.name, size=stored.size, mtime_ns=stored.mtime_ns)
 
 
 def _entry(ref: Ref, stored: Stored, *, source: str, checked: int) -> Entry:

@@ -27,6 +27,7 @@ from .errors import InvalidDigestError, ModelCacheError, storage_error
 
 _REMOVAL_S = 1.0  # A removal takes milliseconds; nobody waits longer than this without being told (I11).
 _POLL_S = 0.001
+_OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # What says nothing of the file, but of this process or machine.
 # A mark whose owner cannot be looked for (another machine, a container) counts so long: hashing an object of hundreds
 # of gigabytes takes no longer, and one that its owner left costs who stores that content `_REMOVAL_S` at most.
 _MARK_S = 3600.0
@@ -88,19 +89,34 @@ class Objects:
                         actual, seen = files.digest_of(found.path)
                     except FileNotFoundError:
                         continue  # It was removed this moment.
-                    except OSError:
+                    except OSError as error:
+                        if error.errno in _OURS:
+                            raise
                         actual = None  # A bad sector, or a file that nobody may read any more.
                     if actual == digest:
                         commit.discard(staged)
                         return found
                 if found is not None or os.path.lexists(final):
-                    # What is there is not what its name says (another tool wrote through it). It goes, ours comes.
+                    # What is there is not what its name says (another tool wrote through it). It goes, ours comes,
+                    # under its names too: records name them.
+                    names = files.listing(final)
                     self.quarantine(digest, "found altered when the same content was stored again", seen)
+                    self._add_names(staged, name, names)
             raise FileExistsError(errno.EEXIST, "other processes keep replacing it", final)
         except ModelCacheError:
             raise
         except OSError as error:
             raise storage_error(error, action="publish", path=final) from error
+
+    def _add_names(self, staged: str, name: str, others: list[str]) -> None:
+        """Give the file *name* in *staged* the names *others* as well, where there are hard links."""
+        for other in others:
+            try:
+                commit.add_name(staged, name, other)
+            except OSError as error:
+                if commit.links_work(error):
+                    raise
+                return
 
     def name(self, digest: Digest, name: str) -> Stored | None:
         """Return the object's file under *name*, which it is given if it lacks it; None if there is no object.

@@ -526,3 +526,20 @@ def test_a_third_partys_scheme_is_served_by_the_source_that_was_given(root: Path
 
     with Cache(root, sources=[Custom()]) as cache:
         assert Path(cache.get("custom://any/m.onnx")).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("source", ["put", "url"])
+def test_an_entry_whose_own_name_is_lost_is_served_from_another_name_of_its_content(
+    source: str, server: FaultServer, root: Path
+) -> None:
+    cache = Cache(root)
+    other = cache.put(CONTENT, name="other")
+    ref = "m" if source == "put" else server.add("/m.onnx", CONTENT)
+    path = cache.put(CONTENT, name="m").path if source == "put" else cache.get(ref)
+    before = cache.lookup(ref)
+    Path(path).unlink()
+
+    with Cache(root, offline=True) as again:
+        assert Path(again.get(ref)).read_bytes() == CONTENT
+        assert again.lookup(ref) == before
+    assert Path(other.path).read_bytes() == CONTENT

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from modelcache import commit
+from modelcache import commit, files
 from modelcache.digest import Digest
 from modelcache.errors import StorageError
 from modelcache.objects import Objects, Stored
@@ -233,3 +233,34 @@ def test_only_names_of_file_objects_are_listed(store: str) -> None:
         Path(store, "objects-v1", name).mkdir()
 
     assert list(Objects(store).all()) == [DIGEST]
+
+
+def test_what_takes_the_place_of_an_altered_object_has_all_its_names(store: str) -> None:
+    first = publish(store, "a.onnx")
+    publish(store, "b.onnx")
+    alter(first)
+
+    publish(store, "c.onnx")
+
+    for name in ("a.onnx", "b.onnx", "c.onnx"):
+        found = Objects(store).find(DIGEST, name)
+        assert found is not None
+        assert Path(found.path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_an_object_that_this_process_cannot_open_now_is_not_set_aside(
+    number: int, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = publish(store)
+
+    def failing(path: str) -> tuple[Digest, os.stat_result]:
+        raise OSError(number, os.strerror(number), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "digest_of", failing)
+        with pytest.raises(StorageError):
+            publish(store)
+
+    assert Path(stored.path).read_bytes() == CONTENT
+    assert not os.path.exists(f"{store}/quarantine")

@@ -8,8 +8,9 @@ import os
 import random
 import subprocess
 import sys
+import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from .measure import MissingError
 
 MB = 1_000_000
+_TOLD_WITHIN_S = 0.3
 
 
 class Worker:
@@ -118,11 +120,16 @@ def workers(
         yield made
 
 
-def together(asked: list[Worker], do: str, arguments: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Let all of *asked* do something at once; return their answers. The n-th gets what *arguments* returns for n."""
-    for number, worker in enumerate(asked):
-        worker.tell(do, **arguments(number))
+def together(asked: list[Worker], do: str, arguments: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Let all of *asked* do something, each with its *arguments*; return their answers."""
+    for worker, own in zip(asked, arguments, strict=True):
+        worker.tell(do, **own)
     return [worker.wait() for worker in asked]
+
+
+def in_a_moment() -> float:
+    """Return the moment at which all workers that are told now can begin at once, by the monotonic clock."""
+    return time.monotonic() + _TOLD_WITHIN_S
 
 
 def model(directory: Path, name: str, size: int) -> str:

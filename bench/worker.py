@@ -43,9 +43,13 @@ def main(name: str, root: str, server: str, digests: str) -> None:
             answer(missing=f"failed: {type(error).__name__}: {str(error)[:120]}")
 
 
-def _get(subject: Any, name: str) -> dict[str, Any]:
-    """Get *name* once: wall time, processor time, what it added to the peak of resident memory, and when it ended."""
+def _get(subject: Any, name: str, at: float = 0.0) -> dict[str, Any]:
+    """Get *name* once, when the monotonic clock says *at*.
+
+    Returns wall time, processor time, what it added to the peak of resident memory, and when it began and ended.
+    """
     peak, used = peak_kib(), _processor_time()
+    time.sleep(max(0.0, at - time.monotonic()))
     started = time.monotonic()
     path = subject.get(name)
     ended = time.monotonic()
@@ -56,7 +60,8 @@ def _get(subject: Any, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _get_many(subject: Any, names: list[str]) -> dict[str, Any]:
+def _get_many(subject: Any, names: list[str], at: float = 0.0) -> dict[str, Any]:
+    time.sleep(max(0.0, at - time.monotonic()))
     started = time.monotonic()
     subject.get_many(names)
     return {"started": started, "ended": time.monotonic()}

@@ -89,13 +89,13 @@ def check_format(root: str) -> None:
         RootError: It is not a directory, or may not be searched.
     """
     try:
-        with open(f"{root}/format", encoding="ascii", errors="replace") as file:
-            found = file.read(32).strip()
+        with open(f"{root}/format", "rb", buffering=0) as file:
+            found = file.read(32).strip().decode(errors="replace")
     except FileNotFoundError:
         return
     except OSError as error:
         raise _root_error(root, error) from error
-    if not found.isdigit() or int(found) > layout.FORMAT:
+    if not (found.isascii() and found.isdigit()) or int(found) > layout.FORMAT:
         raise FormatError(path=root, found=found or "(empty)", known=layout.FORMAT)
 
 

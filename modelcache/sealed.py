@@ -13,7 +13,7 @@ from typing import Any
 
 def seal(facts: dict[str, Any]) -> bytes:
     """Return *facts* as ``<sum> <json>`` and a line end; *sum* is 16 hexadecimal digits of the JSON's SHA-256."""
-    body = json.dumps(facts, sort_keys=True, separators=(",", ":")).encode("ascii")
+    body = json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
     return b"%s %s\n" % (_sum(body), body)
 
 
@@ -23,11 +23,11 @@ def unseal(line: bytes) -> dict[str, Any] | None:
     if not body.endswith(b"\n") or found != _sum(body[:-1]):
         return None
     try:
-        facts = json.loads(body.decode("ascii"))
+        facts = json.loads(body.decode())
     except (ValueError, RecursionError):  # The sum is right, so somebody sealed what is not a record of ours.
         return None
     return facts if isinstance(facts, dict) else None
 
 
 def _sum(body: bytes) -> bytes:
-    return hashlib.sha256(body).hexdigest()[:16].encode("ascii")
+    return hashlib.sha256(body).hexdigest()[:16].encode()

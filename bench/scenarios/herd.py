@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from ..actors import MB, model, serving, together, workers
+from ..actors import MB, in_a_moment, model, serving, together, workers
 from ..measure import Check, Context, Curve, MissingError, Result, Row, Table, median
 
 PEERS = ("huggingface_hub", "cached_path", "pooch")
@@ -30,11 +30,12 @@ def run(context: Context) -> Result:
                 for turn in range(turns):
                     root = context.directory / f"{subject}-{count}-{turn}"
                     with serving(served) as server, workers(subject, count, root, server.url, {"m": digest}) as herd:
-                        got = together(herd, "get", lambda _: {"name": "m"})
+                        at = in_a_moment()
+                        got = together(herd, "get", [{"name": "m", "at": at}] * count)
                         stats = server.stats()
                     shutil.rmtree(root)
                     ends = [one["ended"] for one in got]
-                    seconds.append(max(ends) - min(one["started"] for one in got))
+                    seconds.append(max(ends) - at)
                     lasts.append(max(ends) - min(ends))
                     asked.append((stats["GET"], stats["HEAD"], stats["bytes"] / size))
             except MissingError as error:

@@ -29,7 +29,7 @@ def run(context: Context) -> Result:
                     origin = "" if subject in {"os.stat", "diskcache"} else server.url
                     try:
                         asked = stack.enter_context(workers(subject, count, root, origin, {"m": digest}))
-                        together(asked, "get", lambda _: {"name": "m"})
+                        together(asked, "get", [{"name": "m"}] * count)
                     except MissingError as error:
                         absent[subject] = str(error)
                         continue
@@ -53,7 +53,7 @@ def run(context: Context) -> Result:
 
 def _rate(asked: list[Worker], shares: list[float]) -> float:
     until = time.monotonic() + 0.4
-    got = together(asked, "rate", lambda _: {"name": "m", "until": until})
+    got = together(asked, "rate", [{"name": "m", "until": until}] * len(asked))
     calls = sum(one["calls"] for one in got)
     shares.append(sum(one["hits"] for one in got) / calls)
     return float(calls / max(one["seconds"] for one in got))

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 
-from ..actors import MB, Server, model, serving, together, workers
+from ..actors import MB, Server, in_a_moment, model, serving, together, workers
 from ..floor import download_floor
 from ..measure import Check, Context, Result, alternate, ratios, tabulate
 from ..peers import REVISION
@@ -29,11 +29,13 @@ def run(context: Context) -> Result:
         root = context.directory / f"{subject}-{next(turn)}"
         before = server.stats()
         with workers(subject, processes, root, server.url, digests) as all_of_them:
-            got = together(all_of_them, "get_many", lambda n: {"names": random.Random(n).sample(names, models)})
+            at = in_a_moment()
+            orders = [random.Random(number).sample(names, models) for number in range(processes)]
+            got = together(all_of_them, "get_many", [{"names": order, "at": at} for order in orders])
         shutil.rmtree(root)
         if subject == "modelcache":
             gets.append(server.stats()["GET"] - before["GET"])
-        return float(max(one["ended"] for one in got) - min(one["started"] for one in got))
+        return float(max(one["ended"] for one in got) - at)
 
     with serving(served) as server:
         url = f"{server.url}/bench/models/resolve/{REVISION}/all"

@@ -5,13 +5,37 @@ Its caches stay open from one command to the next, so that what they remember is
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
+import os
+import signal
 import sys
 from typing import Any
 
 import failpoints
+from failpoints.source import find_points
 from modelcache import Cache, RetryPolicy, errors
+from modelcache.sweep import sweep
+
+# A line at each point, whichever it is.
+_EVERY_POINT = ";".join(f"{point.name}=print(.)" for point in find_points("modelcache"))
+
+
+class Countdown(io.StringIO):
+    """Takes the place of stderr, where points print, and is the end of the process at the point number *left*."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self._left = left
+
+    def write(self, text: str) -> int:
+        if text.startswith("."):
+            self._left -= 1
+            if self._left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return len(text)
 
 
 def do(cache: Cache, command: dict[str, Any]) -> str | None:
@@ -25,6 +49,8 @@ def do(cache: Cache, command: dict[str, Any]) -> str | None:
         cache.pin(key)
     elif what == "unpin":
         cache.unpin(key)
+    elif what == "sweep":
+        sweep(cache.root)
     elif what == "verify":
         cache.verify(repair=True)
     else:
@@ -40,7 +66,7 @@ def do(cache: Cache, command: dict[str, Any]) -> str | None:
 
 
 def main() -> None:
-    """Serve until the input ends, or a fail point ends it."""
+    """Serve until the input ends, or a countdown ends it."""
     caches: dict[str, Cache] = {}
     for line in sys.stdin:
         command = json.loads(line)
@@ -49,8 +75,11 @@ def main() -> None:
             print("{}", flush=True)
             continue
         cache = caches.setdefault(command["root"], Cache(command["root"], retry=RetryPolicy(attempts=2, base=0)))
+        dies_at = command.get("dies_at")
+        points = "" if dies_at is None else _EVERY_POINT
+        stderr = sys.stderr if dies_at is None else Countdown(dies_at)
         try:
-            with failpoints.scenario(command.get("failpoints", "")):
+            with failpoints.scenario(points), contextlib.redirect_stderr(stderr):
                 answer = {"digest": do(cache, command)}
         except errors.ModelCacheError as error:
             answer = {"error": type(error).__name__}

@@ -11,7 +11,7 @@ import pytest
 from modelcache import Cache, RetryPolicy, errors, process
 from modelcache.sealed import unseal
 from modelcache.testing import Fault, FaultServer, check_cache, spawn
-from tests.crash.test_random_kills import CONTENTS, WORK, WORKERS, promised
+from tests.crash.test_random_kills import CONTENTS, WORK, WORKERS, Promises
 from tests.crash.world import digest_of, small_steps
 from tests.support.state import leftovers
 
@@ -138,9 +138,10 @@ def test_with_locks_that_do_nothing_processes_repeat_work_and_serve_nothing_wron
                 pass
         for victim in victims:
             victim.kill()
-        sure = promised(victims)
+        promises = Promises()
+        promises.hear(victims)
         for victim in victims:
             with victim:
                 assert "Traceback" not in victim.errors()
 
-        assert [str(v) for v in check_cache(root, sure) if v.kind != "garbage"] == [], f"round {turn}"
+        assert promises.broken(root) == [], f"round {turn}"

@@ -124,7 +124,6 @@ class Failing:
         self.wrong: list[str] = []
         self._opened: dict[int, str] = {}
         self._inodes: dict[int, tuple[int, int]] = {}
-        self._known: set[int] = set()
         # Kept open, so that no other file gets the number of a lost one's inode.
         self._lost: dict[tuple[int, int], int] = {}
         self._guard = threading.Lock()
@@ -146,20 +145,14 @@ class Failing:
 
     @property
     def left_open(self) -> list[str]:
-        """What was opened and never closed, by whomever; but for what is marked as known below."""
-        return [
-            path
-            for descriptor, path in self._opened.items()
-            if _inode(descriptor) == self._inodes[descriptor] and descriptor not in self._known
-        ]
+        """What was opened and never closed, by whomever."""
+        return [path for descriptor, path in self._opened.items() if _inode(descriptor) == self._inodes[descriptor]]
 
     def _call(self, name: str, found: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         paths = [self._path(argument) for argument in arguments[: 2 if name in OF_TWO_PATHS else 1]]
         try:
             fails = self._come(name, *paths, descriptor=arguments[0])
         except OSError:
-            if name == "fstat" and os.get_blocking(arguments[0]) is False:
-                self._known.add(arguments[0])
             if name == "close":  # It is closed, whatever it says: close(2).
                 self._opened.pop(arguments[0], None)
                 os.close(arguments[0])
@@ -171,7 +164,6 @@ class Failing:
         result = found(*arguments, **options)
         if name == "open" and isinstance(result, int):
             self._opened[result], self._inodes[result] = paths[0], _inode(result)
-            self._known.discard(result)
         return result
 
     def _path(self, argument: Any) -> str:

@@ -84,6 +84,11 @@ class Promises:
                     meant = None if value == "-" else value
                     self.allowed[name] = {meant, *(self.allowed.get(name, {None}) if what == "begin" else ())}
 
+    @property
+    def certain(self) -> dict[str, str | None]:
+        """What each key stands for, of which only one thing can be."""
+        return {key: one for key, allowed in self.allowed.items() if len(allowed) == 1 for one in allowed}
+
     def broken(self, root: Path) -> list[str]:
         """Return what is not kept. What is found is certain from then on: those who could change it are dead."""
         wrong = []

@@ -295,9 +295,11 @@ def judge(world: World, root: Path, expected: dict[str, frozenset[str | None]], 
     """Return what is wrong with *root* after the power came back; *damaged*: content had been altered before."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(process, "boot_id", lambda: "b00ted00")
-        wrong = [
-            str(v) for v in check_cache(root) if v.kind != "garbage" and not (damaged and v.promise in {"I1", "I2"})
-        ]
+        try:
+            checked = check_cache(root)
+        except (errors.RootError, errors.FormatError) as error:
+            return [f"stuck: {error}"]
+        wrong = [str(v) for v in checked if v.kind != "garbage" and not (damaged and v.promise in {"I1", "I2"})]
         wrong += _offline(world, root, expected)
         wrong += _online(world, root)
         sweep(str(root))

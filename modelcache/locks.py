@@ -213,13 +213,17 @@ class _Patience:
             waited = time.monotonic() - self.started
             if attempt(max(0.0, min(self.timeout - waited, _CHECK_S))):
                 return
-            self.check()
-            waited = time.monotonic() - self.started
-            if waited >= self.timeout:
-                raise LockTimeoutError(what=self.what, holder=holder(), seconds=round(waited, 3))
-            if not self.said and waited >= _SAY_AFTER_S:
-                self.said = True
-                self.on_wait(holder())
+            self.look_up(holder)
+
+    def look_up(self, holder: Callable[[], str]) -> None:
+        """Ask whether to go on waiting, and say for whom; raise LockTimeoutError when time is up."""
+        self.check()
+        waited = time.monotonic() - self.started
+        if waited >= self.timeout:
+            raise LockTimeoutError(what=self.what, holder=holder(), seconds=round(waited, 3))
+        if not self.said and waited >= _SAY_AFTER_S:
+            self.said = True
+            self.on_wait(holder())
 
 
 def _take(path: str, slot: _Slot, patience: _Patience, done: Callable[[], bool], heed: Callable[[bytes], bool]) -> Turn:
@@ -244,13 +248,12 @@ def _take(path: str, slot: _Slot, patience: _Patience, done: Callable[[], bool],
             return Turn(None, wait.note)
         if wait.refused:
             # Rare, so plain polling will do; drawn, so that two processes do not stay in step.
-            patience.until(_nap, lambda: "another process")
+            _nap(_POLL_S)
+            patience.look_up(lambda: "another process")
 
 
-def _nap(seconds_max: float) -> bool:
-    """Sleep for a moment; False if there is no time left for one."""
-    time.sleep(min(seconds_max, random.uniform(0, _POLL_S)))  # noqa: S311  # Not a secret.
-    return seconds_max > 0
+def _nap(seconds_max: float) -> None:
+    time.sleep(random.uniform(0, seconds_max))  # noqa: S311  # Not a secret.
 
 
 def _try(path: str) -> fasteners.InterProcessLock:

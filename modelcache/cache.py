@@ -324,6 +324,7 @@ class Cache:
         # The pin first: what is pinned is there (I4). Then the record, then what it names (I2).
         pins.remove(parsed.key)
         removed = self._entries.remove(parsed.key)
+        pins.remove(parsed.key)  # One that was set meanwhile, on the record that was still there.
         self._warm.forget(parsed.key)
         partials = Partials(self.root).remove(parsed.key)
         if entry is not None:
@@ -331,12 +332,20 @@ class Cache:
         return removed or partials > 0
 
     def pin(self, ref: RefLike) -> None:
-        """Keep *ref* until it is unpinned: `remove` refuses it, and nothing evicts it."""
+        """Keep *ref* until it is unpinned: `remove` refuses it, and nothing evicts it.
+
+        Raises:
+            EntryNotFoundError: It is not in the cache.
+        """
         from .pins import Pins
 
         entry = self._recorded(ref)
         self._prepare()
-        Pins(self.root).add(entry.key)
+        pins = Pins(self.root)
+        pins.add(entry.key)
+        if self._entries.read(entry.key) is None:
+            pins.remove(entry.key)  # It was removed between the look and the pin.
+            raise EntryNotFoundError(ref=entry.key, root=self.root)
 
     def unpin(self, ref: RefLike) -> bool:
         """Take the pin off *ref*; False if it had none."""

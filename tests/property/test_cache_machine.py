@@ -140,8 +140,6 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(first=commands, second=commands, servants=st.permutations([0, 1, 2]))
     def two_at_once(self, first: Command, second: Command, servants: list[int]) -> None:
-        if first[1] == second[1] and {first[0], second[0]} == {"remove", "pin"}:
-            return  # Known: see below.
         apart = self._key(first) != self._key(second) and "verify" not in {first[0], second[0]}
         for servant, command in zip(servants, (first, second), strict=False):
             self._begin(command)
@@ -254,7 +252,6 @@ class CacheMachine(RuleBasedStateMachine):
         self.unsure.discard(key)
 
 
-@pytest.mark.xfail(strict=True, reason="a pin that is set while its entry is removed by force stays, on nothing (I4)")
 def test_a_pin_does_not_outlive_an_entry_that_is_removed_while_it_is_set(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,9 @@ class Child:
             warnings.simplefilter("ignore", DeprecationWarning)
             self._pid = os.fork()
         if self._pid == 0:
+            # It ends with its parent, and keeps nobody waiting for the end of what its parent says.
+            os.close(self._tell)
+            os.close(sys.stdout.fileno())
             if turn is not None:
                 turn.release(path)  # What the end of the block does in a child that runs on.
             os.write(done, b"x")

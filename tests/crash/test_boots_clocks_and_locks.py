@@ -123,6 +123,7 @@ def test_with_locks_that_do_nothing_processes_repeat_work_and_serve_nothing_wron
             server.add(f"/{number}.onnx{query}", content)
     root = tmp_path / "cache"
     chance = random.Random(pytestconfig.getoption("--crash-seed"))
+    promises = Promises()
     for turn in range(rounds):
         barrier = tmp_path / f"barrier-{turn}"
         barrier.mkdir()
@@ -138,7 +139,6 @@ def test_with_locks_that_do_nothing_processes_repeat_work_and_serve_nothing_wron
                 pass
         for victim in victims:
             victim.kill()
-        promises = Promises()
         promises.hear(victims)
         for victim in victims:
             with victim:

@@ -231,6 +231,7 @@ class Objects:
         try:
             commit.make_mark(mark)
         except OSError as error:
+            commit.remove_quietly(mark)  # Its close may be what failed; it would speak for us as long as we live.
             raise storage_error(error, action="announce", path=mark) from error
         try:
             yield

@@ -264,3 +264,18 @@ def test_an_object_that_this_process_cannot_open_now_is_not_set_aside(
 
     assert Path(stored.path).read_bytes() == CONTENT
     assert not os.path.exists(f"{store}/quarantine")
+
+
+def test_a_mark_whose_close_fails_is_not_left(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    close = os.close
+
+    def failing(descriptor: int) -> None:
+        close(descriptor)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", failing)
+        with pytest.raises(StorageError), Objects(store).announced(DIGEST):
+            pass
+
+    assert os.listdir(f"{store}/staging") == []

@@ -56,6 +56,11 @@ def main(arguments: Sequence[str]) -> int:
     if unknown:
         print(f"unknown: {', '.join(unknown)}; known: {', '.join(SCENARIOS)}", file=sys.stderr)
         return 2
+    try:
+        importlib.import_module("modelcache.fetch")  # With what it needs: a clone that was not installed lacks that.
+    except ImportError as error:
+        print(f"modelcache is not installed here ({error}): pip install -e '.[bench]'", file=sys.stderr)
+        return 2
     # An environment that writes no bytecode would compile the source at each start.
     for package in (modelcache, failpoints):
         compileall.compile_dir(str(Path(package.__file__ or "").parent), quiet=2)

@@ -60,7 +60,7 @@ class ModelCache(Subject):
         # What a first fetch imports: the peers import all of theirs at once, too.
         import modelcache.fetch
         import modelcache.flights
-        import modelcache.sources.http  # noqa: F401
+        import modelcache.sources.http  # noqa: F401  # Only imported.
         from modelcache import Cache
 
         self.cache = Cache(root)

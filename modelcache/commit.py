@@ -35,7 +35,22 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV, errno.ENOSYS
 
 
 def prepare_root(root: str) -> None:
+    """Make *root* ready for what is promised in it: `make_root`, and its own name is durable.
+
+    Raises:
+        FormatError, RootError: See `make_root`.
+    """
+    make_root(root)
+    try:
+        _settle(root)
+    except OSError as error:
+        raise _root_error(root, error) from error
+
+
+def make_root(root: str) -> None:
     """Make *root* and its directories where they are missing, and mark it as a cache of this format.
+
+    Enough for who only waits for another process: it syncs nothing that was there.
 
     Raises:
         FormatError: A newer modelcache wrote the root; nothing is touched.
@@ -51,8 +66,6 @@ def prepare_root(root: str) -> None:
             for name, content in (("CACHEDIR.TAG", layout.CACHEDIR_TAG), ("format", b"%d\n" % layout.FORMAT)):
                 if not os.path.exists(f"{root}/{name}"):
                     commit_record(f"{root}/{layout.STAGING}", f"{root}/{name}", content)
-            fail_point("commit.before-sync-root")
-        _settle(root)
         if not os.access(f"{root}/{layout.STAGING}", os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), root)
     except OSError as error:
@@ -258,12 +271,15 @@ def rename(source: str, target: str) -> None:
 
 
 def move_durably(source: str, target: str) -> None:
-    """Rename *source* out of its bucket; when it returns, it stays gone after a power cut."""
+    """Rename *source* out of its bucket; when it returns, it stays gone after a power cut.
+
+    Its new name is synced first: where nothing orders the two, a cut in between must not leave it without any.
+    """
     ensure_bucket(os.path.dirname(target))
     rename(source, target)
     fail_point("commit.before-sync-move")
-    sync_directory(os.path.dirname(source))
     sync_directory(os.path.dirname(target))
+    sync_directory(os.path.dirname(source))
 
 
 def put_back(source: str, target: str) -> bool:
@@ -388,6 +404,7 @@ def _make_directories(path: str) -> None:
         path = os.path.dirname(path)
     for path in reversed(missing):
         _make_directory(path)
+        fail_point("commit.before-sync-root")
         sync_directory(os.path.dirname(path))
 
 

@@ -56,11 +56,11 @@ class Fetcher:
         Raises:
             ModelCacheError: Any leaf; nothing half-written is visible, and what had come can be resumed.
         """
-        commit.prepare_root(self.means.root)
+        commit.make_root(self.means.root)
         for place in job.places:
             self.means.registry.check(place)  # An unknown scheme is told before anything is waited for.
-        with self._turn(job, deadline) as turn:
-            entry = self._arrived(job)
+        with self._turn(job, deadline) as (turn, seen):
+            entry = seen or self._arrived(job)
             if entry is not None:
                 return entry
             if turn is not None and turn.note:
@@ -75,8 +75,18 @@ class Fetcher:
                 raise
 
     @contextmanager
-    def _turn(self, job: Job, deadline: Deadline) -> Iterator[locks.Turn | None]:
-        """Hold the key's lock for the block, or know why not; None where the work is done without it (I9)."""
+    def _turn(self, job: Job, deadline: Deadline) -> Iterator[tuple[locks.Turn | None, Entry | None]]:
+        """Hold the key's lock for the block, or know why not: without a turn the work is done without it (I9).
+
+        The entry is what another process has brought meanwhile, if that was seen.
+        """
+        entry: Entry | None = None
+
+        def done() -> bool:
+            nonlocal entry
+            entry = self._arrived(job)
+            return entry is not None
+
         path = f"{self.means.root}/{layout.LOCKS}/{layout.key_id(job.ref.key)}.lock"
         with ExitStack() as stack:
             turn: locks.Turn | None = None
@@ -86,7 +96,7 @@ class Fetcher:
                         path,
                         timeout=deadline.left(self._lock_timeout),
                         what=job.ref.key,
-                        done=lambda: self._arrived(job) is not None,
+                        done=done,
                         on_wait=lambda holder: self._tell(job, "waiting", detail=f"{holder} is fetching it"),
                         heed=lambda note: self._heeds(note, job),
                         check=deadline.check,
@@ -97,7 +107,7 @@ class Fetcher:
                 self._tell(job, "waiting", detail=f"{error.summary}; going on without the lock")
             except locks.LockUnavailableError as error:
                 self._tell(job, "waiting", detail=f"no lock can be had ({error}); going on without")
-            yield turn
+            yield turn, entry
 
     def _asked(self, job: Job) -> list[str]:
         """Return what an error of *job* speaks of: the places, what they were asked for, within which limits."""
@@ -120,10 +130,11 @@ class Fetcher:
             return None
         if job.known is not None and entry.serial == job.known.serial:
             return None  # It is still the one that will not do.
-        return entry if hit.look(self.means.root, job.ref.key) is not None else None
+        return entry if hit.stands(entry.path, entry.size, entry.mtime_ns) else None
 
     def _fetch(self, job: Job, deadline: Deadline) -> Entry:
         """Ask the places of *job* in order. Whoever fetches clears up too, once: those who wait have no time for it."""
+        commit.prepare_root(self.means.root)
         if not self._swept:
             self._swept = True
             sweep(self.means.root)

@@ -129,7 +129,7 @@ class Getter:
         if force_download and local_files_only:
             raise UsageError(problem="force_download and local_files_only contradict each other")
         parsed = reference.parse(ref)
-        parsed.name  # noqa: B018  # Raises for a name that cannot be a file's.
+        _ = parsed.name  # Raises for a name that cannot be a file's.
         return Ask(
             ref=parsed,
             digest=None if digest is None else Digest.parse(digest),
@@ -203,6 +203,8 @@ class Getter:
         if entry is None or (ask.digest is not None and entry.digest != ask.digest):
             if ask.digest is None or not ask.ref.scheme:
                 return None  # A name means what was put under it, and nothing else.
+            if not os.path.isdir(f"{self.root}/{layout.OBJECTS}/{layout.object_name(ask.digest)}"):
+                return None
             from .intake import link
 
             return link(self.root, ask.ref, ask.digest)
@@ -289,6 +291,8 @@ class Getter:
 
     def _flights(self) -> Flights[Entry]:
         """Return what fetches need, made when the first one begins: it takes a tenth of a second to import."""
+        if self._fetching is not None:
+            return self._fetching[1]
         # Before the lock is taken: others, and forks, must not have to wait for it.
         from .fetch import Fetcher
         from .flights import Flights

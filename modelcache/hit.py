@@ -24,13 +24,14 @@ class Hit:
         self.object, self.size, self.mtime_ns, self.checked, self.name = head
         self.path = f"{root}/{OBJECTS}/{self.object}/{self.name}"
 
-    def stands(self) -> bool:
-        """Tell whether the object is there, with the size and mtime on record: the price of a hit."""
-        try:
-            found = os.stat(self.path)
-        except OSError:
-            return False
-        return found.st_size == self.size and found.st_mtime_ns == self.mtime_ns and stat.S_ISREG(found.st_mode)
+
+def stands(path: str, size: int, mtime_ns: int) -> bool:
+    """Tell whether the object's file is there, with the *size* (bytes) and *mtime_ns* on record: the price of a hit."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False
+    return found.st_size == size and found.st_mtime_ns == mtime_ns and stat.S_ISREG(found.st_mode)
 
 
 def look(root: str, key: str, *, recently: bool = False) -> "Hit | None":
@@ -56,7 +57,7 @@ def look(root: str, key: str, *, recently: bool = False) -> "Hit | None":
     finally:
         os.close(descriptor)
     hit = Hit(root, head)
-    return hit if hit.stands() else None
+    return hit if stands(hit.path, hit.size, hit.mtime_ns) else None
 
 
 def format_is_known(root: str) -> bool:

@@ -20,7 +20,7 @@ from .digest import Digest
 from .errors import RootError
 from .objects import Objects
 from .pins import Pins
-from .records import Entries
+from .records import Entries, Entry
 
 _BUCKETS = {
     layout.OBJECTS, layout.ENTRIES, layout.PINS, layout.PARTIALS, layout.STAGING, layout.TRASH, layout.QUARANTINE,
@@ -145,7 +145,7 @@ def _records(root: str) -> Iterator[Violation]:
                 yield Violation("I6", "corrupt", path, "the record is broken: a miss")
             continue
         try:
-            size = os.stat(entry.path).st_size
+            size = os.stat(_place(root, entry)).st_size
         except OSError:
             size = -1
         if size == entry.size or entries.load(identity) != entry:  # It has been replaced, or removed, this moment.
@@ -154,6 +154,18 @@ def _records(root: str) -> Iterator[Violation]:
             yield Violation("I2", "dangling", entry.key, f"its object is gone: {entry.path}")
         else:
             yield Violation("I2", "dangling", entry.key, f"{size} bytes, on record are {entry.size}")
+
+
+def _place(root: str, entry: Entry) -> str:
+    """Return where the content of *entry* is: in trash, if a removal that came between was cut off; a get looks there.
+
+    The removal had found the object unnamed, and died before it saw that somebody had named it meanwhile.
+    """
+    if not os.path.lexists(os.path.dirname(entry.path)):
+        for name in files.listing(f"{root}/{layout.TRASH}"):
+            if name.endswith(f".{entry.digest.hex}"):
+                return f"{root}/{layout.TRASH}/{name}/{entry.name}"
+    return entry.path
 
 
 def _pins(root: str) -> Iterator[Violation]:
@@ -182,7 +194,7 @@ def _lost(root: str, acknowledged: Mapping[str, str | None]) -> Iterator[Violati
             yield Violation("I3", "lost", key, f"{digest} was acknowledged, on record is {there}")
             continue
         try:
-            actual, _ = files.digest_of(entry.path)
+            actual, _ = files.digest_of(_place(root, entry))
         except OSError:
             actual = Digest("sha256:nothing")
         if actual != digest:

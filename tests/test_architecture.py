@@ -50,7 +50,6 @@ ALLOWED = {
     ("locks", "ftruncate"), ("locks", "pwrite"),  # Lock files: the holder's name, and a note. They only inform.
     ("__main__", "write"),  # The path, to standard output.
     ("testing.victims", "write"), ("testing.victims", "TemporaryFile"),  # A pipe to the parent; what a victim says.
-    ("testing.victims", "unlink"),  # Of its barrier's own mark.
 }  # fmt: skip
 
 

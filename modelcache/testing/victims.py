@@ -32,7 +32,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import IO, Self
 
-from .. import process
+from .. import commit, process
 
 _PIPE = "MODELCACHE_TESTING_PIPE"
 _DRAIN_S = 0.02
@@ -238,7 +238,7 @@ class Barrier:
             if here >= self._parties:
                 _make(opened)  # For those who look only when the first ones have gone on, and ended.
             elif time.monotonic() > until:
-                os.unlink(ours)
+                commit.remove_quietly(ours)
                 raise TimeoutError(f"{here} of {self._parties} processes came within {timeout:g} s")
             else:
                 time.sleep(0.001)

@@ -84,10 +84,15 @@ class Disk:
             names *= len(file.options(self._model, random.Random(0)))
         return names
 
-    def draw(self, chance: random.Random) -> dict[str, tuple[bytes, int | None] | None]:
-        """Return one state: what is at each path: a file's bytes and mtime, or None for a directory."""
+    def draw(self, chance: random.Random, *, least: bool = False) -> dict[str, tuple[bytes, int | None] | None]:
+        """Return one state: what is at each path: a file's bytes and mtime, or None for a directory.
+
+        With *least*, of the names there is what no cut may take back, and nothing more.
+        """
         loose = sorted({step.group for step in self._steps} - self._durable)
-        if self._model == "ordered":
+        if least:
+            kept = set()
+        elif self._model == "ordered":
             kept = set(loose[: chance.randrange(len(loose) + 1)])
         else:
             share = chance.choice([0.0, 0.2, 0.5, 0.8, 1.0])

@@ -52,8 +52,10 @@ def cut(
     for number in range(count * 4):  # Small operations have fewer states than that.
         if len(seen) >= count:
             break
-        moment = number % len(disks)  # All moments in turn; what is drawn is what survives.
-        state = disks[moment].draw(chance)
+        # All moments in turn, the last one first: it is after the promise. What survives is drawn, but for the first
+        # round: then it is the least.
+        moment = -(number + 1) % len(disks)
+        state = disks[moment].draw(chance, least=number < len(disks))
         mark = digest_of(state), hash(frozenset(disks[moment].expected.items()))
         if mark in seen:
             continue

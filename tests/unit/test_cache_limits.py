@@ -140,7 +140,7 @@ def test_what_is_cached_is_served_stale_when_nothing_can_be_written(
     def refused(path: str) -> None:
         raise errors.RootError(path=path, reason="its file system is mounted read-only", hint="")
 
-    monkeypatch.setattr(commit, "prepare_root", refused)
+    monkeypatch.setattr(commit, "make_root", refused)
     events: list[str] = []
 
     with Cache(root, on_event=lambda event: events.append(event.kind)) as cache:

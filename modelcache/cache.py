@@ -302,6 +302,30 @@ class Cache:
         self._warm.forget(parsed.key)
         return entry
 
+    def put_tree(self, directory: str | os.PathLike[str], *, name: str, digest: str | None = None) -> Entry:
+        """Store *directory* and all files in it under *name*, durably, as one; it is a ref from then on.
+
+        Files that the cache holds already are not stored again. Links to files are followed; empty directories are
+        left out.
+
+        Args:
+            directory: Its path.
+            name: Such as ``Net.mlpackage``; its last part becomes the directory's name.
+            digest: What the content must be, ``tree:<hex>``.
+
+        Raises:
+            InvalidReferenceError, NotFoundError, UsageError, EmptyContentError, DigestMismatchError, NoSpaceError,
+            StorageError
+        """
+        from .intake import put_tree
+
+        self._check_open()
+        parsed = reference.parse(name)
+        self._prepare()
+        entry = put_tree(self.root, os.fspath(directory), parsed, None if digest is None else Digest.parse(digest))
+        self._warm.forget(parsed.key)
+        return entry
+
     def remove(self, ref: RefLike, *, force: bool = False) -> bool:
         """Forget *ref* and delete what nothing else needs, partials included; False if there was nothing.
 

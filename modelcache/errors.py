@@ -98,12 +98,12 @@ class InvalidReferenceError(UsageError):
 
 
 class InvalidDigestError(UsageError):
-    """A digest that is not ``sha256:`` and 64 hexadecimal digits."""
+    """A digest that is neither ``sha256:`` nor ``tree:`` and 64 hexadecimal digits."""
 
     def __init__(self, *, text: str) -> None:
         ModelCacheError.__init__(self, text=text)
         self.summary = f"{_shown(text)} is not a digest"
-        self.hint = "A digest is 'sha256:' and 64 hexadecimal digits; `sha256sum FILE` prints them"
+        self.hint = "A digest is 'sha256:' (of a tree, 'tree:') and 64 hexadecimal digits; `sha256sum FILE` prints them"
 
 
 class UnknownSchemeError(UsageError):

@@ -130,9 +130,12 @@ class Getter:
             raise UsageError(problem="force_download and local_files_only contradict each other")
         parsed = reference.parse(ref)
         _ = parsed.name  # Raises for a name that cannot be a file's.
+        wanted = None if digest is None else Digest.parse(digest)
+        if wanted is not None and wanted.is_tree and parsed.scheme:
+            raise UsageError(problem=f"{wanted} is the digest of a tree, and {parsed.key} is one file")
         return Ask(
             ref=parsed,
-            digest=None if digest is None else Digest.parse(digest),
+            digest=wanted,
             mirrors=tuple(_place(mirror) for mirror in listed(mirrors)),
             max_age=max_age,
             local=local_files_only or self.limits.offline,
@@ -213,7 +216,7 @@ class Getter:
             from .intake import link
 
             return link(self.root, ask.ref, entry.digest, lost=entry)
-        if ask.verify == "stat" and (found.st_size, found.st_mtime_ns) == (entry.size, entry.mtime_ns):
+        if ask.verify == "stat" and hit.is_same(found, entry.size, entry.mtime_ns):
             return entry
         from .verification import examine
 

@@ -22,8 +22,11 @@ def token() -> str:
 
 
 def is_dead(owner: str) -> bool | None:
-    """Tell whether the process that made the token *owner* is gone; None if that cannot be known from here."""
-    parts = owner.split("-")
+    """Tell whether the process that made the token *owner* is gone; None if that cannot be known from here.
+
+    What a name says behind its token begins with a dot.
+    """
+    parts = owner.partition(".")[0].split("-")
     if len(parts) != 6 or not parts[3].isdigit():
         return None
     machine, boot, namespace, pid, start, _ = parts

@@ -35,12 +35,14 @@ from modelcache.objects import Objects
 from modelcache.records import Entries
 from modelcache.sweep import sweep
 from modelcache.testing import Fault, FaultServer, check_cache
-from tests.crash.world import digest_of
+from tests.crash.world import digest_of, found_at, make_tree, tree_digest, tree_of
 from tests.support.state import leftovers
 
 OLD, NEW = bytes(range(250)) * 6_000, bytes(range(1, 251)) * 6_000
 CONTENTS = {digest_of(OLD): OLD, digest_of(NEW): NEW}
 OLDS, NEWS = CONTENTS
+TREES = {tree_digest(tree_of(content)): tree_of(content) for content in (OLD, NEW)}
+OLD_TREE, NEW_TREE = TREES
 POINTS = sorted({point.name for point in find_points("modelcache")})
 ELSEWHERE = "https://unreachable.invalid/other.onnx"
 
@@ -69,6 +71,7 @@ def perform(root: str, task: Task) -> str | None:
         "refresh": lambda: cache.get(task.key, force_download=True),
         "link": lambda: cache.get(task.key, digest=task.digest),
         "put": lambda: cache.put(CONTENTS[task.digest], name=task.key),
+        "put tree": lambda: cache.put_tree(source_of(root, task.digest), name=task.key),
         "remove": lambda: cache.remove(task.key, force=True),
         "pin": lambda: cache.pin(task.key),
         "unpin": lambda: cache.unpin(task.key),
@@ -85,9 +88,17 @@ def perform(root: str, task: Task) -> str | None:
             raise
     else:
         if isinstance(result, str):
-            return digest_of(Path(result).read_bytes())
+            return found_at(Path(result))
     entry = cache.lookup(task.key) if task.key else None
-    return None if entry is None else digest_of(Path(entry.path).read_bytes())
+    return None if entry is None else found_at(Path(entry.path))
+
+
+def source_of(root: str, digest: str) -> Path:
+    """Return a directory that holds the tree *digest*."""
+    source = Path(f"{root}.source-{digest[-8:]}")
+    if not source.exists():
+        make_tree(source, TREES[digest])
+    return source
 
 
 def live(root: str, tasks: list[Task], spec: str) -> dict[str, Any]:
@@ -323,6 +334,31 @@ def died_in_remove(world: World) -> Iterator[Story]:
     yield Story([Task("get", "n")], here, here, damaged=True)
 
 
+def put_tree(world: World) -> Iterator[Story]:
+    """One of its files is here already, and becomes another name of it."""
+    world.do(Task("put", "kept", NEWS))
+    here: dict[str, str | None] = {"kept": NEWS}
+    yield Story([Task("put tree", "t", NEW_TREE)], here, {**here, "t": NEW_TREE}, [Task("put tree", "t", NEW_TREE)])
+
+
+def put_tree_again(world: World) -> Iterator[Story]:
+    """The new one shares files with the old one, which goes on under another name."""
+    world.do(Task("put tree", "t", OLD_TREE), Task("put tree", "other", OLD_TREE))
+    before: dict[str, str | None] = {"t": OLD_TREE, "other": OLD_TREE}
+    yield Story([Task("put tree", "t", NEW_TREE)], before, {**before, "t": NEW_TREE})
+
+
+def second_name_of_a_tree(world: World) -> Iterator[Story]:
+    world.do(Task("put tree", "t", OLD_TREE))
+    before: dict[str, str | None] = {"t": OLD_TREE}
+    yield Story([Task("put tree", "other", OLD_TREE)], before, {**before, "other": OLD_TREE})
+
+
+def remove_tree(world: World) -> Iterator[Story]:
+    world.do(Task("put tree", "kept", OLD_TREE), Task("put tree", "t", NEW_TREE))
+    yield Story([Task("remove", "t")], {"kept": OLD_TREE, "t": NEW_TREE}, {"kept": OLD_TREE, "t": None})
+
+
 def pin_and_unpin(world: World) -> Iterator[Story]:
     world.do(Task("put", "m", OLDS))
     yield Story([Task("pin", "m"), Task("unpin", "m")], {"m": OLDS}, {"m": OLDS})
@@ -342,6 +378,7 @@ def repair(world: World) -> Iterator[Story]:
 OPERATIONS: list[Operation] = [
     cold_get, resumed_get, restarted_get, interrupted_get, refresh, throttled_get, contended_get,
     put, second_name, remove, remove_one_of_two_names, remove_what_is_wanted, died_in_remove, pin_and_unpin, repair,
+    put_tree, put_tree_again, second_name_of_a_tree, remove_tree,
 ]  # fmt: skip
 
 
@@ -461,7 +498,7 @@ def test_a_kill_at_any_point_leaves_a_cache_that_serves_only_whole_content(
 @pytest.mark.parametrize(
     ("operation", "point"),
     [
-        (cold_get, "partials.before-append"), (resumed_get, "partials.before-append"), (put, "intake.before-write"),
+        (cold_get, "partials.before-append"), (resumed_get, "partials.before-append"), (put, "staged.before-write"),
         (put, "commit.before-write-record"), (refresh, "commit.before-write-record"),
         (pin_and_unpin, "commit.before-write-record"),
     ],

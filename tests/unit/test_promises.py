@@ -55,7 +55,7 @@ def share_the_file(root: Path, entry: Entry) -> None:
     os.link(entry.path, root / layout.STAGING / "twin")
     os.chmod(
         entry.path, 0o644
-    )  # Else nobody could write it: a tree that is put together has links to files of objects.
+    )  # Else nobody could: a tree that is put together has links to files of objects.
 
 
 def put_a_stranger_there(root: Path, entry: Entry) -> None:

@@ -22,6 +22,7 @@ FLOORS = [
     {"partials", "sources.base"},
     {"sources.connections", "sources.file"},
     {"sources.http"},
+    {"sources.hf"},
     {"sources"},
     {"promises", "ranges", "sweep", "transfer"},
     {"verification"},

@@ -58,6 +58,9 @@ from functools import partial
 from typing import Any
 
 
+_IN_BETWEEN = "A proxy or a content network in between alters or confuses files; try again later, or a mirror"
+
+
 class ModelCacheError(Exception):
     """The root of all errors of modelcache."""
 
@@ -354,16 +357,19 @@ class DigestMismatchError(IntegrityError):
         self.summary = f"digest mismatch for {ref}: {wanted}, got {actual}; nothing was stored"
         self.hint = f"If the publisher replaced the file on purpose, pass digest={actual!r}"
         if announced:
-            self.hint = "A proxy or a content network in between alters or confuses files; try again later, or a mirror"
+            self.hint = _IN_BETWEEN
 
 
 class SizeMismatchError(IntegrityError):
-    """The content has another size, in bytes, than was announced or locked."""
+    """The content has another size, in bytes, than was locked, or ``announced`` by its source itself."""
 
-    def __init__(self, *, ref: str, expected: int, actual: int) -> None:
-        super().__init__(ref=ref, expected=expected, actual=actual)
-        self.summary = f"size mismatch for {ref}: expected {expected} bytes, got {actual}; nothing was stored"
+    def __init__(self, *, ref: str, expected: int, actual: int, announced: bool = False) -> None:
+        super().__init__(ref=ref, expected=expected, actual=actual, announced=announced)
+        wanted = f"its source announced {expected} bytes" if announced else f"expected {expected} bytes"
+        self.summary = f"size mismatch for {ref}: {wanted}, got {actual}; nothing was stored"
         self.hint = "If the publisher replaced the file on purpose, run `modelcache lock` again"
+        if announced:
+            self.hint = _IN_BETWEEN
 
 
 class EmptyContentError(IntegrityError):

@@ -339,7 +339,7 @@ class _HfStream(HttpStream):
         if said.size is not None and not self.unchanged:
             if self.total not in {None, said.size}:
                 assert self.total is not None
-                raise SizeMismatchError(ref=request.ref, expected=said.size, actual=self.total)
+                raise SizeMismatchError(ref=request.ref, expected=said.size, actual=self.total, announced=True)
             self.total, self.delimited = said.size, True
 
 

@@ -51,6 +51,7 @@ EXAMPLES: list[ModelCacheError] = [
     errors.MirrorsExhaustedError(ref=REF, errors=(_INNER, errors.RemoteNotFoundError(ref=REF, detail="410"))),
     errors.DigestMismatchError(ref=REF, expected="sha256:1", actual="sha256:2"),
     errors.DigestMismatchError(ref=REF, expected="sha256:1", actual="sha256:2", announced=True),
+    errors.SizeMismatchError(ref=REF, expected=1, actual=2, announced=True),
     errors.ListingError(ref="hf://org/name", problem="'..' is no path that is safe everywhere"),
     errors.SizeMismatchError(ref=REF, expected=1, actual=2),
     errors.EmptyContentError(ref=REF),

@@ -57,7 +57,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-
 _IN_BETWEEN = "A proxy or a content network in between alters or confuses files; try again later, or a mirror"
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .records import Entry as Entry
     from .report import Health as Health
     from .report import Stats as Stats
+    from .sources.hf import HfSource as HfSource
     from .sources.http import HttpSource as HttpSource
 
 _HOMES = {
@@ -37,6 +38,7 @@ _HOMES = {
     "Entry": "records",
     "Event": "events",
     "Health": "report",
+    "HfSource": "sources.hf",
     "HttpSource": "sources.http",
     "ModelCacheError": "errors",
     "RetryPolicy": "config",

@@ -9,7 +9,6 @@ import os
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from failpoints import fail_point
 
@@ -89,7 +88,7 @@ class Download:
     def __init__(self, means: Means, job: Job, place: Ref, policy: RetryPolicy, deadline: Deadline) -> None:
         self._means, self._job, self._place, self._policy, self._deadline = means, job, place, policy, deadline
         self._source: Source = means.registry.source(place)
-        self._host = urlsplit(place.key).netloc
+        self._host = self._source.host(place.key)
         self._partial: Partial | None = None
         self._reached = 0  # The most bytes that were ever here: progress is more than that.
         self._may_split = True
@@ -231,6 +230,9 @@ class Download:
         if self._job.size is not None and stream.total not in {None, self._job.size}:
             assert stream.total is not None
             raise SizeMismatchError(ref=self._job.ref.key, expected=self._job.size, actual=stream.total)
+        if self._job.digest is not None and stream.digest not in {None, self._job.digest}:
+            # Before a byte of it comes.
+            raise DigestMismatchError(ref=self._job.ref.key, expected=self._job.digest, actual=str(stream.digest))
         resumes = self._partial is not None and stream.start == self._partial.length > 0
         # A part need not say of how much: what was announced before still holds.
         total = self._partial.total if resumes and self._partial and stream.total is None else stream.total
@@ -246,7 +248,8 @@ class Download:
         partial = self._partial
         self._check_space(total, partial.length)
         try:
-            partial.describe({"place": self._place.key, **asdict(stream.validators)}, total)
+            announced = stream.digest or (partial.facts.get("announced") if resumes else None)
+            partial.describe({"place": self._place.key, "announced": announced, **asdict(stream.validators)}, total)
         except OSError as error:
             raise errors.storage_error(error, action="record", path=self._job.ref.key) from error
         self._tell("started", done=partial.length, total=partial.total)
@@ -311,6 +314,9 @@ class Download:
             raise SizeMismatchError(ref=job.ref.key, expected=job.size, actual=partial.length)
         if job.digest is not None and partial.digest != job.digest:
             raise DigestMismatchError(ref=job.ref.key, expected=job.digest, actual=partial.digest)
+        announced = partial.facts.get("announced")
+        if announced is not None and partial.digest != announced:
+            raise DigestMismatchError(ref=job.ref.key, expected=announced, actual=partial.digest, announced=True)
         if partial.length == 0 and job.digest is None:
             raise EmptyContentError(ref=job.ref.key)
         with self._means.objects.announced(partial.digest):
@@ -382,4 +388,7 @@ def _is_other_content(stream: Stream, partial: Partial, known: Validators | None
     if stream.start == 0:
         return False
     changed = request.same_as is not None and known is not None and known.contradicts(stream.validators)
+    announced = partial.facts.get("announced")
+    if announced is not None and stream.digest not in {None, announced}:
+        changed = True
     return changed or (partial.total is not None and stream.total not in {None, partial.total})

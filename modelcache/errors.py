@@ -7,14 +7,18 @@
     │   ├── InvalidReferenceError
     │   ├── InvalidDigestError
     │   ├── UnknownSchemeError
+    │   ├── NotListableError                                  its source cannot say which files there are
     │   ├── ConfigurationError
     │   └── ManifestError                                     a mistake in models.toml or models.lock: file, line, key
     ├── BatchError                                         3  some of many failed; each with its own error
     ├── NotFoundError (FileNotFoundError)                  4
     │   ├── RemoteNotFoundError                               404, 410, or a file that is not there
+    │   │   ├── RepositoryNotFoundError                       the hub has none, or shows none to this client
+    │   │   └── RevisionNotFoundError                         the repository has no such branch, tag or commit
     │   ├── EntryNotFoundError                                nothing of that name in the cache
     │   └── NoSourceError                                     it was put here: nothing to fetch it from again
     ├── AccessDeniedError (PermissionError)                5  401, 403, 407, 451, or a file that may not be read
+    │   └── GatedRepositoryError                              its terms were not accepted, or nobody said who asks
     ├── NetworkError (ConnectionError)                     6
     │   ├── UnreachableError                                  refused, no such host, TLS that cannot be trusted
     │   ├── InterruptedTransferError                          reset, or ended before the announced length
@@ -28,6 +32,7 @@
     │   ├── DigestMismatchError
     │   ├── SizeMismatchError
     │   ├── EmptyContentError
+    │   ├── ListingError                                      a list of files that cannot all be stored as such
     │   └── CorruptObjectError
     ├── NoSpaceError (OSError, ENOSPC)                     8
     ├── LockTimeoutError (TimeoutError)                    9
@@ -51,6 +56,8 @@ import errno as _errno
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
+
+_IN_BETWEEN = "A proxy or a content network in between alters or confuses files; try again later, or a mirror"
 
 
 class ModelCacheError(Exception):
@@ -115,6 +122,15 @@ class UnknownSchemeError(UsageError):
         self.hint = f"Known schemes: {', '.join(known)}. A package adds one by the entry point modelcache.sources"
 
 
+class NotListableError(UsageError):
+    """The source of a ref cannot say which files there are."""
+
+    def __init__(self, *, ref: str, problem: str) -> None:
+        ModelCacheError.__init__(self, ref=ref, problem=problem)
+        self.summary = f"{_shown(ref)} cannot be listed: {problem}"
+        self.hint = "Whole repositories can: hf://org/name, hf://org/name@revision"
+
+
 class ConfigurationError(UsageError):
     """A setting with a senseless value."""
 
@@ -168,6 +184,32 @@ class RemoteNotFoundError(NotFoundError):
         self.hint = "Check the address; a private model can answer 404 to a client without a token"
         if ref.startswith(("file:", "/")):
             self.hint = "Check the path"
+        if ref.startswith("hf:"):
+            self.hint = "Check the path within the repository, capital letters too, and the revision"
+
+
+class RepositoryNotFoundError(RemoteNotFoundError):
+    """The hub has no such repository, or does not show it to this client: it answers both in the same way."""
+
+    def __init__(self, *, ref: str, repository: str, detail: str, with_token: bool) -> None:
+        ModelCacheError.__init__(self, ref=ref, repository=repository, detail=detail, with_token=with_token)
+        whom = "this token" if with_token else "a client without a token"
+        self.summary = f"{ref}: the hub shows {whom} no repository {repository} ({detail}); nothing was stored"
+        self.hint = "Check the name, which has two parts, and whether it is hf://datasets/ or hf://spaces/. "
+        self.hint += (
+            "If it is private, its owner must give the token's user access"
+            if with_token
+            else "If it is private, give a token: set HF_TOKEN, or HfSource(token=...)"
+        )
+
+
+class RevisionNotFoundError(RemoteNotFoundError):
+    """The repository has no such branch, tag or commit."""
+
+    def __init__(self, *, ref: str, repository: str, revision: str, detail: str) -> None:
+        ModelCacheError.__init__(self, ref=ref, repository=repository, revision=revision, detail=detail)
+        self.summary = f"{ref}: {repository} has no revision {_shown(revision)} ({detail}); nothing was stored"
+        self.hint = "Check the branch, tag or commit after the @; a slash in it is written %2F"
 
 
 class EntryNotFoundError(NotFoundError):
@@ -193,12 +235,26 @@ class AccessDeniedError(ModelCacheError, PermissionError):
 
     exit_code = 5
 
-    def __init__(self, *, ref: str, detail: str) -> None:
-        super().__init__(ref=ref, detail=detail)
+    def __init__(self, *, ref: str, detail: str, hint: str = "") -> None:
+        super().__init__(ref=ref, detail=detail, hint=hint)
         self.summary = f"access to {ref} was denied ({detail}); nothing was stored"
-        self.hint = "Give credentials: HttpSource(headers=...), user:password@ in the URL, or ~/.netrc"
+        self.hint = hint or "Give credentials: HttpSource(headers=...), user:password@ in the URL, or ~/.netrc"
         if ref.startswith("file:"):
             self.hint = "Ask the owner of the file for the right to read it"
+
+
+class GatedRepositoryError(AccessDeniedError):
+    """The repository is there, and is served only to those who accepted its terms. ``page`` is where that is done."""
+
+    def __init__(self, *, ref: str, repository: str, page: str, detail: str, with_token: bool) -> None:
+        ModelCacheError.__init__(self, ref=ref, repository=repository, page=page, detail=detail, with_token=with_token)
+        whom = "the token's user is not on its list" if with_token else "no token was given"
+        self.summary = f"access to {ref} was denied: {repository} is gated, and {whom} ({detail}); nothing was stored"
+        self.hint = f"Accept its terms at {page}" + (
+            ", or wait for its owner's consent; a fine-grained token must also allow gated repositories"
+            if with_token
+            else ", then give a token: set HF_TOKEN, or HfSource(token=...)"
+        )
 
 
 class NetworkError(ModelCacheError, ConnectionError):
@@ -288,22 +344,31 @@ class IntegrityError(ModelCacheError, ValueError):
 
 
 class DigestMismatchError(IntegrityError):
-    """The bytes received are not the bytes asked for. Nothing was stored; the same source is not asked again."""
+    """The bytes received are not the bytes asked for. Nothing was stored; the same source is not asked again.
 
-    def __init__(self, *, ref: str, expected: str, actual: str) -> None:
-        super().__init__(ref=ref, expected=expected, actual=actual)
+    ``announced`` says that the source itself named the digest expected, so that its own answers disagree.
+    """
+
+    def __init__(self, *, ref: str, expected: str, actual: str, announced: bool = False) -> None:
+        super().__init__(ref=ref, expected=expected, actual=actual, announced=announced)
         self.expected, self.actual = expected, actual
-        self.summary = f"digest mismatch for {ref}: expected {expected}, got {actual}; nothing was stored"
+        wanted = f"its source announced {expected}" if announced else f"expected {expected}"
+        self.summary = f"digest mismatch for {ref}: {wanted}, got {actual}; nothing was stored"
         self.hint = f"If the publisher replaced the file on purpose, pass digest={actual!r}"
+        if announced:
+            self.hint = _IN_BETWEEN
 
 
 class SizeMismatchError(IntegrityError):
-    """The content has another size, in bytes, than was announced or locked."""
+    """The content has another size, in bytes, than was locked, or ``announced`` by its source itself."""
 
-    def __init__(self, *, ref: str, expected: int, actual: int) -> None:
-        super().__init__(ref=ref, expected=expected, actual=actual)
-        self.summary = f"size mismatch for {ref}: expected {expected} bytes, got {actual}; nothing was stored"
+    def __init__(self, *, ref: str, expected: int, actual: int, announced: bool = False) -> None:
+        super().__init__(ref=ref, expected=expected, actual=actual, announced=announced)
+        wanted = f"its source announced {expected} bytes" if announced else f"expected {expected} bytes"
+        self.summary = f"size mismatch for {ref}: {wanted}, got {actual}; nothing was stored"
         self.hint = "If the publisher replaced the file on purpose, run `modelcache lock` again"
+        if announced:
+            self.hint = _IN_BETWEEN
 
 
 class EmptyContentError(IntegrityError):
@@ -313,6 +378,15 @@ class EmptyContentError(IntegrityError):
         super().__init__(ref=ref)
         self.summary = f"{ref} came without a single byte; nothing was stored"
         self.hint = "To cache an empty file on purpose, give its digest"
+
+
+class ListingError(IntegrityError):
+    """A source lists files that cannot all be stored under their names."""
+
+    def __init__(self, *, ref: str, problem: str) -> None:
+        super().__init__(ref=ref, problem=problem)
+        self.summary = f"the files of {ref} cannot be taken as they are listed: {problem}; nothing was stored"
+        self.hint = "Tell the publisher; single files of it can still be had by their own refs"
 
 
 class CorruptObjectError(IntegrityError):

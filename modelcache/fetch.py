@@ -111,9 +111,10 @@ class Fetcher:
 
     def _asked(self, job: Job) -> list[str]:
         """Return what an error of *job* speaks of: the places, what they were asked for, within which limits."""
-        personal = any(self.means.registry.source(place).is_personal(place.url) for place in job.places)
+        sources = [(self.means.registry.source(place), place) for place in job.places]
+        personal = any(source.is_personal(place.url) for source, place in sources)
         return [
-            *(place.key for place in job.places),
+            *(f"{place.key} at {source.host(place.key)}" for source, place in sources),
             f"digest={job.digest}, size={job.size}, {self.means.timeout}, {self._policy}",
             "with credentials" if personal else "without credentials",
         ]

@@ -3,12 +3,18 @@
 A ref is one of
 
   * a URL, ``scheme://…``; the schemes are those of the registered sources;
+  * ``hf://[datasets/|spaces/]org/name[@revision][/path]``, a file of a repository of the Hugging Face Hub, or all;
   * a path of this machine (``/…``, ``./…``, ``../…``, ``~/…`` or any ``os.PathLike``), which means ``file://``;
   * a name under which something was put, such as ``resnet50`` or ``vision/resnet50.onnx``.
 
 Two refs with one key are one model. A key holds no credentials: user and password, and the query parameters that only
 sign a request (AWS, Google, Azure and CloudFront signatures, bearer tokens), say who asks and not what is asked for. So
 a pre-signed URL has the same key every time, and no record, event or error shows a secret.
+
+An ``hf`` ref is split as huggingface_hub splits it, without asking the hub: a repository always has two parts, so that
+``hf://gpt2/config.json`` means the repository ``gpt2/config.json``; ``refs/pr/1`` and ``refs/convert/x`` are revisions
+whole, and any other slash in a revision is written ``%2F``. Each part of the path is percent-decoded. No revision and
+``@main`` are the same; neither is pinned to what ``main`` is today.
 
 Names from outside end up as file names under the root, so the last segment of a ref is checked here, once.
 This module is on the path of a warm hit in a new process: it imports nothing that the interpreter has not loaded.
@@ -21,6 +27,12 @@ _NAME_BYTES_MAX = 255
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _SIGNATURE_PREFIXES = ("x-amz-", "x-goog-")
 _SIGNATURES = frozenset({"signature", "sig", "access_token", "token", "api_key", "apikey"})
+_HUB_KINDS = ("datasets", "models", "spaces")
+_HUB_OTHERS = ("buckets", "kernels", "bucket", "dataset", "kernel", "model", "space")
+_HUB_PART_CHARACTERS_MAX = 96
+_HUB_DEFAULT_REVISION = "main"
+_HUB_HINT = "Give hf://org/name/path/to/file, hf://org/name@revision/path, hf://datasets/org/name/path or hf://org/name"
+_IN_NO_REVISION = frozenset(" \\~^:?*[#")  # git-check-ref-format(1); and what a URL reads something else into.
 # Parameters that are credentials only beside a signature (Azure SAS; CloudFront, old S3 and Google signatures).
 _BESIDE_SIGNATURE = frozenset(
     [
@@ -75,6 +87,9 @@ class Ref:
     def name(self) -> str:
         """The file name that the model has in the cache: the last segment of the path, percent-decoded."""
         path = self.key
+        if self.scheme == "hf":
+            place = self.hub
+            return check_name((place.path or place.repository).rpartition("/")[2], ref=self.key)
         if self.scheme:
             path = path.partition("://")[2].partition("?")[0].partition("/")[2]
         last = path.rpartition("/")[2]
@@ -88,6 +103,38 @@ class Ref:
     def path(self) -> str:
         """The path on this machine that a ``file`` ref names."""
         return _file_path(self.key.removeprefix("file://"), self.key)
+
+    @property
+    def hub(self) -> "HubPlace":
+        """What an ``hf`` ref names."""
+        return _hub_place(self.key.removeprefix("hf://"), self.key)
+
+
+class HubPlace:
+    """A file in a repository of the Hugging Face Hub, or the whole repository; nothing in it is percent-encoded.
+
+    Attributes:
+        kind: ``models``, ``datasets`` or ``spaces``.
+        repository: ``org/name``.
+        revision: A branch, a tag, a commit or another ref of git; None for the default branch, ``main``.
+        path: Of the file within the repository; ``""`` for all of it.
+    """
+
+    __slots__ = ("kind", "path", "repository", "revision")
+
+    def __init__(self, kind: str, repository: str, revision: "str | None", path: str) -> None:
+        self.kind, self.repository, self.revision, self.path = kind, repository, revision, path
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the repository in an address: nothing for models."""
+        return "" if self.kind == "models" else f"{self.kind}/"
+
+    def at(self, revision: "str | None", path: str = "") -> Ref:
+        """Return the ref of *path* in the same repository at *revision*; raise InvalidReferenceError."""
+        written = f"@{_escaped(revision)}" if revision is not None else ""
+        inside = "".join(f"/{_escaped(segment)}" for segment in path.split("/")) if path else ""
+        return parse(f"hf://{self.prefix}{self.repository}{written}{inside}")
 
 
 def parse(ref: str | os.PathLike[str]) -> Ref:
@@ -105,7 +152,10 @@ def parse(ref: str | os.PathLike[str]) -> Ref:
         if not scheme.replace("+", "").replace("-", "").isalnum() or not scheme.isascii():
             raise _invalid(text, "its scheme is malformed")
         scheme = scheme.lower()
-        parsed = _file(_file_path(rest, text), text) if scheme == "file" else _url(scheme, rest, text)
+        if scheme == "hf":
+            parsed = _hub(rest, text)
+        else:
+            parsed = _file(_file_path(rest, text), text) if scheme == "file" else _url(scheme, rest, text)
     if len(parsed.key) > REF_CHARACTERS_MAX:
         raise _invalid(text, f"its canonical form has more than {REF_CHARACTERS_MAX} characters")
     return parsed
@@ -191,6 +241,74 @@ def _file(path: str, text: str) -> Ref:
     return Ref(key, key, "file")
 
 
+def _hub(rest: str, text: str) -> Ref:
+    place = _hub_place(rest, text)
+    revision = "" if place.revision is None else f"@{_escaped(place.revision)}"
+    inside = "".join(f"/{_escaped(segment)}" for segment in place.path.split("/")) if place.path else ""
+    key = f"hf://{place.prefix}{place.repository}{revision}{inside}"
+    return Ref(key, key, "hf")
+
+
+def _hub_place(rest: str, text: str) -> HubPlace:
+    if "?" in rest or "#" in rest:
+        raise _invalid(text, "it holds '?' or '#', which in the name of a file are written %3F and %23", _HUB_HINT)
+    kind, *parts = rest.split("/")
+    if kind in _HUB_OTHERS:
+        raise _invalid(text, f"{kind!r} is none of {', '.join(_HUB_KINDS)}", _HUB_HINT)
+    if kind not in _HUB_KINDS:
+        kind, parts = "models", [kind, *parts]
+    if len(parts) < 2:
+        raise _invalid(text, "a repository has two parts, org/name", _HUB_HINT)
+    name, at, written = parts[1].partition("@")
+    repository, parts = f"{parts[0]}/{name}", parts[2:]
+    if not all(_is_hub_part(part) for part in repository.split("/")) or name.endswith(".git"):
+        raise _invalid(
+            text, "its repository is not of the form org/name, of letters, digits, '-', '_' and '.'", _HUB_HINT
+        )
+    if written == "refs" and len(parts) > 1 and (parts[0] == "convert" or (parts[0] == "pr" and parts[1].isdecimal())):
+        written, parts = "/".join([written, *parts[:2]]), parts[2:]
+    revision = _decoded(written, text)
+    if at and not _is_revision(revision):
+        raise _invalid(text, "its revision is none that git can have; a slash in it is written %2F", _HUB_HINT)
+    if parts == [""]:
+        parts = []  # A slash after a repository means all of it, as none does.
+    path = "/".join(check_name(_decoded(part, text), ref=text) for part in parts)
+    return HubPlace(kind, repository, None if not at or revision == _HUB_DEFAULT_REVISION else revision, path)
+
+
+def _is_hub_part(part: str) -> bool:
+    """Tell whether *part* can be a name of an owner or a repository (huggingface_hub's own rule)."""
+    plain = part.replace("-", "").replace(".", "").replace("_", "")
+    ends = not part.startswith(("-", ".")) and not part.endswith(("-", "."))
+    inside = part.isascii() and (plain.isalnum() or (not plain and "_" in part)) and "--" not in part
+    return 0 < len(part) <= _HUB_PART_CHARACTERS_MAX and ends and inside and ".." not in part
+
+
+def _is_revision(text: str) -> bool:
+    """Tell whether *text* can be a revision, by the rules of git that matter for an address."""
+    parts = text.split("/")
+    plain = text.isprintable() and _IN_NO_REVISION.isdisjoint(text) and ".." not in text and not text.startswith("-")
+    return plain and all(part and part[0] != "." for part in parts) and len(text.encode("utf-8")) <= _NAME_BYTES_MAX
+
+
+def _decoded(text: str, ref: str) -> str:
+    if "%" not in text:
+        return text
+    from urllib.parse import unquote
+
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError as error:
+        raise _invalid(ref, "what it holds percent-encoded is no text") from error
+
+
+def _escaped(text: str) -> str:
+    """Return one part of a path or a revision as it stands in a key."""
+    for character, code in (("%", "%25"), ("/", "%2F"), ("?", "%3F"), ("#", "%23"), (" ", "%20")):
+        text = text.replace(character, code)
+    return text
+
+
 def _name(text: str) -> Ref:
     if ":" in text:
         raise _invalid(text, "a name holds no ':', and a URL has '://' after its scheme")
@@ -206,10 +324,12 @@ def _path_text(ref: object) -> str:
     return path
 
 
-def _invalid(ref: str, problem: str) -> Exception:
+def _invalid(ref: str, problem: str, hint: str = "") -> Exception:
     from .errors import InvalidReferenceError  # Not on the path of a hit.
 
     scheme, separator, rest = ref.partition("://")
     if separator:  # However malformed, it may hold a password or a signature.
-        ref = f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
-    return InvalidReferenceError(ref=ref, problem=problem)
+        # In an hf ref an @ stands before a revision too; somebody's token can only be in the first part.
+        first, slash, others = rest.partition("/") if scheme.lower() == "hf" else (rest, "", "")
+        ref = f"{scheme}://{(first.rpartition('@')[2] + slash + others).partition('?')[0]}"
+    return InvalidReferenceError(ref=ref, problem=problem, hint=hint)

@@ -23,6 +23,7 @@ FLOORS = [
     {"partials", "sources.base", "staged"},
     {"sources.connections", "sources.file"},
     {"sources.http"},
+    {"sources.hf"},
     {"sources"},
     {"promises", "ranges", "sweep", "transfer"},
     {"verification"},

@@ -9,12 +9,12 @@ from importlib.metadata import entry_points
 from ..errors import ConfigurationError, UnknownSchemeError
 from ..forks import renew_after_fork
 from ..reference import Ref
-from .base import Request, Source, Stream, Validators
+from .base import Listing, RemoteFile, Request, Source, Stream, Validators
 
-__all__ = ["Registry", "Request", "Source", "Stream", "Validators"]
+__all__ = ["Listing", "Registry", "RemoteFile", "Request", "Source", "Stream", "Validators"]
 
 GROUP = "modelcache.sources"
-_BUILT_IN = ("file", "http", "https")
+_BUILT_IN = ("file", "hf", "http", "https")
 
 
 class Registry:
@@ -68,6 +68,10 @@ class Registry:
             from .http import HttpSource  # urllib3 takes 100 ms to import.
 
             return HttpSource()
+        if ref.scheme == "hf":
+            from .hf import HfSource
+
+            return HfSource()
         if ref.scheme == "file":
             from .file import FileSource
 

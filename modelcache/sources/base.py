@@ -1,17 +1,26 @@
 """What a source is: where originals come from. A third party adds a scheme by implementing `Source`.
 
-A source opens one stream at a time and raises typed errors. It never retries (``retry`` does), never touches the cache
-root (``commit`` does), and keeps no state about models. Register a class by the entry-point group
-``modelcache.sources``, the entry point's name being the scheme, or give an instance to ``Cache(sources=[…])``.
+A source opens one stream at a time, may say which files there are, and raises typed errors. It never retries (``retry``
+does), never touches the cache root (``commit`` does), and keeps no state about models. Register a class by the
+entry-point group ``modelcache.sources``, the entry point's name being the scheme, or give an instance to
+``Cache(sources=[…])``.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
+from .. import reference
 from ..config import Timeout
+from ..digest import Digest
+from ..errors import InvalidReferenceError, ListingError, NotListableError
+from ..reference import Ref
 from ..retry import Deadline
+
+FILES_MAX = 1_000_000  # In one listing.
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,7 @@ class Stream(ABC):
     Attributes:
         start: The offset of the first byte that `read` will return: ``request.start``, or 0 if the whole content comes.
         total: Size of the whole content in bytes, None if the source does not say.
+        digest: What the source announced that the whole content hashes to, before it sent it; other content is refused.
         validators: Of this version of the content.
         ranges: Whether the source serves parts of this content.
         delimited: Whether the end of the content can be told from a connection that was cut.
@@ -83,6 +93,7 @@ class Stream(ABC):
 
     start: int = 0
     total: int | None = None
+    digest: Digest | None = None
     validators: Validators = Validators()
     ranges: bool = False
     delimited: bool = True
@@ -104,6 +115,50 @@ class Stream(ABC):
         """Make a blocked `read` of another thread return or raise soon."""
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """One file of a listing.
+
+    Attributes:
+        path: Within what was listed: relative, with ``/`` between its parts.
+        size: In bytes, None if the source does not say.
+        digest: Of its content, None if the source does not say.
+        blob: The id of its content in git (a SHA-1 over a header and the content), None if it has none.
+        ref: By which this very version of it is had.
+    """
+
+    path: str
+    size: int | None
+    digest: Digest | None
+    blob: str | None
+    ref: Ref
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files of one version of a repository or directory, in the order of their paths.
+
+    Each path can be stored as a file under a directory, and all of them together: none is absolute or holds ``.``,
+    ``..``, an empty part, a backslash or a control character; none is there twice, also not where capital letters and
+    Unicode's ways to write an accent do not count (macOS), and none is a directory of another one.
+
+    Attributes:
+        ref: What was listed, as it was asked for.
+        revision: The source's own name of the version that was listed; None if it has none.
+        files: Which there are.
+
+    Raises:
+        ListingError: A path cannot be stored.
+    """
+
+    ref: Ref
+    revision: str | None
+    files: tuple[RemoteFile, ...]
+
+    def __post_init__(self) -> None:
+        _check_paths([file.path for file in self.files], self.ref.key)
+
+
 class Source(ABC):
     """Opens streams for the schemes that it serves.
 
@@ -122,6 +177,20 @@ class Source(ABC):
         del url
         return False
 
+    def host(self, url: str) -> str:
+        """Return whom a request for *url* goes to first: what asks its clients to wait, and is waited for, as one."""
+        return urlsplit(url).netloc
+
+    def listing(self, request: Request) -> Listing:
+        """Return which files there are at ``request.url``; ``start`` and what follows it in the request do not count.
+
+        Raises:
+            NotListableError: This source, or what is there, has no such list.
+            ListingError: The list cannot be taken as it is.
+            ModelCacheError: As for `open`.
+        """
+        raise NotListableError(ref=request.ref, problem="its source serves single files, and lists nothing")
+
     @abstractmethod
     def open(self, request: Request) -> Stream:
         """Return the content at ``request.url``, from ``request.start`` on where that is possible.
@@ -133,3 +202,33 @@ class Source(ABC):
 
     def close(self) -> None:  # noqa: B027  # Most sources hold nothing.
         """Let go of idle connections."""
+
+
+def _check_paths(paths: list[str], ref: str) -> None:
+    seen: dict[str, str] = {}
+    for path in paths:
+        try:
+            for part in path.split("/"):
+                reference.check_name(part, ref=ref)
+        except InvalidReferenceError as error:
+            raise ListingError(ref=ref, problem=f"{_brief(path)} is no path that is safe everywhere") from error
+        folded = _folded(path)
+        if folded in seen:
+            both = f"{_brief(seen[folded])} and {_brief(path)}"
+            raise ListingError(ref=ref, problem=f"{both} are one name on some file systems")
+        seen[folded] = path
+    for path in paths:
+        parents = _folded(path).split("/")[:-1]
+        for count in range(1, len(parents) + 1):
+            other = seen.get("/".join(parents[:count]))
+            if other is not None:
+                raise ListingError(ref=ref, problem=f"{_brief(other)} is a file, and {_brief(path)} is in it")
+
+
+def _folded(path: str) -> str:
+    """Return what two paths have in common that are one name where case and normal form do not count."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
+
+
+def _brief(path: str) -> str:
+    return repr(path) if len(path) <= 100 else f"{path[:100]!r}…"

@@ -21,7 +21,8 @@ import netrc
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from urllib.parse import unquote, urljoin
 
 from urllib3 import HTTPHeaderDict
@@ -50,6 +51,9 @@ _GONE = {404, 410}
 _OURS = {"range", "if-range", "if-none-match", "if-modified-since", "accept-encoding"}
 _log = logging.getLogger("modelcache")
 
+# What a redirect makes of the request that met it; None: the redirect itself is the answer that was wanted.
+OnRedirect = Callable[[Request, Mapping[str, str]], Request | None]
+
 
 class HttpSource(Source):
     """Opens http and https URLs.
@@ -59,8 +63,9 @@ class HttpSource(Source):
         hosts: Send ``headers`` only to these host names; None means to every origin that a ref names.
     """
 
-    schemes = ("http", "https")
+    schemes: tuple[str, ...] = ("http", "https")
     one_version = True
+    heeds_netrc = True
 
     def __init__(self, headers: Mapping[str, str] | None = None, *, hosts: tuple[str, ...] | None = None) -> None:
         self._headers = _checked(headers or {})
@@ -69,23 +74,34 @@ class HttpSource(Source):
             raise ConfigurationError(setting="HttpSource.hosts", value=hosts, expected=expected)
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
         self._user_agent = f"modelcache/{_version()} python/{platform.python_version()}"
-        self._netrc = _load_netrc(os.environ)
+        self._netrc = _load_netrc(os.environ) if self.heeds_netrc else {}
         self._connections = Connections(os.environ)
 
     def open(self, request: Request) -> Stream:
         """See `Source.open`."""
-        ranged = request.start > 0 or request.stop is not None
-        answer, url = self._follow(request, ranged=ranged)
-        if answer.response.status == 416 and request.start > 0:
-            # RFC 9110 15.5.17: what we have is no prefix of what is there now. Begin again.
-            answer.settle(request)
-            ranged = False
-            answer, url = self._follow(request, ranged=ranged)
+        answer, url, asked = self.answer(request)
         try:
-            return _HttpStream(request, answer, url, ranged=ranged)
+            return HttpStream(asked, answer, url)
         except BaseException:
             answer.close()
             raise
+
+    def answer(
+        self, request: Request, on_redirect: OnRedirect | None = None, *, at: str | None = None
+    ) -> tuple[Answer, Url, Request]:
+        """Return the answer to *request* after redirects, the URL that gave it, and what that was asked for in the end.
+
+        Args:
+            request: With an http or https URL; what is sent to its origin is sent nowhere else.
+            on_redirect: Asked at each redirect how to go on.
+            at: Begin there, as if ``request.url`` had redirected to it.
+        """
+        answer, url, asked = self._follow(request, on_redirect, at)
+        if answer.response.status == 416 and asked.start > 0:
+            # RFC 9110 15.5.17: what we have is no prefix of what is there now. Begin again.
+            answer.settle(request)
+            answer, url, asked = self._follow(replace(request, start=0, stop=None, same_as=None), on_redirect, at)
+        return answer, url, asked
 
     def is_personal(self, url: str) -> bool:
         """See `Source.is_personal`. A signature in the query counts."""
@@ -97,16 +113,24 @@ class HttpSource(Source):
         """See `Source.close`."""
         self._connections.close()
 
-    def _follow(self, request: Request, *, ranged: bool) -> tuple[Answer, Url]:
-        """Return the answer to *request* after redirects, and the URL that gave it."""
-        url = first = self._parse(request.url, request)
+    def _follow(self, request: Request, on_redirect: OnRedirect | None, at: str | None) -> tuple[Answer, Url, Request]:
+        first = self._parse(request.url, request)
+        url = first if at is None else self._parse(at, request)
         seen = set()
         for _ in range(REDIRECTS_MAX + 1):
-            headers = self._request_headers(request, url, first, ranged=ranged)
+            headers = self._request_headers(request, url, first)
             answer = self._connections.send(url, headers, request)
             response = answer.response
             if response.status not in _REDIRECTS:
-                return answer, url
+                return answer, url, request
+            try:
+                further = on_redirect(request, response.headers) if on_redirect is not None else request
+            except BaseException:
+                answer.close()
+                raise
+            if further is None:
+                return answer, url, request
+            request = further
             location = response.headers.get("location")
             answer.settle(request)
             if not location:
@@ -122,10 +146,10 @@ class HttpSource(Source):
             url = target
         raise RedirectError(ref=request.ref, detail=f"more than {REDIRECTS_MAX} redirects")
 
-    def _request_headers(self, request: Request, url: Url, first: Url, *, ranged: bool) -> HTTPHeaderDict:
+    def _request_headers(self, request: Request, url: Url, first: Url) -> HTTPHeaderDict:
         # A name is set once, whatever its case: two Authorization headers are a 400 at many servers.
         headers = HTTPHeaderDict({"User-Agent": self._user_agent, "Accept": "*/*", "Accept-Encoding": "identity"})
-        if ranged:
+        if _is_ranged(request):
             headers["Range"] = f"bytes={request.start}-{'' if request.stop is None else request.stop - 1}"
             condition = request.same_as.for_range if request.same_as else None
             if condition:
@@ -138,7 +162,7 @@ class HttpSource(Source):
         known = self._netrc.get(url.host or "")
         if known:
             headers["Authorization"] = make_headers(basic_auth=known)["authorization"]
-        if _origin(url) == _origin(first):
+        if origin(url) == origin(first):
             if self._hosts is None or (first.host or "").lower() in self._hosts:
                 headers.update(self._headers)
             if first.auth:
@@ -161,8 +185,11 @@ class HttpSource(Source):
         return parsed
 
 
-class _HttpStream(Stream):
-    def __init__(self, request: Request, answer: Answer, url: Url, *, ranged: bool) -> None:
+class HttpStream(Stream):
+    """The body of *answer*, which *url* gave to *request*."""
+
+    def __init__(self, request: Request, answer: Answer, url: Url) -> None:
+        ranged = _is_ranged(request)
         self._ref, self._answer = request.ref, answer
         response = answer.response
         self._ended = False
@@ -177,7 +204,7 @@ class _HttpStream(Stream):
                 response.drain_conn()
                 self._ended = True
             return
-        _check_status(response, request, url)
+        check_status(response, request, url)
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding not in {"", "identity"}:
             detail = f"it came with the content encoding {encoding!r}, which was not asked for"
@@ -246,7 +273,22 @@ def parse_retry_after(value: str | None, date: str | None) -> float | None:
     return max(0.0, until - (_timestamp(date) or time.time()))
 
 
-def _check_status(response: BaseHTTPResponse, request: Request, url: Url) -> None:
+def parse_rate_limit(value: str | None) -> float | None:
+    """Return the seconds until a ``RateLimit`` header grants requests again; None if it does not say that none is left.
+
+    The form is that of draft-ietf-httpapi-ratelimit-headers: ``"name";r=<left>;t=<seconds>``, several with commas.
+    """
+    waits = []
+    for item in (value or "").split(","):
+        pairs = (parameter.strip().partition("=") for parameter in item.split(";")[1:])
+        numbers = {name: text for name, _, text in pairs if text.isascii() and text.isdigit() and len(text) < 10}
+        if numbers.get("r", "").strip("0") == "" and {"r", "t"} <= numbers.keys():
+            waits.append(float(numbers["t"]))
+    return max(waits, default=None)
+
+
+def check_status(response: BaseHTTPResponse, request: Request, url: Url) -> None:
+    """Raise the typed error of a status that brings no content."""
     status = response.status
     if status in {200, 203, 206}:
         return
@@ -257,6 +299,8 @@ def _check_status(response: BaseHTTPResponse, request: Request, url: Url) -> Non
     if status in _DENIED:
         raise AccessDeniedError(ref=request.ref, detail=detail)
     retry_after = parse_retry_after(response.headers.get("retry-after"), response.headers.get("date"))
+    if retry_after is None and status == 429:
+        retry_after = parse_rate_limit(response.headers.get("ratelimit"))
     raise HttpStatusError(ref=request.ref, status=status, reason=reason, retry_after=retry_after)
 
 
@@ -327,7 +371,12 @@ def _as_text(header: str) -> str:
         return header
 
 
-def _origin(url: Url) -> tuple[str | None, str | None, int]:
+def _is_ranged(request: Request) -> bool:
+    return request.start > 0 or request.stop is not None
+
+
+def origin(url: Url) -> tuple[str | None, str | None, int]:
+    """Return what credentials are bound to (RFC 6454)."""
     return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import trustme
 
-from modelcache import Cache, HttpSource, RetryPolicy, Timeout, errors
+from modelcache import Cache, HfSource, HttpSource, RetryPolicy, Timeout, errors
 from modelcache.retry import Deadline
 from modelcache.sources import Registry, Request, Source, Stream, Validators
 from modelcache.sources.file import FileSource
 from modelcache.testing import FaultServer
+from tests.support.hub import Hub
 
 CONTENT = random.Random(12).randbytes(200_000)
 
@@ -45,7 +46,7 @@ def tls(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
-@pytest.fixture(params=["http", "https", "file"])
+@pytest.fixture(params=["http", "https", "file", "hf", "hf, a small file"])
 def subject(
     request: pytest.FixtureRequest,
     tmp_path: Path,
@@ -62,12 +63,26 @@ def subject(
 
         yield Subject(FileSource(), write, (tmp_path / "missing").as_uri())
         return
+    if request.param.startswith("hf"):
+        with Hub() as hub:
+            if "small" in request.param:
+                hub.large_bytes = len(CONTENT) + 1
+
+            def commit(content: bytes) -> str:
+                hub.add("org/name", {"m.onnx": content})
+                return "hf://org/name/m.onnx"
+
+            commit(CONTENT)
+            source = HfSource(endpoint=hub.endpoint)
+            yield Subject(source, commit, "hf://org/name/missing")
+            source.close()
+        return
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     with FaultServer(tls=tls if request.param == "https" else None) as server:
-        source = HttpSource()
-        yield Subject(source, lambda content: server.add("/m.onnx", content), server.url("/missing"))
-        source.close()
+        plain = HttpSource()
+        yield Subject(plain, lambda content: server.add("/m.onnx", content), server.url("/missing"))
+        plain.close()
 
 
 def read(stream: Stream, limit: int = 10_000) -> bytes:
@@ -212,7 +227,7 @@ def test_an_installed_package_can_add_a_scheme(monkeypatch: pytest.MonkeyPatch) 
     registry = Registry()
 
     assert isinstance(registry.source(reference.parse("custom://x/y")), FileSource)
-    with pytest.raises(errors.UnknownSchemeError, match="custom, file, http, https"):
+    with pytest.raises(errors.UnknownSchemeError, match="custom, file, hf, http, https"):
         registry.check(reference.parse("other://x/y"))
 
 

@@ -18,7 +18,21 @@ _PIECES = st.one_of(
 hostile_text = st.one_of(
     st.lists(_PIECES, max_size=12).map("".join),
     st.tuples(
-        st.sampled_from(["http://", "https://", "HTTPS://", "file://", "file:///", "s3://", "/", "./", "~/"]),
+        st.sampled_from(
+            [
+                "http://",
+                "https://",
+                "HTTPS://",
+                "file://",
+                "file:///",
+                "s3://",
+                "hf://",
+                "hf://org/name",
+                "/",
+                "./",
+                "~/",
+            ]
+        ),
         st.lists(_PIECES, max_size=10).map("".join),
     ).map("".join),
     st.text(),

@@ -244,3 +244,87 @@ def test_the_error_for_a_malformed_url_shows_no_secret(written: str) -> None:
 def test_a_ref_whose_canonical_form_is_too_long_is_refused() -> None:
     with pytest.raises(InvalidReferenceError, match="canonical"):
         reference.parse(f"https://{'h' * (reference.REF_CHARACTERS_MAX - 8)}")
+
+
+@pytest.mark.parametrize(
+    ("written", "canonical"),
+    [
+        ("HF://Org/Name/Model.onnx", "hf://Org/Name/Model.onnx"),
+        ("hf://models/org/name/m", "hf://org/name/m"),
+        ("hf://datasets/org/name/m", "hf://datasets/org/name/m"),
+        ("hf://spaces/org/name@v1/m", "hf://spaces/org/name@v1/m"),
+        ("hf://org/name", "hf://org/name"),
+        ("hf://org/name/", "hf://org/name"),
+        ("hf://org/name@v1/", "hf://org/name@v1"),
+        ("hf://org/name@main/m", "hf://org/name/m"),
+        ("hf://org/name@refs/pr/1/m", "hf://org/name@refs%2Fpr%2F1/m"),
+        ("hf://org/name@refs%2fpr%2f1/m", "hf://org/name@refs%2Fpr%2F1/m"),
+        ("hf://org/name@refs/convert/parquet/a/m", "hf://org/name@refs%2Fconvert%2Fparquet/a/m"),
+        ("hf://org/name@refs/heads/m", "hf://org/name@refs/heads/m"),
+        ("hf://org/name/a b.txt", "hf://org/name/a%20b.txt"),
+        ("hf://org/name/100%", "hf://org/name/100%25"),
+        ("hf://org/name/%3F%23%25", "hf://org/name/%3F%23%25"),
+        ("hf://org/name/mod%C3%A8le", "hf://org/name/modèle"),
+        ("hf://org/name/file@1.txt", "hf://org/name/file@1.txt"),
+        ("hf://gpt2/config.json", "hf://gpt2/config.json"),
+    ],
+)
+def test_two_ways_to_write_one_file_of_a_hub_have_one_key(written: str, canonical: str) -> None:
+    assert key(written) == canonical
+    assert key(canonical) == canonical
+
+
+@pytest.mark.parametrize(
+    ("written", "place", "name"),
+    [
+        ("hf://org/name", ("models", "org/name", None, ""), "name"),
+        ("hf://org/name@v1", ("models", "org/name", "v1", ""), "name"),
+        ("hf://datasets/org/name@refs%2Fpr%2F1/a%20b/c", ("datasets", "org/name", "refs/pr/1", "a b/c"), "c"),
+        ("hf://gpt2/config.json", ("models", "gpt2/config.json", None, ""), "config.json"),
+        ("hf://org/name/file%3Fx", ("models", "org/name", None, "file?x"), "file?x"),
+    ],
+)
+def test_a_ref_of_a_hub_says_what_is_asked_for(
+    written: str, place: tuple[str, str, str | None, str], name: str
+) -> None:
+    ref = reference.parse(written)
+
+    assert (ref.hub.kind, ref.hub.repository, ref.hub.revision, ref.hub.path) == place
+    assert ref.name == name
+
+
+def test_a_ref_can_be_pinned_to_a_commit() -> None:
+    commit = "0123456789" * 4
+
+    pinned = reference.parse("hf://datasets/org/name@refs/pr/1").hub.at(commit, "a b/c%?.bin")
+
+    assert pinned.key == f"hf://datasets/org/name@{commit}/a%20b/c%25%3F.bin"
+    assert pinned.hub.path == "a b/c%?.bin"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "hf://", "hf:///org/name", "hf://gpt2", "hf://gpt2@v1/config.json", "hf://datasets/squad", "hf://model/org/name",
+        "hf://buckets/org/name/m", "hf://org/na me/m", "hf://org/../m", "hf://../name/m", "hf://o--g/name/m",
+        "hf://org/.name/m", "hf://org/name-/m", "hf://org/name.git/m", "hf://örg/name/m", "hf://org/n%61me/m",
+        f"hf://org/{'n' * 97}/m", "hf://org/name/a//b", "hf://org/name/a/", "hf://org/name/../m", "hf://org/name/./m",
+        "hf://org/name/%2e%2e/m", "hf://org/name/a%2Fb", "hf://org/name/a\\b", "hf://org/name/%00", "hf://org/name/%0a",
+        "hf://org/name/%ff", "hf://org/name/m?download=true", "hf://org/name/m#part", f"hf://org/name/{'m' * 256}",
+        "hf://org/name@/m", "hf://org/name@a..b/m", "hf://org/name@-x/m", "hf://org/name@a%2F/m", "hf://org/name@a%20b/m",
+        "hf://org/name@a%2F.b/m", "hf://org/name@a:b/m", "hf://org/name@refs/convert//m",
+    ],
+)  # fmt: skip
+def test_what_can_be_no_file_of_a_hub_is_refused(written: str) -> None:
+    with pytest.raises(InvalidReferenceError):
+        reference.parse(written)
+
+
+@pytest.mark.parametrize(
+    "written", ["hf://hf_s3cret@org/name/m", "hf://user:hf_s3cret@org/name", "hf://org/name?t=hf_s3cret"]
+)
+def test_a_token_in_a_ref_of_a_hub_is_refused_and_not_shown(written: str) -> None:
+    with pytest.raises(InvalidReferenceError) as caught:
+        reference.parse(written)
+
+    assert "s3cret" not in f"{caught.value} {caught.value!r}"

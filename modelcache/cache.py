@@ -179,6 +179,48 @@ class Cache:
         entry = await self._getter.aentry(ask, self._getter.deadline(ask.ref))
         return self._warm.remember(ref, entry)
 
+    def get_tree(
+        self,
+        ref: RefLike,
+        *,
+        allow_patterns: str | Iterable[str] | None = None,
+        ignore_patterns: str | Iterable[str] | None = None,
+        digest: str | None = None,
+        max_age: float | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        verify: str = "stat",
+    ) -> str:
+        """Return the path of the directory that *ref* names, fetched if it is not here: complete, or not there at all.
+
+        Files are fetched side by side; each resumes, and what any object holds already is neither fetched nor stored
+        again. What is chosen by patterns is a tree of its own.
+
+        Args:
+            ref: A repository (``hf://org/name@revision``), or a name that was put by `put_tree`.
+            allow_patterns: Only files that match one of them, such as ``*.json`` or ``onnx/``. Default: all.
+            ignore_patterns: No files that match one of them.
+            digest: What the content must be, ``tree:<hex>``.
+            max_age: See `get`; the source is asked for its version, and sends nothing if that is what is here.
+            local_files_only: See `get`.
+            force_download: See `get`.
+            verify: See `get`; ``stat`` compares the time of the directory, ``full`` reads and hashes every file.
+
+        Raises:
+            NothingMatchesError: No file is wanted.
+            MissingCompanionError: A file needs one that the repository lacks.
+            ModelCacheError: As `get`.
+        """
+        from .patterns import Patterns
+
+        self._check_open()
+        patterns = Patterns.of(allow_patterns, ignore_patterns)
+        ask = self._getter.ask(ref, digest, (), max_age, local_files_only, force_download, verify, patterns=patterns)
+        entry = self._getter.entry(ask, self._getter.deadline(ask.ref))
+        if not entry.digest.is_tree:
+            raise UsageError(problem=f"{entry.key} is a file, not a tree", hint="get() returns its path")
+        return entry.path
+
     def get_many(self, refs: Iterable[RefLike], *, jobs: int | None = None, **options: Any) -> dict[RefLike, str]:
         """Return the paths of *refs*, by ref as it was given, fetched *jobs* at a time; *options* are those of `get`.
 
@@ -186,7 +228,7 @@ class Cache:
             UsageError: An argument makes no sense; nothing was read or written.
             BatchError: Some failed; the others are cached. ``failures`` maps each of these refs to its error.
         """
-        from .warmup import run_all
+        from .jobs import run_all
 
         self._check_open()
         asks = self._asks(refs, options)

@@ -212,7 +212,7 @@ def commit_object(staged: str, final: str) -> bool:
     """
     parent = os.path.dirname(final)
     assert os.stat(staged).st_dev == os.stat(parent).st_dev, "a rename, never a copy"
-    _seal(staged)
+    seal(staged)
     fail_point("commit.before-rename-object")
     try:
         os.rename(staged, final)
@@ -294,7 +294,7 @@ def add_tree(staging: str, existing: str, path: str) -> None:
             make_staged(copy)
             for name in names:
                 os.link(f"{directory}/{name}", f"{copy}/{name}", follow_symlinks=False)
-        _seal(staged)
+        seal(staged)
         fail_point("commit.before-rename-tree")
         try:
             os.rename(f"{staged}/tree", path)
@@ -414,7 +414,7 @@ def sync_directory(path: str) -> None:
         os.close(descriptor)
 
 
-def _seal(staged: str) -> None:
+def seal(staged: str) -> None:
     """Make all below the directory *staged*, and itself, durable; files read-only. What is further down comes first."""
     for directory, _, names in os.walk(staged, topdown=False):
         for name in names:

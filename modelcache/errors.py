@@ -13,6 +13,7 @@
     ├── BatchError                                         3  some of many failed; each with its own error
     ├── NotFoundError (FileNotFoundError)                  4
     │   ├── RemoteNotFoundError                               404, 410, or a file that is not there
+    │   ├── NothingMatchesError                               no file of a repository matches the patterns
     │   │   ├── RepositoryNotFoundError                       the hub has none, or shows none to this client
     │   │   └── RevisionNotFoundError                         the repository has no such branch, tag or commit
     │   ├── EntryNotFoundError                                nothing of that name in the cache
@@ -32,6 +33,7 @@
     │   ├── DigestMismatchError
     │   ├── SizeMismatchError
     │   ├── EmptyContentError
+    │   ├── MissingCompanionError                             a file of a tree needs one that is not in it
     │   ├── ListingError                                      a list of files that cannot all be stored as such
     │   └── CorruptObjectError
     ├── NoSpaceError (OSError, ENOSPC)                     8
@@ -212,6 +214,15 @@ class RevisionNotFoundError(RemoteNotFoundError):
         self.hint = "Check the branch, tag or commit after the @; a slash in it is written %2F"
 
 
+class NothingMatchesError(NotFoundError):
+    """No file of a repository is wanted by the patterns. ``files`` is how many it has."""
+
+    def __init__(self, *, ref: str, files: int) -> None:
+        super().__init__(ref=ref, files=files)
+        self.summary = f"none of the {files} files of {ref} matches the patterns; nothing was fetched"
+        self.hint = "A pattern is matched against the whole path: '*.json', 'onnx/*'; in a shell, quote it"
+
+
 class EntryNotFoundError(NotFoundError):
     """Nothing of that name is in the cache."""
 
@@ -378,6 +389,15 @@ class EmptyContentError(IntegrityError):
         super().__init__(ref=ref)
         self.summary = f"{ref} came without a single byte; nothing was stored"
         self.hint = "To cache an empty file on purpose, give its digest"
+
+
+class MissingCompanionError(IntegrityError):
+    """A file of a tree names another one, such as a shard or external data, that the tree lacks."""
+
+    def __init__(self, *, ref: str, path: str, needed: str) -> None:
+        super().__init__(ref=ref, path=path, needed=needed)
+        self.summary = f"{ref} is not whole: {path} needs {_shown(needed)}, which is not in it; nothing was stored"
+        self.hint = "Tell the publisher; with allow_patterns a part of it can be had that is meant to be one"
 
 
 class ListingError(IntegrityError):

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from .fetch import Fetcher
     from .flights import Flights
+    from .patterns import Patterns
     from .retry import Deadline
     from .sources import Source
 
@@ -65,6 +66,7 @@ class Ask:
     force: bool
     verify: str
     size: int | None
+    patterns: Patterns | None = None  # Of a tree.
     record: Entry | None = None
     known: Entry | None = None
     unread: bool = False
@@ -120,8 +122,9 @@ class Getter:
         force_download: bool = False,
         verify: str = "stat",
         size: int | None = None,
+        patterns: Patterns | None = None,
     ) -> Ask:
-        """Return the question, checked before any I/O."""
+        """Return the question, checked before any I/O; with *patterns*, it is one for a tree."""
         if max_age is not None and not (isinstance(max_age, int | float) and max_age >= 0):  # inf is "never ask".
             raise UsageError(problem=f"max_age={max_age!r} makes no sense: seconds, from 0")
         if verify not in _VERIFY:
@@ -131,8 +134,17 @@ class Getter:
         parsed = reference.parse(ref)
         _ = parsed.name  # Raises for a name that cannot be a file's.
         wanted = None if digest is None else Digest.parse(digest)
-        if wanted is not None and wanted.is_tree and parsed.scheme:
-            raise UsageError(problem=f"{wanted} is the digest of a tree, and {parsed.key} is one file")
+        if patterns is not None and not parsed.scheme and not patterns.all:
+            raise UsageError(problem=f"{parsed.key} was put as it is; patterns choose from what a source has")
+        if patterns is not None and parsed.scheme and not parsed.is_tree:
+            parsed = parsed.tree(patterns.text)
+        elif parsed.is_tree:
+            from .patterns import Patterns
+
+            patterns = Patterns.parse(parsed.selection)
+        if wanted is not None and wanted.is_tree != (patterns is not None or parsed.is_tree) and parsed.scheme:
+            kind = "a tree" if wanted.is_tree else "a file"
+            raise UsageError(problem=f"{wanted} is the digest of {kind}, and {parsed.key} is none")
         return Ask(
             ref=parsed,
             digest=wanted,
@@ -142,6 +154,7 @@ class Getter:
             force=force_download,
             verify=verify,
             size=size,
+            patterns=patterns,
         )
 
     def entry(self, ask: Ask, deadline: Deadline) -> Entry:
@@ -281,8 +294,10 @@ class Getter:
         )  # fmt: skip
         self._flights()
         assert self._fetching is not None
-        fetcher = self._fetching[0]
-        return lambda deadline: fetcher.fetch(job, deadline)
+        fetcher, patterns = self._fetching[0], ask.patterns
+        if patterns is None:
+            return lambda deadline: fetcher.fetch(job, deadline)
+        return lambda deadline: fetcher.fetch_tree(job, patterns, deadline, jobs=self.limits.concurrency)
 
     def _stale(self, ask: Ask, error: ModelCacheError) -> Entry:
         """Return what is cached where only its age asked for a fetch that failed; else raise *error*."""

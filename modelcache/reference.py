@@ -27,6 +27,7 @@ _NAME_BYTES_MAX = 255
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _SIGNATURE_PREFIXES = ("x-amz-", "x-goog-")
 _SIGNATURES = frozenset({"signature", "sig", "access_token", "token", "api_key", "apikey"})
+_TREE = "#tree"  # In a key: a directory that was fetched. No other key of a URL has a fragment.
 _HUB_KINDS = ("datasets", "models", "spaces")
 _HUB_OTHERS = ("buckets", "kernels", "bucket", "dataset", "kernel", "model", "space")
 _HUB_PART_CHARACTERS_MAX = 96
@@ -91,7 +92,7 @@ class Ref:
             place = self.hub
             return check_name((place.path or place.repository).rpartition("/")[2], ref=self.key)
         if self.scheme:
-            path = path.partition("://")[2].partition("?")[0].partition("/")[2]
+            path = path.partition("://")[2].partition(_TREE)[0].partition("?")[0].partition("/")[2]
         last = path.rpartition("/")[2]
         if self.scheme and "%" in last:
             from urllib.parse import unquote  # 5 ms, and a warm hit never comes here.
@@ -107,7 +108,21 @@ class Ref:
     @property
     def hub(self) -> "HubPlace":
         """What an ``hf`` ref names."""
-        return _hub_place(self.key.removeprefix("hf://"), self.key)
+        return _hub_place(self.key.removeprefix("hf://").partition(_TREE)[0], self.key)
+
+    def tree(self, selection: str = "") -> "Ref":
+        """Return the ref of the tree that is fetched from here: what *selection*, of `Patterns`, lets through."""
+        return Ref(f"{self.key}{_TREE}{selection}", self.url, self.scheme)
+
+    @property
+    def selection(self) -> str:
+        """What `tree` was given."""
+        return self.key.partition(_TREE)[2]
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether it is one that `tree` has returned."""
+        return bool(self.scheme) and self.scheme != "file" and _TREE in self.key
 
 
 class HubPlace:
@@ -152,10 +167,17 @@ def parse(ref: str | os.PathLike[str]) -> Ref:
         if not scheme.replace("+", "").replace("-", "").isalnum() or not scheme.isascii():
             raise _invalid(text, "its scheme is malformed")
         scheme = scheme.lower()
+        selection = None
+        if scheme != "file" and _TREE in rest:
+            before, _, after = rest.partition(_TREE)
+            if after[:1] in {"", "&"}:
+                rest, selection = before, after
         if scheme == "hf":
             parsed = _hub(rest, text)
         else:
             parsed = _file(_file_path(rest, text), text) if scheme == "file" else _url(scheme, rest, text)
+        if selection is not None:
+            parsed = parsed.tree(selection)
     if len(parsed.key) > REF_CHARACTERS_MAX:
         raise _invalid(text, f"its canonical form has more than {REF_CHARACTERS_MAX} characters")
     return parsed

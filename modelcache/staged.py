@@ -25,6 +25,7 @@ from .errors import (
 )
 from .listing import Leaf, Listing
 from .objects import Objects, Stored
+from .partials import Partial
 
 
 class Present:
@@ -46,6 +47,13 @@ class Present:
             except OSError:
                 continue  # It was removed this moment.
         return None
+
+    def at(self, path: str, size: int) -> Iterator[str]:
+        """Yield the files of *size* bytes that trees have at *path*: what another revision of it may be equal to."""
+        for stored, listing in self._trees:
+            for leaf in listing.files:
+                if (leaf.path, leaf.size, leaf.executable) == (path, size, False):
+                    yield f"{stored.path}/{path}"
 
     def has_size(self, size: int) -> bool:
         """Tell whether any file here has *size* bytes: only then is content worth hashing before it is copied."""
@@ -94,6 +102,11 @@ class StagedTree:
         self._leaves: list[Leaf] = []  # Appended to by any thread.
         commit.make_staged(f"{self.directory}/{name}")
 
+    @property
+    def path(self) -> str:
+        """Where it is."""
+        return f"{self.directory}/{self.name}"
+
     def link(self, existing: str, leaf: Leaf) -> bool:
         """Make *leaf* another name of the file *existing*, which holds its content; False if that cannot be done."""
         try:
@@ -115,6 +128,15 @@ class StagedTree:
         leaf = Leaf(path, size, digest, executable)
         self._leaves.append(leaf)
         return leaf
+
+    def adopt(self, partial: Partial, leaf: Leaf) -> None:
+        """Make *leaf* what *partial* holds; the partial stays the caller's."""
+        partial.give(self._place(leaf.path))
+        self._leaves.append(leaf)
+
+    def seal(self) -> None:
+        """Make all that is in it durable and read-only: partials that were adopted can be discarded then."""
+        commit.seal(self.directory)
 
     def listing(self) -> Listing:
         """Return what it holds by now.
@@ -141,7 +163,7 @@ class StagedTree:
         commit.discard(self.directory)
 
     def _place(self, path: str) -> str:
-        place = f"{self.directory}/{self.name}/{path}"
+        place = f"{self.path}/{path}"
         commit.make_staged(os.path.dirname(place))
         return place
 

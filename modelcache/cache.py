@@ -356,8 +356,8 @@ class Cache:
             digest: What the content must be, ``tree:<hex>``.
 
         Raises:
-            InvalidReferenceError, NotFoundError, UsageError, EmptyContentError, DigestMismatchError, NoSpaceError,
-            StorageError
+            InvalidReferenceError, NotFoundError, UsageError, EmptyContentError, MissingCompanionError,
+            DigestMismatchError, NoSpaceError, StorageError
         """
         from .intake import put_tree
 

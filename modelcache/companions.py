@@ -55,11 +55,17 @@ def _external_data(path: str) -> Iterator[str]:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:  # Empty.
             return
-        with data, memoryview(data) as view:
-            try:
-                yield from sorted(set(_locations(view)))
-            except (IndexError, ValueError):  # Cut, or no protocol buffer at all: not ours to judge.
-                return
+        with data:
+            yield from locations(data)
+
+
+def locations(model: bytes | mmap.mmap) -> list[str]:
+    """Return where the bytes of an ONNX *model* say that its external data is; nothing if they are no such model."""
+    with memoryview(model) as view:
+        try:
+            return sorted(set(_locations(view)))
+        except (IndexError, ValueError):  # Cut, or no protocol buffer at all: not ours to judge.
+            return []
 
 
 def _locations(model: memoryview) -> Iterator[str]:

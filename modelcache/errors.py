@@ -13,9 +13,9 @@
     ├── BatchError                                         3  some of many failed; each with its own error
     ├── NotFoundError (FileNotFoundError)                  4
     │   ├── RemoteNotFoundError                               404, 410, or a file that is not there
-    │   ├── NothingMatchesError                               no file of a repository matches the patterns
     │   │   ├── RepositoryNotFoundError                       the hub has none, or shows none to this client
     │   │   └── RevisionNotFoundError                         the repository has no such branch, tag or commit
+    │   ├── NothingMatchesError                               no file of a repository matches the patterns
     │   ├── EntryNotFoundError                                nothing of that name in the cache
     │   └── NoSourceError                                     it was put here: nothing to fetch it from again
     ├── AccessDeniedError (PermissionError)                5  401, 403, 407, 451, or a file that may not be read

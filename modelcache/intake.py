@@ -13,6 +13,7 @@ from typing import BinaryIO
 from failpoints import fail_point
 
 from . import commit, files, layout, trees
+from .companions import check_companions
 from .digest import Digest
 from .errors import (
     DigestMismatchError,
@@ -83,6 +84,7 @@ def put_tree(root: str, directory: str, ref: Ref, digest: Digest | None = None) 
         NotFoundError: *directory* is none.
         UsageError: It holds what is neither a file nor a directory, or a link to a directory.
         EmptyContentError: It holds no file.
+        MissingCompanionError: One of its files names another that it does not hold.
         DigestMismatchError: It is not what *digest* says.
         StorageError, NoSpaceError: As `put`; also if something in it changed meanwhile.
     """
@@ -96,6 +98,7 @@ def put_tree(root: str, directory: str, ref: Ref, digest: Digest | None = None) 
         _fill(staged, Present(root), directory, before)
         if _seen(directory) != before:
             raise StorageError(path=directory, action="read", reason="it was written to meanwhile")
+        check_companions(staged.path, before.keys(), ref=directory)
         found = staged.listing().digest
         if digest is not None and found != digest:
             raise DigestMismatchError(ref=ref.key, expected=digest, actual=found)

@@ -37,7 +37,7 @@ from .partials import Partial
 from .patterns import Patterns
 from .records import Entry
 from .retry import Deadline
-from .sources import Listing, RemoteFile, Request
+from .sources import RemoteFile, RemoteListing, Request
 from .staged import Present, StagedTree
 
 _SPACE_MARGIN_BYTES = 1 << 20
@@ -89,11 +89,11 @@ class TreeDownload:
             if staged is not None:
                 staged.discard()
 
-    def _listed(self) -> Listing:
+    def _listed(self) -> RemoteListing:
         source = self._means.registry.source(self._job.ref)
         request = Request(self._job.ref.url, self._job.ref.key, self._means.timeout, self._deadline)
 
-        def attempt() -> Listing:
+        def attempt() -> RemoteListing:
             self._deadline.check()
             self._means.counts.requests += 1
             return source.listing(request)
@@ -106,7 +106,7 @@ class TreeDownload:
         self._means.counts.retries += 1
         self._tell("retry", seconds=round(seconds, 3), detail=reason(error))
 
-    def _confirmed(self, listing: Listing) -> Entry | None:
+    def _confirmed(self, listing: RemoteListing) -> Entry | None:
         """Return what is known if the source still has the same version of it."""
         known = self._job.known
         if known is None or not self._job.unless_changed or listing.revision in {None, ""}:
@@ -194,7 +194,7 @@ class TreeDownload:
                 partial.discard()
                 raise DigestMismatchError(ref=file.ref.key, expected=f"git {file.blob}", actual=f"git {found}")
 
-    def _publish(self, staged: StagedTree, listing: Listing) -> Entry:
+    def _publish(self, staged: StagedTree, listing: RemoteListing) -> Entry:
         job, objects = self._job, self._means.objects
         found = staged.listing()
         if job.digest is not None and found.digest != job.digest:

@@ -52,6 +52,8 @@ EXAMPLES: list[ModelCacheError] = [
     errors.DigestMismatchError(ref=REF, expected="sha256:1", actual="sha256:2"),
     errors.DigestMismatchError(ref=REF, expected="sha256:1", actual="sha256:2", announced=True),
     errors.SizeMismatchError(ref=REF, expected=1, actual=2, announced=True),
+    errors.MissingCompanionError(ref="hf://org/name#tree", path="model.onnx", needed="model.onnx.data"),
+    errors.NothingMatchesError(ref="hf://org/name#tree", files=3),
     errors.ListingError(ref="hf://org/name", problem="'..' is no path that is safe everywhere"),
     errors.SizeMismatchError(ref=REF, expected=1, actual=2),
     errors.EmptyContentError(ref=REF),

@@ -16,7 +16,7 @@ from modelcache import Cache, HfSource, RetryPolicy, Timeout, errors, reference
 from modelcache.digest import Digest
 from modelcache.errors import ModelCacheError
 from modelcache.retry import Deadline
-from modelcache.sources import Listing, Registry, RemoteFile, Request
+from modelcache.sources import Registry, RemoteFile, RemoteListing, Request
 from modelcache.sources.http import parse_rate_limit
 from modelcache.testing import Fault, FaultServer
 from tests.support.hub import Answer, Asked, Hub, blob_id
@@ -507,7 +507,7 @@ def test_offline_opens_no_socket(variable: str, hub: Hub, root: Path, monkeypatc
 # -- listings
 
 
-def listing(ref: str = "hf://org/name") -> Listing:
+def listing(ref: str = "hf://org/name") -> RemoteListing:
     source = HfSource()
     try:
         return source.listing(request(ref))
@@ -773,6 +773,6 @@ def test_a_listing_of_any_source_is_safe() -> None:
     ref = reference.parse("custom://x/y")
     file: Callable[[str], RemoteFile] = lambda path: RemoteFile(path, 1, None, None, ref)  # noqa: E731
 
-    assert len(Listing(ref, None, (file("a"), file("b/c"))).files) == 2
+    assert len(RemoteListing(ref, None, (file("a"), file("b/c"))).files) == 2
     with pytest.raises(errors.ListingError):
-        Listing(ref, None, (file("../a"),))
+        RemoteListing(ref, None, (file("../a"),))

@@ -74,8 +74,15 @@ class Ask:
     @property
     def flight(self) -> tuple[object, ...]:
         """What makes two questions one."""
-        # By URL, not by key: it may hold the credentials that decide the answer.
-        return self.ref.url, self.digest, self.size, self.force, tuple(mirror.url for mirror in self.mirrors)
+        # By URL too: it may hold the credentials that decide the answer. Trees of one URL differ by their keys.
+        return (
+            self.ref.key,
+            self.ref.url,
+            self.digest,
+            self.size,
+            self.force,
+            tuple(mirror.url for mirror in self.mirrors),
+        )
 
     def is_stale(self, entry: Entry) -> bool:
         """Tell whether *entry* was confirmed too long ago, or in a future that a clock has taken back."""
@@ -133,15 +140,19 @@ class Getter:
             raise UsageError(problem="force_download and local_files_only contradict each other")
         parsed = reference.parse(ref)
         _ = parsed.name  # Raises for a name that cannot be a file's.
+        if patterns is not None and listed(mirrors):
+            raise UsageError(problem=f"a tree comes from one source: no mirrors for {parsed.key}")
         wanted = None if digest is None else Digest.parse(digest)
         if patterns is not None and not parsed.scheme and not patterns.all:
             raise UsageError(problem=f"{parsed.key} was put as it is; patterns choose from what a source has")
-        if patterns is not None and parsed.scheme and not parsed.is_tree:
-            parsed = parsed.tree(patterns.text)
-        elif parsed.is_tree:
+        if parsed.selection or (patterns is None and parsed.is_tree):
             from .patterns import Patterns
 
+            if patterns is not None and not patterns.all:
+                raise UsageError(problem=f"{parsed.key} holds patterns already")
             patterns = Patterns.parse(parsed.selection)
+        elif patterns is not None and parsed.scheme:
+            parsed = parsed.tree(patterns.text)
         if wanted is not None and wanted.is_tree != (patterns is not None or parsed.is_tree) and parsed.scheme:
             kind = "a tree" if wanted.is_tree else "a file"
             raise UsageError(problem=f"{wanted} is the digest of {kind}, and {parsed.key} is none")

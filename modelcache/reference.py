@@ -111,8 +111,12 @@ class Ref:
         return _hub_place(self.key.removeprefix("hf://").partition(_TREE)[0], self.key)
 
     def tree(self, selection: str = "") -> "Ref":
-        """Return the ref of the tree that is fetched from here: what *selection*, of `Patterns`, lets through."""
-        return Ref(f"{self.key}{_TREE}{selection}", self.url, self.scheme)
+        """Return the ref of the tree that is fetched from here: what *selection*, of `Patterns`, lets through.
+
+        All of a repository is called by its own ref; everything else has a mark, as a file may be called the same.
+        """
+        mark = "" if not selection and self._is_repository else f"{_TREE}{selection}"
+        return Ref(f"{self.key}{mark}", self.url, self.scheme)
 
     @property
     def selection(self) -> str:
@@ -122,7 +126,11 @@ class Ref:
     @property
     def is_tree(self) -> bool:
         """Whether it is one that `tree` has returned."""
-        return bool(self.scheme) and self.scheme != "file" and _TREE in self.key
+        return (self.scheme not in {"", "file"} and _TREE in self.key) or self._is_repository
+
+    @property
+    def _is_repository(self) -> bool:
+        return self.scheme == "hf" and not self.hub.path
 
 
 class HubPlace:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +71,7 @@ def test_all_files_come_and_a_second_get_asks_nobody(hub: Hub, root: Path) -> No
     assert cache(root, offline=True).get_tree(REF) == path
     assert len(hub.seen()) == asked
     (entry,) = cache(root).entries()
-    assert (entry.key, entry.revision) == (f"{REF}#tree", commit)
+    assert (entry.key, entry.revision) == (REF, commit)
     whole(root)
 
 
@@ -289,7 +291,7 @@ def test_progress_is_that_of_the_whole_tree(hub: Hub, root: Path) -> None:
 
     cache(root, on_event=events.append).get_tree(REF)
 
-    of_the_tree = [event for event in events if event.ref == f"{REF}#tree"]
+    of_the_tree = [event for event in events if event.ref == REF]
     total = sum(map(len, FILES.values()))
     assert of_the_tree[0].kind == "started"
     assert of_the_tree[0].total == total
@@ -334,3 +336,65 @@ def test_a_file_is_no_tree(root: Path) -> None:
         one.get_tree("x")
     with pytest.raises(errors.UsageError, match="patterns"):
         one.get_tree("x", allow_patterns="*")
+
+
+def test_a_repository_is_got_pinned_verified_repaired_and_removed_by_its_own_ref(hub: Hub, root: Path) -> None:
+    hub.add("org/name", FILES)
+    one = cache(root)
+    path = Path(one.get(REF))
+    one.pin(REF)
+    with pytest.raises(errors.PinnedError):
+        one.remove(REF)
+    (path / "config.json").chmod(0o644)
+    (path / "config.json").write_bytes(b"altered")
+
+    report = one.verify(repair=True)
+
+    assert [finding.repaired for finding in report.findings] == [True]
+    assert content_of(one.get(REF)) == FILES
+    assert one.unpin(REF)
+    assert one.remove(REF)
+    assert one.lookup(REF) is None
+    assert list((root / "objects-v1").iterdir()) == []
+
+
+def test_a_manifest_names_repositories_and_parts_of_them(hub: Hub, root: Path, tmp_path: Path) -> None:
+    hub.add("org/name", FILES)
+    manifest = tmp_path / "models.toml"
+    manifest.write_text(f'''
+        [[model]]
+        ref = "{REF}"
+        pin = true
+
+        [[model]]
+        ref = "{REF}"
+        allow_patterns = ["*.json"]
+    ''')
+    one = cache(root)
+
+    locked = one.lock(manifest)
+    one.prewarm(manifest, locked=True).check()
+    other = cache(tmp_path / "other")
+    other.prewarm(manifest, locked=True).check()
+
+    assert [model.digest[:5] for model in locked] == ["tree:", "tree:"]
+    assert [entry.digest for entry in other.entries()] == [model.digest for model in locked]
+    hub.add("org/name", {**FILES, "config.json": b"{}"})
+    with pytest.raises(errors.LockDriftError):
+        cache(tmp_path / "third").prewarm(manifest, locked=True).check()
+
+
+def test_the_command_line_gets_a_repository_or_a_part_of_it(hub: Hub, root: Path) -> None:
+    hub.add("org/name", FILES)
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "modelcache", *arguments]
+        return subprocess.run(
+            command, env={**os.environ, "MODELCACHE_DIR": str(root)}, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    assert content_of(run("get", REF)) == FILES
+    assert run("path", REF) == run("get", REF)
+    assert content_of(run("get", REF, "--include", "*.json", "--exclude", "model*")).keys() == {"config.json"}
+    assert "&allow=*.json" in run("ls")
+    assert json.loads(run("get", REF, "--json"))["digest"].startswith("tree:")

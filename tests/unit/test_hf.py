@@ -111,10 +111,9 @@ def test_a_file_that_has_not_changed_does_not_come_again(path: str, hub: Hub, ro
     assert len(hub.cdn.seen()) == (1 if path == "onnx/model.onnx" else 0)
 
 
-def test_a_whole_repository_is_no_file(hub: Hub, root: Path) -> None:
+def test_a_whole_repository_is_no_file() -> None:
     with pytest.raises(errors.InvalidReferenceError, match="whole repository"):
-        get(root, "hf://org/name")
-    assert hub.seen() == []
+        HfSource().open(request())
 
 
 def test_parts_of_one_file_do_not_ask_the_hub_for_each(hub: Hub) -> None:

@@ -211,15 +211,30 @@ class Cache:
             MissingCompanionError: A file needs one that the repository lacks.
             ModelCacheError: As `get`.
         """
-        from .patterns import Patterns
-
         self._check_open()
-        patterns = Patterns.of(allow_patterns, ignore_patterns)
-        ask = self._getter.ask(ref, digest, (), max_age, local_files_only, force_download, verify, patterns=patterns)
-        entry = self._getter.entry(ask, self._getter.deadline(ask.ref))
-        if not entry.digest.is_tree:
-            raise UsageError(problem=f"{entry.key} is a file, not a tree", hint="get() returns its path")
-        return entry.path
+        ask = self._tree(
+            ref, allow_patterns, ignore_patterns, digest, max_age, local_files_only, force_download, verify
+        )
+        return _directory(self._getter.entry(ask, self._getter.deadline(ask.ref)))
+
+    async def aget_tree(
+        self,
+        ref: RefLike,
+        *,
+        allow_patterns: str | Iterable[str] | None = None,
+        ignore_patterns: str | Iterable[str] | None = None,
+        digest: str | None = None,
+        max_age: float | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        verify: str = "stat",
+    ) -> str:
+        """Do what `get_tree` does without blocking the event loop; a cancelled task gives up its interest."""
+        self._check_open()
+        ask = self._tree(
+            ref, allow_patterns, ignore_patterns, digest, max_age, local_files_only, force_download, verify
+        )
+        return _directory(await self._getter.aentry(ask, self._getter.deadline(ask.ref)))
 
     def get_many(self, refs: Iterable[RefLike], *, jobs: int | None = None, **options: Any) -> dict[RefLike, str]:
         """Return the paths of *refs*, by ref as it was given, fetched *jobs* at a time; *options* are those of `get`.
@@ -507,6 +522,21 @@ class Cache:
             options = {**options, "mirrors": listed(options["mirrors"])}  # A generator serves one ref only.
         return {ref: self._getter.ask(ref, **options) for ref in map(_ref, listed(refs))}
 
+    def _tree(
+        self,
+        ref: RefLike,
+        allow: str | Iterable[str] | None,
+        ignore: str | Iterable[str] | None,
+        digest: str | None,
+        max_age: float | None,
+        local: bool,
+        force: bool,
+        verify: str,
+    ) -> Ask:
+        from .patterns import Patterns
+
+        return self._getter.ask(ref, digest, (), max_age, local, force, verify, patterns=Patterns.of(allow, ignore))
+
     def _fetch_again(self, entry: Entry) -> None:
         if entry.source == "put":
             raise NoSourceError(ref=entry.key)
@@ -542,6 +572,12 @@ class Cache:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(root=self.root)
+
+
+def _directory(entry: Entry) -> str:
+    if not entry.digest.is_tree:
+        raise UsageError(problem=f"{entry.key} is a file, not a tree", hint="get() returns its path")
+    return entry.path
 
 
 def _check_kind(name: str, value: object, kind: type) -> None:

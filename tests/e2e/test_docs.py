@@ -13,6 +13,12 @@ import pytest
 DOCS = Path(__file__).parent.parent.parent / "docs"
 CONTENT = b"x" * 5000
 BEFORE = {
+    "trees.md": """
+import os
+root, directory = sys.argv[1], sys.argv[1] + ".source"
+os.makedirs(directory)
+open(directory + "/a", "w").write("a")
+""",
     "sources.md": "",
     "testing.md": f"""
 content = b"x" * {len(CONTENT)}
@@ -21,6 +27,7 @@ root = sys.argv[1]
 """,
 }
 AFTER = {
+    "trees.md": "assert os.listdir(path) == ['a']",
     "sources.md": """
 from modelcache import Cache
 with Cache(sys.argv[1], sources=[MemorySource()]) as cache:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -398,3 +399,17 @@ def test_the_command_line_gets_a_repository_or_a_part_of_it(hub: Hub, root: Path
     assert content_of(run("get", REF, "--include", "*.json", "--exclude", "model*")).keys() == {"config.json"}
     assert "&allow=*.json" in run("ls")
     assert json.loads(run("get", REF, "--json"))["digest"].startswith("tree:")
+
+
+def test_tasks_that_want_the_same_tree_share_one_fetch(hub: Hub, root: Path) -> None:
+    hub.add("org/name", FILES)
+    one = cache(root)
+
+    async def all_of_them() -> list[str]:
+        return await asyncio.gather(*(one.aget_tree(REF) for _ in range(5)), one.aget(REF))
+
+    paths = asyncio.run(all_of_them())
+
+    assert len(set(paths)) == 1
+    assert content_of(paths[0]) == FILES
+    assert len(hub.seen("/tree/")) == 1

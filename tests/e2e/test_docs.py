@@ -13,6 +13,13 @@ import pytest
 DOCS = Path(__file__).parent.parent.parent / "docs"
 CONTENT = b"x" * 5000
 BEFORE = {
+    "hub.md": """
+import os
+from tests.support.hub import Hub
+hub = Hub()
+hub.add("sentence-transformers/all-MiniLM-L6-v2", {"onnx/model.onnx": b"the bytes of a model"})
+os.environ |= {"HF_ENDPOINT": hub.endpoint, "MODELCACHE_DIR": sys.argv[1]}
+""",
     "sources.md": "",
     "testing.md": f"""
 content = b"x" * {len(CONTENT)}
@@ -21,6 +28,11 @@ root = sys.argv[1]
 """,
 }
 AFTER = {
+    "hub.md": """
+with open(path, "rb") as file:
+    assert file.read() == b"the bytes of a model"
+hub.close()
+""",
     "sources.md": """
 from modelcache import Cache
 with Cache(sys.argv[1], sources=[MemorySource()]) as cache:

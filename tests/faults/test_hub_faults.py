@@ -213,6 +213,34 @@ def test_without_an_announced_digest_the_content_networks_own_validators_hold(
     assert "if-range" in hub.cdn.seen()[1].headers
 
 
+@pytest.mark.parametrize("body", [CONTENT, CONTENT[::-1]], ids=["right", "wrong"])
+def test_a_mirror_that_serves_large_files_itself_is_held_to_what_it_says_of_them(
+    body: bytes, hub: Hub, root: Path
+) -> None:
+    head = {"X-Repo-Commit": "1" * 40, "ETag": '"e"', "X-Linked-Etag": f'"{DIGEST.hex}"'}
+    hub.override = lambda asked: Answer(200, head, body)
+
+    if body == CONTENT:
+        assert get(root, hub) == CONTENT
+        return
+    with pytest.raises(errors.DigestMismatchError):
+        get(root, hub)
+
+
+def test_an_announcement_holds_for_the_rest_though_it_is_not_made_again(hub: Hub, root: Path) -> None:
+    """The second answer says nothing of a digest, and its validators do not contradict."""
+    faults = [Fault(abort_after=1_000_000), Fault(etag=f'"{DIGEST.hex}"', body=CONTENT[::-1])]
+    hub.add("org/name", {"model.onnx": CONTENT}, faults=faults)
+
+    def silent(asked: Asked) -> None:
+        hub.lies = {"X-Linked-Etag": None} if len(hub.seen()) == 2 else {}
+
+    hub.override = silent
+
+    assert get(root, hub) == CONTENT
+    assert ranges(hub) == [None, "bytes=1000000-", None]
+
+
 def test_a_weak_or_unquoted_announcement_is_the_same_digest(hub: Hub, root: Path) -> None:
     digits = hashlib.sha256(CONTENT).hexdigest()
     for number, header in enumerate((f'W/"{digits}"', digits, digits.upper())):

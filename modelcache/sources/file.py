@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from collections.abc import Iterator
 
 from .. import files, reference
-from ..errors import AccessDeniedError, InterruptedTransferError, RemoteNotFoundError
-from .base import Request, Source, Stream, Validators
+from ..errors import (
+    AccessDeniedError,
+    InterruptedTransferError,
+    InvalidReferenceError,
+    ListingError,
+    ModelCacheError,
+    NotListableError,
+    RemoteNotFoundError,
+)
+from .base import FILES_MAX, RemoteFile, RemoteListing, Request, Source, Stream, Validators
 
 
 class FileSource(Source):
@@ -21,12 +31,31 @@ class FileSource(Source):
         try:
             return _FileStream(request, files.open_regular(path))
         except OSError as error:
-            detail = error.strerror or str(error)
-            if error.errno in {errno.EACCES, errno.EPERM}:
-                raise AccessDeniedError(ref=request.ref, detail=detail) from error
-            if error.errno in {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}:
-                raise InterruptedTransferError(ref=request.ref, detail=detail) from error
-            raise RemoteNotFoundError(ref=request.ref, detail=detail) from error
+            raise _refusal(error, request.ref) from error
+
+    def listing(self, request: Request) -> RemoteListing:
+        """See `Source.listing`: the files below a directory, as they are now; until it is read, each may change.
+
+        A link to a file is that file; one to a directory is refused, as is all that is neither file nor directory.
+        """
+        ref = reference.parse(request.url)
+        if os.path.isfile(ref.path):
+            raise NotListableError(ref=request.ref, problem="it is one file, and directories are listed")
+        found = []
+        try:
+            for path, size in _below(ref.path, request):
+                found.append(RemoteFile(path, size, None, None, reference.parse(f"{ref.path}/{path}")))
+                if len(found) > FILES_MAX:
+                    raise ListingError(ref=request.ref, problem=f"there are more than {FILES_MAX} of them")
+        except InvalidReferenceError as error:
+            raise ListingError(
+                ref=request.ref, problem=f"one of them has no name to ask for it ({error.summary})"
+            ) from error
+        except OSError as error:
+            if isinstance(error, ModelCacheError):
+                raise
+            raise _refusal(error, request.ref) from error
+        return RemoteListing(ref, None, tuple(sorted(found, key=lambda file: file.path)))
 
 
 class _FileStream(Stream):
@@ -60,3 +89,32 @@ class _FileStream(Stream):
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _below(top: str, request: Request) -> Iterator[tuple[str, int]]:
+    """Yield path and size of each file in the directory *top*, and in those in it."""
+    pending = [""]
+    while pending:
+        request.deadline.check()
+        inside = pending.pop()
+        with os.scandir(f"{top}/{inside}") as entries:
+            for entry in entries:
+                path = f"{inside}{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(f"{path}/")
+                    continue
+                facts = entry.stat()
+                if not stat.S_ISREG(facts.st_mode):
+                    problem = f"{path!r:.200} is neither a file nor a directory of its own"
+                    raise ListingError(ref=request.ref, problem=problem)
+                yield path, facts.st_size
+
+
+def _refusal(error: OSError, ref: str) -> ModelCacheError:
+    """Return the typed error of a failed call."""
+    detail = error.strerror or str(error)
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return AccessDeniedError(ref=ref, detail=detail)
+    if error.errno in {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}:
+        return InterruptedTransferError(ref=ref, detail=detail)
+    return RemoteNotFoundError(ref=ref, detail=detail)

@@ -26,7 +26,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from .. import reference
 from ..digest import Digest
@@ -156,7 +156,7 @@ class HfSource(HttpSource):
             files += [file for item in page if (file := _file(item, request.ref, place, commit)) is not None]
             if len(files) > FILES_MAX:
                 raise ListingError(ref=request.ref, problem=f"there are more than {FILES_MAX} of them")
-            url = self._next(headers.get("link", ""), request)
+            url = self._next(headers.get("link", ""), url, request)
         return RemoteListing(ref, commit, tuple(sorted(files, key=lambda file: file.path)))
 
     def _part(self, request: Request) -> Stream | None:
@@ -248,15 +248,22 @@ class HfSource(HttpSource):
             detail = f"what {urlsplit(self.endpoint).netloc} answers is no JSON: not the API of a hub"
             raise ProtocolError(ref=request.ref, detail=detail, transient=False) from error
 
-    def _next(self, link: str, request: Request) -> str | None:
-        """Return the address of the next page, None after the last one."""
-        found = next((target for target, parameters in _LINK.findall(link) if _REL_NEXT.search(parameters)), None)
+    def _next(self, link: str, url: str, request: Request) -> str | None:
+        """Return the address of the page after *url*, None if that is the last one."""
+        found: str | None = next(
+            (target for target, parameters in _LINK.findall(link) if _REL_NEXT.search(parameters)), None
+        )
         if found is None:
             return None
+        try:
+            found = urljoin(url, found)
+            host = urlsplit(found).hostname
+        except ValueError:
+            found, host = "", None
         if not self._is_ours(found):
-            detail = f"the next page of its listing is said to be at {urlsplit(found).hostname}, which is another host"
+            detail = f"the next page of its listing is said to be at {host}, which is another host"
             raise ProtocolError(ref=request.ref, detail=detail, transient=False)
-        return str(found)
+        return found
 
 
 class _Said:

@@ -19,6 +19,13 @@ root, directory = sys.argv[1], sys.argv[1] + ".source"
 os.makedirs(directory)
 open(directory + "/a", "w").write("a")
 """,
+    "hub.md": """
+import os
+from tests.support.hub import Hub
+hub = Hub()
+hub.add("sentence-transformers/all-MiniLM-L6-v2", {"onnx/model.onnx": b"the bytes of a model"})
+os.environ |= {"HF_ENDPOINT": hub.endpoint, "MODELCACHE_DIR": sys.argv[1]}
+""",
     "sources.md": "",
     "testing.md": f"""
 content = b"x" * {len(CONTENT)}
@@ -28,6 +35,11 @@ root = sys.argv[1]
 }
 AFTER = {
     "trees.md": "assert os.listdir(path) == ['a']",
+    "hub.md": """
+with open(path, "rb") as file:
+    assert file.read() == b"the bytes of a model"
+hub.close()
+""",
     "sources.md": """
 from modelcache import Cache
 with Cache(sys.argv[1], sources=[MemorySource()]) as cache:

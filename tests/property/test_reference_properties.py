@@ -54,6 +54,25 @@ def test_a_well_formed_url_is_accepted_and_asked_for_as_it_was_written(url: str)
     assert ref.url == f"{ref.scheme}://{url.partition('#')[0].partition('://')[2]}"
 
 
+_PARTS = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="/\\") | st.just(" "), min_size=1)
+_COMMITS = st.one_of(st.none(), st.just("0123456789" * 4), st.sampled_from(["v1.0", "refs/pr/1", "a/b%2Fc", "é@x"]))
+
+
+@given(st.sampled_from(["", "datasets/", "spaces/"]), _COMMITS, st.lists(_PARTS, min_size=1, max_size=4))
+def test_every_path_of_a_hub_has_a_ref_that_leads_back_to_it(kind: str, revision: str | None, parts: list[str]) -> None:
+    place = reference.parse(f"hf://{kind}org/name").hub
+    path = "/".join(parts)
+    try:
+        found = place.at(revision, path)
+    except InvalidReferenceError:
+        assert not all(0 < len(part.encode()) <= 255 and part not in {".", ".."} for part in parts)
+        return
+
+    assert (found.hub.prefix, found.hub.repository) == (kind, "org/name")
+    assert (found.hub.revision, found.hub.path) == (revision, path)
+    assert reference.parse(found.key).key == found.key
+
+
 @given(paths)
 def test_the_key_of_a_path_leads_back_to_that_path(path: str) -> None:
     ref = parsed(path)

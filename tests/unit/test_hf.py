@@ -111,6 +111,18 @@ def test_a_file_that_has_not_changed_does_not_come_again(path: str, hub: Hub, ro
     assert len(hub.cdn.seen()) == (1 if path == "onnx/model.onnx" else 0)
 
 
+def test_the_commit_is_that_which_the_hub_named_first(hub: Hub, root: Path) -> None:
+    commit = hub.add("org/name", FILES)
+    hub.override = lambda asked: Answer(200, {"ETag": '"e"'}, SMALL) if "/resolve-cache/" in asked.path else None
+
+    with Cache(root) as cache:
+        cache.get("hf://org/name/config.json")
+        found = cache.lookup("hf://org/name/config.json")
+
+    assert found is not None
+    assert (found.revision, found.etag) == (commit, '"e"')
+
+
 def test_a_whole_repository_is_no_file() -> None:
     with pytest.raises(errors.InvalidReferenceError, match="whole repository"):
         HfSource().open(request())
@@ -586,10 +598,24 @@ def test_the_next_page_is_read_from_the_endpoint_only(hub: Hub, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
+    "target", ["http://[", "//other.example.org/x", "ftp:/x", "https://127.0.0.1/x", "javascript:1"]
+)
+def test_a_next_page_at_no_address_of_the_endpoint_is_refused(target: str, hub: Hub) -> None:
+    hub.add("org/name", FILES)
+    link = {"Link": f'<{target}>; rel="next"'}
+    hub.override = lambda asked: Answer(200, link, b"[]") if "/tree/" in asked.path else None
+
+    with pytest.raises(errors.ProtocolError, match="another host"):
+        listing()
+
+
+@pytest.mark.parametrize(
     ("link", "pages"),
     [
         ('<{0}>; rel="next"', 2),
         ("<{0}>; rel=next", 2),
+        ('</api/models/org/name/tree/x?last=1>; rel="next"', 2),
+        ('<?cursor=9&last=1>; rel="next"', 2),
         ('<{0}>; title="a; b"; REL="prev next"', 2),
         ('<http://x/1>; rel="prev", <{0}>; rel="next"', 2),
         ('<{0}>; rel="next", <http://x/9>; rel="last"', 2),
@@ -762,8 +788,9 @@ def test_what_cannot_be_listed_says_why(ref: str, kind: type[ModelCacheError], h
     assert type(caught.value) is kind
 
 
-@pytest.mark.parametrize("ref", ["https://example.org/m", "file:///tmp"])
-def test_a_source_of_single_files_lists_nothing(ref: str) -> None:
+def test_a_source_of_single_files_lists_nothing() -> None:
+    ref = "https://example.org/m"
+
     with pytest.raises(errors.NotListableError):
         Registry().source(reference.parse(ref)).listing(request(ref))
 

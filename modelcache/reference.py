@@ -103,7 +103,7 @@ class Ref:
     @property
     def path(self) -> str:
         """The path on this machine that a ``file`` ref names."""
-        return _file_path(self.key.removeprefix("file://"), self.key)
+        return _file_path(self.key.removeprefix("file://").partition(_TREE)[0], self.key)
 
     @property
     def hub(self) -> "HubPlace":
@@ -126,7 +126,7 @@ class Ref:
     @property
     def is_tree(self) -> bool:
         """Whether it is one that `tree` has returned."""
-        return (self.scheme not in {"", "file"} and _TREE in self.key) or self._is_repository
+        return (bool(self.scheme) and _TREE in self.key) or self._is_repository
 
     @property
     def _is_repository(self) -> bool:
@@ -176,7 +176,7 @@ def parse(ref: str | os.PathLike[str]) -> Ref:
             raise _invalid(text, "its scheme is malformed")
         scheme = scheme.lower()
         selection = None
-        if scheme != "file" and _TREE in rest:
+        if _TREE in rest:
             before, _, after = rest.partition(_TREE)
             if after[:1] in {"", "&"}:
                 rest, selection = before, after

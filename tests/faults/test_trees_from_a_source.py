@@ -323,10 +323,32 @@ def test_close_ends_a_tree_that_is_under_way(hub: Hub, root: Path) -> None:
     assert isinstance(failed[0], errors.CancelledError)
 
 
-@pytest.mark.parametrize("ref", ["https://host.invalid/file", "file:///tmp"])
-def test_a_source_that_lists_nothing_says_so(root: Path, ref: str) -> None:
-    with pytest.raises((errors.NotListableError, errors.UsageError)):
-        cache(root).get_tree(ref)
+def test_a_source_that_lists_nothing_says_so(root: Path) -> None:
+    with pytest.raises(errors.NotListableError):
+        cache(root).get_tree("https://host.invalid/file")
+
+
+def test_a_directory_of_this_machine_is_fetched_like_a_repository(root: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for name, content in FILES.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(content)
+    one = cache(root)
+
+    path = one.get_tree(source)
+
+    (entry,) = one.entries()
+    assert content_of(path) == FILES
+    assert entry.key == f"file://{source}#tree"
+    assert one.get(entry.key) == path
+    assert one.remove(entry.key)
+    whole(root)
+
+
+def test_a_path_that_reads_like_the_mark_of_a_tree_is_none(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "x#tree").write_bytes(b"x")
+
+    assert Path(cache(root).get(tmp_path / "x#tree")).read_bytes() == b"x"
 
 
 def test_a_file_is_no_tree(root: Path) -> None:

@@ -6,7 +6,8 @@ A hit is answered from `memory` with one ``stat``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from time import monotonic
 from types import TracebackType
@@ -19,6 +20,7 @@ from .errors import (
     BatchError,
     ClosedError,
     EntryNotFoundError,
+    LeasedError,
     ModelCacheError,
     NoSourceError,
     PinnedError,
@@ -32,6 +34,8 @@ from .report import Health, Stats, Usage
 
 if TYPE_CHECKING:
     from .intake import Content
+    from .leases import Leases
+    from .leasing import Lease
     from .manifest import LockedModel
     from .retry import Deadline
     from .sources import Source
@@ -104,6 +108,7 @@ class Cache:
             bandwidth=max_bandwidth,
         )
         self._getter = Getter(self.root, self._limits, _sources(sources), self._tell)
+        self._leases_here: Leases | None = None
         self._closed = False
 
     # -- getting ---------------------------------------------------------------------------------------------------
@@ -222,6 +227,39 @@ class Cache:
         outcomes = await asyncio.gather(*(one(ref) for ref in asks))
         return _gathered(dict(zip(asks, outcomes, strict=True)))
 
+    def lease(self, ref: RefLike, **options: Any) -> Lease:
+        """Get *ref*, and hold it until the lease is released, or this process ends: nothing removes it before.
+
+        ``with cache.lease(ref) as lease: load(lease.path)``. *options* are those of `get`. Any number may be held at a
+        time, of one object too. A forked child holds what its parent held.
+
+        Raises:
+            StorageError, NoSpaceError: The lease could not be written.
+            ModelCacheError: As `get`.
+        """
+        from .leasing import TRIES, take, vanishing
+
+        for _ in range(TRIES):
+            path = self.get(ref, **options)
+            lease = take(self.root, self._leases(), path)
+            if lease is not None:
+                return lease
+        raise vanishing(path)
+
+    @asynccontextmanager
+    async def alease(self, ref: RefLike, **options: Any) -> AsyncIterator[Lease]:
+        """Do what `lease` does without blocking the event loop: ``async with cache.alease(ref) as lease``."""
+        from .leasing import TRIES, take, vanishing
+
+        for _ in range(TRIES):
+            path = await self.aget(ref, **options)
+            lease = take(self.root, self._leases(), path)
+            if lease is not None:
+                with lease:
+                    yield lease
+                return
+        raise vanishing(path)
+
     def prewarm(
         self,
         manifest: RefLike,
@@ -305,12 +343,19 @@ class Cache:
     def remove(self, ref: RefLike, *, force: bool = False) -> bool:
         """Forget *ref* and delete what nothing else needs, partials included; False if there was nothing.
 
+        Args:
+            ref: What to forget.
+            force: Also if it is pinned, or in use: then its content stays until the last lease is over, and goes with
+                the next gc.
+
         Raises:
             PinnedError: It is pinned, and *force* is false.
+            LeasedError: A live process holds a lease of it, and *force* is false.
         """
         from .objects import Objects
         from .partials import Partials
         from .pins import Pins
+        from .sweep import is_needed
 
         self._check_open()
         parsed = reference.parse(ref)
@@ -319,8 +364,10 @@ class Cache:
             raise PinnedError(ref=parsed.key)
         if not os.path.isdir(self.root):
             return False
-        self._prepare()
         entry = self._entries.read(parsed.key)
+        if entry is not None and not force and self._leases().in_use().covers(layout.object_name(entry.digest)):
+            raise LeasedError(ref=parsed.key)
+        self._prepare()
         # The pin first: what is pinned is there (I4). Then the record, then what it names (I2).
         pins.remove(parsed.key)
         removed = self._entries.remove(parsed.key)
@@ -328,7 +375,7 @@ class Cache:
         self._warm.forget(parsed.key)
         partials = Partials(self.root).remove(parsed.key)
         if entry is not None:
-            Objects(self.root).remove(entry.digest, is_named=self._entries.name_object)
+            Objects(self.root).remove(entry.digest, is_named=is_needed(self.root))
         return removed or partials > 0
 
     def pin(self, ref: RefLike) -> None:
@@ -337,12 +384,14 @@ class Cache:
         Raises:
             EntryNotFoundError: It is not in the cache.
         """
+        from .objects import Objects
         from .pins import Pins
 
         entry = self._recorded(ref)
         self._prepare()
         pins = Pins(self.root)
         pins.add(entry.key)
+        Objects(self.root).await_removal(entry.digest)  # A gc that has not seen the pin has seen no use either.
         if self._entries.read(entry.key) is None:
             pins.remove(entry.key)  # It was removed between the look and the pin.
             raise EntryNotFoundError(ref=entry.key, root=self.root)
@@ -452,6 +501,13 @@ class Cache:
         if entry is None:
             raise EntryNotFoundError(ref=key, root=self.root)
         return entry
+
+    def _leases(self) -> Leases:
+        if self._leases_here is None:
+            from .leases import Leases
+
+            self._leases_here = Leases(self.root)
+        return self._leases_here
 
     def _prepare(self) -> None:
         from .commit import prepare_root

@@ -34,6 +34,7 @@
     ├── LocalNotFoundError (FileNotFoundError)            10  offline, and not in the cache
     ├── LockDriftError (ValueError)                       11  models.lock and models.toml or the source disagree
     ├── PinnedError (PermissionError)                      1
+    ├── LeasedError (PermissionError)                      1  in use by a live process
     ├── ClosedError (RuntimeError)                         1
     ├── CancelledError                                     1  given up by its caller; what had arrived can be resumed
     └── StorageError (OSError)                             1  the root cannot be used, or the file system failed
@@ -377,6 +378,15 @@ class PinnedError(ModelCacheError, PermissionError):
         super().__init__(ref=ref)
         self.summary = f"{ref} is pinned and was not removed"
         self.hint = "`modelcache rm --force` removes it with its pin"
+
+
+class LeasedError(ModelCacheError, PermissionError):
+    """An entry that a live process uses is not removed."""
+
+    def __init__(self, *, ref: str) -> None:
+        super().__init__(ref=ref)
+        self.summary = f"{ref} is in use by a live process, and was not removed"
+        self.hint = "`modelcache rm --force` forgets it; its content stays until the last lease is over"
 
 
 class ClosedError(ModelCacheError, RuntimeError):

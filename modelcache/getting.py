@@ -79,6 +79,10 @@ class Ask:
         """Tell whether *entry* was confirmed too long ago, or in a future that a clock has taken back."""
         return self.max_age is not None and not 0 <= time() - entry.checked <= self.max_age
 
+    def takes(self, entry: Entry) -> bool:
+        """Tell whether *entry*, which is here, will do without a word from its source."""
+        return self.local or not self.ref.scheme or not (self.force or self.is_stale(entry))
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -175,7 +179,9 @@ class Getter:
         """
         entry = ask.known = self.find(ask)
         named = not ask.ref.scheme
-        if entry is not None and (ask.local or named or not (ask.force or ask.is_stale(entry))):
+        if entry is not None and ask.takes(entry) and self._entries.stamp_use(entry.key) and not self._stays(entry):
+            entry = ask.known = self.find(ask)  # It went just before its use was on record.
+        if entry is not None and ask.takes(entry):
             if ask.force and ask.local:
                 raise LocalNotFoundError(
                     ref=ask.ref.key,
@@ -183,7 +189,6 @@ class Getter:
                     reason="force_download needs a connection, but the cache is offline",
                 )
             self.hits += 1
-            self._entries.stamp_use(entry.key)
             return entry
         self.misses += 1
         if named:
@@ -236,6 +241,15 @@ class Getter:
             return os.stat(entry.path)
         except OSError:
             return None
+
+    def _stays(self, entry: Entry) -> bool:
+        """Tell whether *entry*, whose use has just been recorded, is out of reach of a gc that had not seen that."""
+        if not os.access(f"{self.root}/{layout.STAGING}", os.W_OK):
+            return True
+        from .objects import Objects
+
+        Objects(self.root).await_removal(entry.digest)
+        return hit.stands(entry.path, entry.size, entry.mtime_ns)
 
     def _is_quick(self, ask: Ask) -> bool:
         """Tell whether `look` is sure to find *ask* by one ``stat``."""

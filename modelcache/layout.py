@@ -38,6 +38,7 @@ TRASH = "trash"
 QUARANTINE = "quarantine"
 LOCKS = "locks"
 BACKOFF = "backoff-v1"
+LEASES = "leases"
 
 CACHEDIR_TAG = b"""Signature: 8a477f597d28d172789f06886806bc55
 # This file marks a cache directory; see https://bford.info/cachedir/

@@ -14,6 +14,8 @@ import subprocess
 import sys
 from functools import cache
 
+_SMALL_BYTES = 4096
+
 
 def token() -> str:
     """Return a fresh name owned by this process: ``<machine>-<boot>-<namespace>-<pid>-<start>-<random>``."""
@@ -82,10 +84,15 @@ def _namespace() -> str:
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # A file object costs three times as much.
     except OSError:
         return ""
+    try:
+        return os.read(descriptor, _SMALL_BYTES).decode(errors="replace").strip()
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
 
 
 def _sysctl(name: str) -> str:

@@ -166,14 +166,20 @@ class Entries:
         except OSError:
             return 0.0
 
-    def stamp_use(self, key: str) -> None:
-        """Record that the entry is in use, unless that was done within the hour; a read-only root is no error."""
+    def stamp_use(self, key: str) -> bool:
+        """Record that the entry is in use, unless that was done within the hour; a read-only root is no error.
+
+        Returns:
+            Whether it had not been used within the hour: gc may have chosen it before it saw the stamp.
+        """
+        # A stamp from the future (a clock that jumped) is no better than an old one.
+        if abs(time.time() - self.used(key)) <= hit.USE_STAMP_S:
+            return False
         try:
-            # A stamp from the future (a clock that jumped) is no better than an old one.
-            if abs(time.time() - self.used(key)) > hit.USE_STAMP_S:
-                commit.touch(self.path(key))
+            commit.touch(self.path(key))
         except OSError:
-            return
+            pass
+        return True
 
     def load(self, identity: str) -> Entry | None:
         """Return the entry whose record is the file *identity*, None if it is broken or gone."""

@@ -18,8 +18,8 @@ FLOORS = [
     {"files", "hit", "manifest", "notes", "process"},
     {"commit"},
     {"locks", "retry"},
-    {"backoff", "flights", "objects", "pins", "records"},
-    {"partials", "sources.base"},
+    {"backoff", "flights", "leases", "objects", "pins", "records"},
+    {"leasing", "partials", "sources.base"},
     {"sources.connections", "sources.file"},
     {"sources.http"},
     {"sources"},
@@ -48,6 +48,7 @@ MUTATING = {
 # Where a change is not one of the root, or is what that module is for.
 ALLOWED = {
     ("locks", "ftruncate"), ("locks", "pwrite"),  # Lock files: the holder's name, and a note. They only inform.
+    ("leases", "write"),  # A pipe to the parent of a fork.
     ("__main__", "write"),  # The path, to standard output.
     ("testing.victims", "write"), ("testing.victims", "TemporaryFile"),  # A pipe to the parent; what a victim says.
 }  # fmt: skip

@@ -50,6 +50,7 @@ EXAMPLES: list[ModelCacheError] = [
     errors.LocalNotFoundError(ref=REF, root="/cache", reason="the cache is offline"),
     errors.LockDriftError(file="models.lock", differences=("a is new", "b is gone")),
     errors.PinnedError(ref=REF),
+    errors.LeasedError(ref=REF),
     errors.ClosedError(root="/cache"),
     errors.CancelledError(ref=REF),
     errors.StorageError(path="/cache", action="publish", reason="Input/output error", number=errno.EIO),

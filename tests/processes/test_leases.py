@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import warnings
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from modelcache import Cache, errors, layout, leases
+from modelcache import Cache, errors, layout, leases, locks
 from modelcache.leases import Leases
 from modelcache.testing import check_cache, spawn
 from tests.crash.world import forked
@@ -129,7 +130,13 @@ def test_a_fork_waits_for_a_child_no_longer_than_it_may(
     waiting, go = os.pipe()
     parent = os.getpid()
     renew = leases._Holder.renew
-    monkeypatch.setattr(leases._Holder, "renew", lambda self: (os.close(go), os.read(waiting, 1), renew(self)))
+
+    def late(holder: leases._Holder) -> None:
+        os.close(go)
+        os.read(waiting, 1)
+        renew(holder)
+
+    monkeypatch.setattr(leases._Holder, "renew", late)
 
     with Cache(root).lease("m"), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -144,14 +151,18 @@ def test_a_fork_waits_for_a_child_no_longer_than_it_may(
 
 
 def test_a_child_that_cannot_lease_says_so(
-    root: Path, name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    root: Path, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*_paths: str) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def work() -> None:
+        assert "could not lease what it inherited" in caplog.text
+        lease.release()
 
     with Cache(root).lease("m") as lease:
-        monkeypatch.setattr(leases.locks, "sign", full)
-        assert ends(forked(lease.release)) == 0
+        monkeypatch.setattr(locks, "sign", full)
+        assert ends(forked(work)) == 0
         monkeypatch.undo()
 
 

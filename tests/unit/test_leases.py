@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import logging
 import os
 import subprocess
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from modelcache import Cache, Entry, errors, layout, leases, leasing, locks, process
+from modelcache import Cache, Entry, errors, files, layout, leasing, locks, process
 from modelcache.digest import Digest
 from modelcache.leases import Leases, decode
 from modelcache.objects import Objects
+from modelcache.pins import Pins
 from modelcache.sweep import is_needed, sweep
 from modelcache.testing import FaultServer, check_cache
 
@@ -93,8 +95,13 @@ def test_what_is_held_is_on_disk_before_the_object_is_looked_for(root: Path, mon
     name = layout.object_name(cache.put(CONTENT, name="m").digest)
     steps = []
     exists = os.path.exists
+
+    def look(path: str) -> bool:
+        steps.append(("look", on_disk(root)))
+        return exists(path)
+
     monkeypatch.setattr(Objects, "await_removal", lambda _self, _digest: steps.append(("wait", on_disk(root))))
-    monkeypatch.setattr(os.path, "exists", lambda path: steps.append(("look", on_disk(root))) or exists(path))
+    monkeypatch.setattr(os.path, "exists", look)
 
     with cache.lease("m"):
         monkeypatch.undo()
@@ -134,7 +141,7 @@ def test_what_others_remove_each_time_is_an_error_and_not_an_endless_loop(
 ) -> None:
     cache = Cache(root)
     cache.put(CONTENT, name="m")
-    monkeypatch.setattr(leasing.os.path, "exists", lambda _path: False)
+    monkeypatch.setattr(os.path, "exists", lambda _path: False)
 
     with pytest.raises(errors.StorageError, match="keep removing"):
         cache.lease("m")
@@ -198,7 +205,12 @@ def test_a_look_at_all_leases_opens_no_file_of_its_own_process(
     (own,) = (root / layout.LEASES).iterdir()
     opened: list[str] = []
     real = os.open
-    monkeypatch.setattr(os, "open", lambda path, *rest, **options: opened.append(path) or real(path, *rest, **options))
+
+    def opening(path: str, *arguments: int) -> int:
+        opened.append(path)
+        return real(path, *arguments)
+
+    monkeypatch.setattr(os, "open", opening)
 
     assert store.in_use().names == {NAMES[0]}
     sweep(str(root))
@@ -228,7 +240,7 @@ def test_a_lease_that_was_half_written_is_an_error_and_harms_no_other(
     store.hold(NAMES[0])
     real = os.pwrite
     with monkeypatch.context() as patch:
-        patch.setattr(locks.os, "pwrite", lambda file, data, at: real(file, data[:written], at))
+        patch.setattr(os, "pwrite", lambda file, data, at: real(file, data[:written], at))
         with pytest.raises(errors.NoSpaceError):
             store.hold(NAMES[1])
     assert on_disk(root) & set(NAMES) == {NAMES[0]}
@@ -294,7 +306,7 @@ def test_where_there_are_no_locks_the_name_of_the_file_tells_who_lives(
     def without(*_arguments: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(locks.fcntl, "lockf", without)
+    monkeypatch.setattr(fcntl, "lockf", without)
     store.hold(NAMES[0])
     stranger = f"00000000-00000000-1-{os.getpid()}-1-00000000"
     (root / layout.LEASES / stranger).write_bytes(f"+{NAMES[1]}".ljust(79).encode() + b"\n")
@@ -314,7 +326,7 @@ def test_a_lease_file_that_may_not_be_read_keeps_everything(
     def refused(path: str) -> bytes:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
-    monkeypatch.setattr(leases.files, "read", refused)
+    monkeypatch.setattr(files, "read", refused)
 
     assert store.in_use().covers("sha256-anything")
 
@@ -349,7 +361,12 @@ def test_an_entry_that_was_about_to_go_when_its_use_was_recorded_is_looked_for_a
     url = server.add("/m.onnx", CONTENT)
     Cache(root).get(url)
     os.utime(root / layout.ENTRIES / layout.key_id(url), (1, 1))
-    monkeypatch.setattr(Objects, "await_removal", lambda _self, _digest: (monkeypatch.undo(), Cache(root).remove(url)))
+
+    def removed_meanwhile(_objects: Objects, _digest: Digest) -> None:
+        monkeypatch.undo()
+        Cache(root).remove(url)
+
+    monkeypatch.setattr(Objects, "await_removal", removed_meanwhile)
 
     path = Cache(root).get(url)
 
@@ -358,15 +375,16 @@ def test_an_entry_that_was_about_to_go_when_its_use_was_recorded_is_looked_for_a
 
 
 def test_a_pin_waits_for_a_removal_that_has_not_seen_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Cache(root).put(CONTENT, name="m")
-    monkeypatch.setattr(Objects, "await_removal", lambda _self, _digest: (monkeypatch.undo(), forced(root)))
+    entry = Cache(root).put(CONTENT, name="m")
+
+    def evicted_meanwhile(_objects: Objects, _digest: Digest) -> None:
+        forget(root, entry)
+
+    monkeypatch.setattr(Objects, "await_removal", evicted_meanwhile)
 
     with pytest.raises(errors.EntryNotFoundError):
         Cache(root).pin("m")
-
-
-def forced(root: Path) -> None:
-    Cache(root).remove("m", force=True)
+    assert not Pins(str(root)).has("m")
 
 
 def test_a_lease_file_of_the_dead_is_garbage_to_the_checker_and_goes_with_a_sweep(root: Path, store: Leases) -> None:

@@ -9,12 +9,13 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from math import inf
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from . import hit, layout, reference
-from .config import SECONDS_MAX, RetryPolicy, Settings, Timeout, is_seconds, is_whole
+from .config import SECONDS_MAX, Capacity, RetryPolicy, Settings, Timeout, is_seconds, is_whole
 from .digest import Digest
 from .errors import (
     BatchError,
@@ -33,6 +34,7 @@ from .records import Entries, Entry
 from .report import Health, Stats, Usage
 
 if TYPE_CHECKING:
+    from .gc import Plan
     from .intake import Content
     from .leases import Leases
     from .leasing import Lease
@@ -56,6 +58,11 @@ class Cache:
         lock_timeout: Longest wait for another process that fetches the same model, in seconds.
         offline: Never open a connection. Default: ``MODELCACHE_OFFLINE`` or ``HF_HUB_OFFLINE``.
         max_bandwidth: Limit on what all fetches of this object receive together, in bytes per second.
+        capacity: What the cache may use of the disk: bytes (``50_000_000_000``, ``"50GB"``), a share of the file system
+            (``"20%"``), or what stays free of it (``"free:10GB"``). Before a fetch, what was least recently used goes
+            until there is room. Default: ``MODELCACHE_CAPACITY``, else no limit.
+        grace: For how many seconds a path that `get` returned is certain to stay, without a lease, at least. Default:
+            ``MODELCACHE_GRACE``, else an hour.
         on_event: Called with each `Event`, in the thread that caused it.
 
     The environment is read here, once. All methods may be called from any thread; a Cache may be used after a fork.
@@ -77,6 +84,8 @@ class Cache:
         lock_timeout: float | None = None,
         offline: bool | None = None,
         max_bandwidth: int | None = None,
+        capacity: int | str | None = None,
+        grace: float | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
         settings = Settings.from_environment(os.environ)
@@ -106,6 +115,8 @@ class Cache:
             lock_timeout=settings.lock_timeout if lock_timeout is None else lock_timeout,
             concurrency=settings.concurrency,
             bandwidth=max_bandwidth,
+            capacity=settings.capacity if capacity is None else Capacity.parse(capacity),
+            grace=settings.grace if grace is None else _span("grace", grace),
         )
         self._getter = Getter(self.root, self._limits, _sources(sources), self._tell)
         self._leases_here: Leases | None = None
@@ -378,6 +389,39 @@ class Cache:
             Objects(self.root).remove(entry.digest, is_named=is_needed(self.root))
         return removed or partials > 0
 
+    def plan_gc(
+        self,
+        *,
+        capacity: int | str | None = None,
+        unused_for: float | None = None,
+        grace: float | None = None,
+        now: float | None = None,
+    ) -> Plan:
+        """Return what a garbage collection would remove: ``print(plan.table())``, then ``plan.execute()``.
+
+        What nothing names and what crashed processes left goes in any case. What is pinned, leased, or was used within
+        the grace period stays in any case.
+
+        Args:
+            capacity: What the cache may use, as for `Cache`: more goes, least recently used first, until it does.
+            unused_for: All goes that has not been used for so many seconds.
+            grace: In place of the cache's own, in seconds; 0 keeps nothing for having been used just now.
+            now: In Unix seconds, in place of the clock.
+
+        Raises:
+            UsageError: An argument makes no sense.
+        """
+        from .gc import Collector
+
+        self._check_open()
+        limits = self._limits
+        return Collector(self.root, self._tell).plan(
+            grace=limits.grace if grace is None else _span("grace", grace),
+            capacity=limits.capacity if capacity is None else Capacity.parse(capacity),
+            unused_for=None if unused_for is None else _span("unused_for", unused_for),
+            now=now,
+        )
+
     def pin(self, ref: RefLike) -> None:
         """Keep *ref* until it is unpinned: `remove` refuses it, and nothing evicts it.
 
@@ -537,6 +581,12 @@ class Cache:
 def _check_kind(name: str, value: object, kind: type) -> None:
     if value is not None and not isinstance(value, kind):
         raise UsageError(problem=f"{name}={value!r} makes no sense: a {kind.__name__} is expected")
+
+
+def _span(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < inf:
+        raise UsageError(problem=f"{name}={value!r} makes no sense: seconds, from 0")
+    return value
 
 
 def _sources(sources: object) -> tuple[Source, ...]:

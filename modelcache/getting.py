@@ -16,7 +16,7 @@ from time import time
 from typing import TYPE_CHECKING
 
 from . import files, hit, layout, reference
-from .config import RetryPolicy, Timeout
+from .config import GRACE_S, Capacity, RetryPolicy, Timeout
 from .digest import Digest
 from .errors import (
     ClosedError,
@@ -86,7 +86,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How a cache fetches: waits in seconds, bandwidth in bytes per second, ``concurrency`` in models at a time."""
+    """How a cache fetches, and what it keeps.
+
+    Waits and the grace period are in seconds, bandwidth in bytes per second, ``concurrency`` in models at a time.
+    """
 
     offline: bool
     retry: RetryPolicy
@@ -94,6 +97,8 @@ class Limits:
     lock_timeout: float
     concurrency: int
     bandwidth: int | None
+    capacity: Capacity | None = None
+    grace: float = GRACE_S
 
 
 class Getter:
@@ -310,6 +315,7 @@ class Getter:
         # Before the lock is taken: others, and forks, must not have to wait for it.
         from .fetch import Fetcher
         from .flights import Flights
+        from .gc import Room
         from .sources import Registry
         from .transfer import Throttle
 
@@ -325,6 +331,8 @@ class Getter:
                 )
                 if self.limits.bandwidth is not None:
                     fetcher.means.throttle = Throttle(self.limits.bandwidth)
+                if self.limits.capacity is not None:
+                    fetcher.means.room = Room(self.root, self.limits.capacity, self.limits.grace, self._tell)
                 self._fetching = fetcher, Flights()
             return self._fetching[1]
 

@@ -215,6 +215,13 @@ class Objects:
             except OSError as error:
                 raise storage_error(error, action="remove", path=self.path(digest)) from error
 
+    def touch(self, digest: Digest) -> None:
+        """Note that an entry is about to name another object: this one was promised until now, and is kept a while."""
+        try:
+            commit.touch(self.path(digest))
+        except OSError:
+            return
+
     def bury(self, name: str, *, is_named: Callable[[Digest], bool]) -> None:
         """End what a process that died in `remove` had begun: *name* is that of a directory in trash."""
         trash = f"{self._root}/{layout.TRASH}/{name}"

@@ -149,11 +149,14 @@ class Entries:
 
     def name_object(self, digest: Digest) -> bool:
         """Tell whether any entry names the object *digest*. One that cannot be read may: what it names is kept."""
+        name = layout.object_name(digest).encode()
         for identity in files.listing(self._directory):
             try:
                 data = files.read(f"{self._directory}/{identity}")
             except OSError:
                 return True
+            if data is not None and name not in data:
+                continue  # To decode it would cost as much again.
             entry = None if data is None else self._decoded(identity, data)
             if entry is not None and entry.digest == digest:
                 return True

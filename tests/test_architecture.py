@@ -12,7 +12,7 @@ import modelcache
 PACKAGE = Path(modelcache.__file__).parent
 # DESIGN.md section 7, from the ground up. A module may import from every floor below its own.
 FLOORS = [
-    {"errors", "events", "forks", "report", "sealed"},
+    {"errors", "events", "eviction", "forks", "report", "sealed"},
     {"layout"},
     {"config", "digest", "reference"},
     {"files", "hit", "manifest", "notes", "process"},
@@ -24,7 +24,7 @@ FLOORS = [
     {"sources.http"},
     {"sources"},
     {"promises", "ranges", "sweep", "transfer"},
-    {"verification"},
+    {"gc", "verification"},
     {"download", "intake", "doctor"},
     {"fetch"},
     {"getting", "usage"},
@@ -33,7 +33,7 @@ FLOORS = [
     {"api", "testing.server", "testing.victims", "cli.console"},
     {"cli.each"},
     {
-        "cli.doctor", "cli.get", "cli.info", "cli.lock", "cli.ls", "cli.path", "cli.pin", "cli.prewarm", "cli.remove",
+        "cli.doctor", "cli.gc", "cli.get", "cli.info", "cli.lock", "cli.ls", "cli.path", "cli.pin", "cli.prewarm", "cli.remove",
         "cli.stats", "cli.unpin", "cli.verify",
     },
     {"cli", "testing"},

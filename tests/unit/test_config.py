@@ -12,7 +12,13 @@ from modelcache.errors import ConfigurationError
 
 def test_an_empty_environment_gives_the_defaults() -> None:
     assert Settings.from_environment({}) == Settings(
-        offline=False, retry=RetryPolicy(), timeout=Timeout(), lock_timeout=600.0, concurrency=8
+        offline=False,
+        retry=RetryPolicy(),
+        timeout=Timeout(),
+        lock_timeout=600.0,
+        concurrency=8,
+        capacity=None,
+        grace=3600.0,
     )
 
 

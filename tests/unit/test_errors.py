@@ -46,6 +46,8 @@ EXAMPLES: list[ModelCacheError] = [
     errors.CorruptObjectError(ref=REF, expected="sha256:1", actual="sha256:2", moved_to="/cache/quarantine/1.2"),
     errors.NoSpaceError(what=REF, needed=10, free=2),
     errors.NoSpaceError(what=REF, needed=None, free=None),
+    errors.CapacityError(what=REF, needed=10, capacity=12, used=8, kept={"pinned": 3, "leased": 0}),
+    errors.NoLocksError(path="/cache", reason="two processes got one lock"),
     errors.LockTimeoutError(what=REF, holder="process 7", seconds=600.0),
     errors.LocalNotFoundError(ref=REF, root="/cache", reason="the cache is offline"),
     errors.LockDriftError(file="models.lock", differences=("a is new", "b is gone")),

@@ -50,7 +50,7 @@ class Candidate:
         return sum({file.inode: file.size for file in self.files}.values())
 
     def age(self, now: float) -> float:
-        """Return the seconds since its last use; a stamp from the future (a clock that jumped) is as old as it is far."""
+        """Return the seconds since its last use; one in the future (a clock that jumped) counts as far as it is."""
         return abs(now - self.used)
 
     def stays(self, now: float, grace: float) -> str:
@@ -121,7 +121,7 @@ def choose(
         if not one.keys:
             reason = "nothing names it"
         elif unused_for is not None and one.age(now) >= unused_for:
-            reason = f"not used for {unused_for:g} s"
+            reason = "unused for too long"
         elif limit is not None and ledger.total > limit and one.files:
             reason = "least recently used"
         else:

@@ -35,8 +35,9 @@ from .records import Entries
 from .sweep import is_needed, sweep
 
 PARTIAL_S = 7 * 86_400.0  # A partial that nobody has resumed for so long is given up.
+USED_SINCE = "used since it was planned"
 _TRIES = 3  # Each after the first needs others that use, at that very moment, what was to go.
-_STORED = (layout.OBJECTS, layout.PARTIALS, layout.STAGING, layout.TRASH, layout.QUARANTINE)
+_STORED = (layout.OBJECTS, layout.STAGING, layout.TRASH, layout.QUARANTINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,8 @@ class Collector:
         ledger = Ledger()
         for bucket in _STORED:
             ledger.add(_files(f"{self._root}/{bucket}"))
+        for name in files.listing(f"{self._root}/{layout.PARTIALS}"):
+            ledger.add(_files(f"{self._root}/{layout.PARTIALS}/{name}/object"))  # Without the notes beside it.
         used = ledger.total
         limit = None
         if capacity is not None and os.path.isdir(self._root):
@@ -240,15 +243,40 @@ class Collector:
             if why:
                 return False
             fail_point("gc.before-forget")
-            for key in item.keys:
-                entry = self._entries.read(key)
-                if entry is not None and entry.digest == digest:  # Else it has been given another meaning.
-                    self._entries.remove(key)
+            why = self._forget(item, digest)
+            if why:
+                return False
             why = "in use, or named, by somebody who came meanwhile"
             return True
 
         gone = self._objects.remove(digest, is_named=is_needed(self._root), first=forget)
         return "" if gone or not os.path.lexists(self._objects.path(digest)) else why
+
+    def _forget(self, item: Item, digest: Digest) -> str:
+        """Remove the records of *item*, durably; return why they are as before, "" if they are gone.
+
+        They are looked at once more when nobody can find them any more, for who was stopped in between.
+        """
+        why = ""
+        taken: dict[str, str] = {}
+        for key in item.keys:
+            aside = self._entries.take(key)
+            if aside is None:
+                continue
+            taken[key] = aside
+            entry, used = self._entries.taken(key, aside)
+            if entry is None or entry.digest != digest:
+                why = "it means something else by now"
+            elif used > item.used:
+                why = USED_SINCE
+            elif self._pins.has(key):
+                why = PINNED
+        fail_point("gc.before-forgotten")
+        for key, aside in taken.items():
+            if why:
+                self._entries.give_back(key, aside)
+            commit.remove_quietly(aside)
+        return why
 
     def _objection(self, item: Item) -> str:
         """Return why *item* must stay after all, "" if it need not. Its removal is announced by now."""
@@ -256,7 +284,7 @@ class Collector:
             return LEASED
         if any(self._pins.has(key) for key in item.keys):
             return PINNED
-        return "used since it was planned" if self._used(item.name, item.keys) > item.used else ""
+        return USED_SINCE if self._used(item.name, item.keys) > item.used else ""
 
     def _clear(self, item: Item) -> str:
         """Remove what crashed processes left, other than objects; the sweep at the end does the rest."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from . import commit, files, hit, layout
+from . import commit, files, hit, layout, process
 from .digest import Digest
 from .errors import InvalidDigestError, storage_error
 from .sealed import seal, unseal
@@ -133,6 +133,29 @@ class Entries:
         except OSError as error:
             raise storage_error(error, action="set aside", path=path) from error
         return False
+
+    def take(self, key: str) -> str | None:
+        """Take the record of *key* away, durably; return where it is now, in staging, or None if there is none."""
+        aside = f"{self._root}/{layout.STAGING}/{process.token()}"
+        try:
+            commit.move_durably(self.path(key), aside)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise storage_error(error, action="evict", path=self.path(key)) from error
+        return aside
+
+    def taken(self, key: str, aside: str) -> tuple[Entry | None, float]:
+        """Return what `take` has moved to *aside*, and when it was last used."""
+        found = os.stat(aside).st_mtime
+        return self._decoded(layout.key_id(key), files.content(aside) or b""), found
+
+    def give_back(self, key: str, aside: str) -> None:
+        """Undo a `take`, unless *key* has been recorded anew."""
+        try:
+            commit.put_back(aside, self.path(key))
+        except OSError as error:
+            raise storage_error(error, action="put back", path=self.path(key)) from error
 
     def confirm(self, entry: Entry) -> Entry:
         """Record that the source has just confirmed *entry*; return it with that time."""

@@ -33,8 +33,8 @@ FLOORS = [
     {"api", "testing.server", "testing.victims", "cli.console"},
     {"cli.each"},
     {
-        "cli.doctor", "cli.gc", "cli.get", "cli.info", "cli.lock", "cli.ls", "cli.path", "cli.pin", "cli.prewarm", "cli.remove",
-        "cli.stats", "cli.unpin", "cli.verify",
+        "cli.doctor", "cli.gc", "cli.get", "cli.info", "cli.lock", "cli.ls", "cli.path", "cli.pin", "cli.prewarm",
+        "cli.remove", "cli.stats", "cli.unpin", "cli.verify",
     },
     {"cli", "testing"},
     {"__init__", "__main__"},

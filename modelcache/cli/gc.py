@@ -23,7 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grace",
         metavar="TIME",
-        help="keep what was used within this time (default: MODELCACHE_GRACE, 1h); 0 keeps only pinned and leased models",
+        help="keep what was used within this time (default: MODELCACHE_GRACE, 1h); 0: only what is pinned or leased",
     )
 
 

@@ -84,7 +84,7 @@ while True:
 """
 
 _COLLECTOR = """
-import sys
+import signal, sys
 from modelcache import Cache, errors
 from modelcache.testing import acknowledge
 cache = Cache(sys.argv[1], grace=0)
@@ -169,12 +169,12 @@ def settle(root: Path, models: list[tuple[str, str]]) -> None:
 
 
 _HOLDER = """
-import sys
+import signal, sys
 from modelcache import Cache
 from modelcache.testing import acknowledge
 lease = Cache(sys.argv[1]).lease("m")
 acknowledge("held")
-sys.stdin.read()
+signal.pause()
 """
 
 
@@ -193,12 +193,12 @@ def test_what_a_killed_process_held_is_evicted_by_the_next_gc(root: Path) -> Non
 
 
 _LOCKED = """
-import sys
+import signal, sys
 from modelcache import layout, locks
 from modelcache.testing import acknowledge
 with locks.exclusive(f"{sys.argv[1]}/{layout.LOCKS}/{layout.GC_LOCK}", timeout=0, what="gc"):
     acknowledge("held")
-    sys.stdin.read()
+    signal.pause()
 """
 
 

@@ -19,14 +19,14 @@ from tests.crash.world import forked
 CONTENT = b"a model" * 100
 
 _HOLDER = """
-import sys
+import signal, sys
 from modelcache import Cache
 from modelcache.testing import acknowledge
 cache = Cache(sys.argv[1])
 lease = cache.lease("m")
 acknowledge("held")
 while True:
-    sys.stdin.read()
+    signal.pause()
 """
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 from types import TracebackType
 from typing import Self
 
+from . import layout
 from .digest import Digest
 from .errors import StorageError
 from .leases import Leases
 from .objects import Objects
 
 TRIES = 10  # Each after the first needs another process that removes the object at that very moment.
-_NOT_OURS = {errno.EROFS, errno.EACCES, errno.EPERM}
 _log = logging.getLogger("modelcache")
 _complained: set[str] = set()
 
@@ -62,7 +61,7 @@ def take(root: str, leases: Leases, path: str) -> Lease | None:
     try:
         leases.hold(name)
     except StorageError as error:
-        if error.errno not in _NOT_OURS:
+        if os.access(f"{root}/{layout.STAGING}", os.W_OK):
             raise
         if root not in _complained:
             _complained.add(root)

@@ -290,6 +290,9 @@ def test_a_root_that_cannot_be_written_serves_a_path_without_a_lease_and_says_so
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(locks, "sign", refused)
+    with pytest.raises(errors.StorageError):  # It can be written: then a path without a lease would be a lie.
+        Cache(root).lease("m")
+    monkeypatch.setattr(os, "access", lambda *_arguments: False)
     caplog.set_level(logging.WARNING)
 
     for _ in range(3):

@@ -154,6 +154,18 @@ def test_what_is_wanted_since_the_plan_was_made_stays(
     assert [violation for violation in check_cache(root) if violation.kind != "garbage"] == []
 
 
+def test_what_is_leased_since_the_plan_was_made_keeps_its_entry_too(cache: Cache, root: Path) -> None:
+    """By its lease alone: a get would have left a stamp."""
+    name = layout.object_name(store(cache, "m", days=9).digest)
+    plan = cache.plan_gc(unused_for=DAY)
+    Leases(str(root)).hold(name)
+
+    report = plan.execute()
+
+    assert report.stayed == {name: "leased"}
+    assert here(cache) == ["m"]
+
+
 @pytest.mark.parametrize("meanwhile", MEANWHILE)
 @pytest.mark.parametrize(
     ("step", "passage"),

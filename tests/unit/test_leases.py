@@ -221,6 +221,18 @@ def test_a_look_at_all_leases_opens_no_file_of_its_own_process(
     store.release(NAMES[0])
 
 
+def test_a_process_that_cannot_tell_who_lives_knows_its_own_file(
+    root: Path, store: Leases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would find the lock free: its own is never in its way."""
+    monkeypatch.setattr(process, "is_dead", lambda _owner: None)
+    store.hold(NAMES[0])
+
+    assert store.sweep() == 0
+    assert on_disk(root) == {NAMES[0]}
+    store.release(NAMES[0])
+
+
 def test_a_lease_file_that_was_deleted_with_the_cache_is_made_anew(root: Path, store: Leases) -> None:
     store.hold(NAMES[0])
     for file in (root / layout.LEASES).iterdir():

@@ -13,6 +13,9 @@ import pytest
 DOCS = Path(__file__).parent.parent.parent / "docs"
 CONTENT = b"x" * 5000
 BEFORE = {
+    "gc.md": """
+content, root = b"x" * 5000, sys.argv[1]
+""",
     "sources.md": "",
     "testing.md": f"""
 content = b"x" * {len(CONTENT)}
@@ -21,6 +24,7 @@ root = sys.argv[1]
 """,
 }
 AFTER = {
+    "gc.md": "assert report.removed == ()",
     "sources.md": """
 from modelcache import Cache
 with Cache(sys.argv[1], sources=[MemorySource()]) as cache:

@@ -25,7 +25,7 @@ from failpoints import fail_point
 from . import commit, files, layout, locks, process
 from .config import Capacity
 from .digest import Digest
-from .errors import CapacityError, LockTimeoutError, NoLocksError, storage_error
+from .errors import CapacityError, LockTimeoutError, NoLocksError, StorageError, storage_error
 from .events import Event, Listener, ignore
 from .eviction import ELSEWHERE, IN_GRACE, LEASED, PINNED, Candidate, Choice, File, Ledger, choose
 from .leases import InUse, Leases
@@ -259,24 +259,33 @@ class Collector:
         """
         why = ""
         taken: dict[str, str] = {}
-        for key in item.keys:
-            aside = self._entries.take(key)
-            if aside is None:
-                continue
-            taken[key] = aside
-            entry, used = self._entries.taken(key, aside)
-            if entry is None or entry.digest != digest:
-                why = "it means something else by now"
-            elif used > item.used:
-                why = USED_SINCE
-            elif self._pins.has(key):
-                why = PINNED
+        try:
+            for key in item.keys:
+                aside = self._entries.take(key)
+                if aside is None:
+                    continue
+                taken[key] = aside
+                entry, used = self._entries.taken(key, aside)
+                if entry is None or entry.digest != digest:
+                    why = "it means something else by now"
+                elif used > item.used:
+                    why = USED_SINCE
+                elif self._pins.has(key):
+                    why = PINNED
+        except StorageError:
+            self._give_back(taken)
+            raise
         fail_point("gc.before-forgotten")
-        for key, aside in taken.items():
-            if why:
-                self._entries.give_back(key, aside)
-            commit.remove_quietly(aside)
+        if why:
+            self._give_back(taken)
+        else:
+            for aside in taken.values():
+                commit.remove_quietly(aside)
         return why
+
+    def _give_back(self, taken: dict[str, str]) -> None:
+        for key, aside in taken.items():
+            self._entries.give_back(key, aside)
 
     def _objection(self, item: Item) -> str:
         """Return why *item* must stay after all, "" if it need not. Its removal is announced by now."""

@@ -208,8 +208,13 @@ class Objects:
                 # In this order: who has taken back the announcement has written the record.
                 if self._is_marked(digest, "wanted") or not first() or is_named(digest):
                     return False
-                commit.move_durably(self.path(digest), trash)
-                return self._bury(trash, digest, is_named)
+                try:
+                    commit.move_durably(self.path(digest), trash)
+                    return self._bury(trash, digest, is_named)
+                except OSError:
+                    if os.path.lexists(trash):
+                        commit.put_back(trash, self.path(digest))  # Whether it is wanted cannot be known.
+                    raise
             except FileNotFoundError:
                 return False
             except OSError as error:

@@ -135,25 +135,34 @@ class Entries:
         return False
 
     def take(self, key: str) -> str | None:
-        """Take the record of *key* away, durably; return where it is now, in staging, or None if there is none."""
+        """Take the record of *key* away, durably; return where it is now, in staging, or None if there is none.
+
+        Raises:
+            StorageError: It is where it was.
+        """
         aside = f"{self._root}/{layout.STAGING}/{process.token()}"
         try:
             commit.move_durably(self.path(key), aside)
         except FileNotFoundError:
             return None
         except OSError as error:
+            if os.path.lexists(aside):
+                self.give_back(key, aside)
             raise storage_error(error, action="evict", path=self.path(key)) from error
         return aside
 
     def taken(self, key: str, aside: str) -> tuple[Entry | None, float]:
-        """Return what `take` has moved to *aside*, and when it was last used."""
-        found = os.stat(aside).st_mtime
-        return self._decoded(layout.key_id(key), files.content(aside) or b""), found
+        """Return what `take` has moved to *aside*, and when it was last used; None if it cannot be read."""
+        try:
+            return self._decoded(layout.key_id(key), files.read(aside) or b""), os.stat(aside).st_mtime
+        except OSError:
+            return None, 0.0
 
     def give_back(self, key: str, aside: str) -> None:
         """Undo a `take`, unless *key* has been recorded anew."""
         try:
             commit.put_back(aside, self.path(key))
+            commit.remove_quietly(aside)
         except OSError as error:
             raise storage_error(error, action="put back", path=self.path(key)) from error
 

@@ -25,7 +25,7 @@ from failpoints import fail_point
 from . import commit, files, layout, locks, process
 from .config import Capacity
 from .digest import Digest
-from .errors import CapacityError, LockTimeoutError, NoLocksError, StorageError, storage_error
+from .errors import CapacityError, LockTimeoutError, ModelCacheError, NoLocksError, storage_error
 from .events import Event, Listener, ignore
 from .eviction import ELSEWHERE, IN_GRACE, LEASED, PINNED, Candidate, Choice, File, Ledger, choose
 from .leases import InUse, Leases
@@ -272,7 +272,7 @@ class Collector:
                     why = USED_SINCE
                 elif self._pins.has(key):
                     why = PINNED
-        except StorageError:
+        except ModelCacheError:
             self._give_back(taken)
             raise
         fail_point("gc.before-forgotten")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 
 from modelcache import Cache, Entry, Event, commit, errors, gc, layout, locks, process
 from modelcache.gc import Plan
-from modelcache.leases import Leases
+from modelcache.leases import InUse, Leases
 from modelcache.objects import Objects
 from modelcache.records import Entries
 from modelcache.testing import FaultServer, check_cache
@@ -209,6 +210,57 @@ def test_what_is_wanted_at_the_last_moment_is_there_afterwards(
     if meanwhile in {_put_again, _name_anew}:
         assert cache.lookup("m" if meanwhile is _put_again else "n") is not None
     assert wrong_objects(root) == []
+
+
+@pytest.mark.parametrize("look", [1, 2, 3])
+def test_what_nobody_can_tell_whether_it_is_wanted_stays(
+    look: int, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its records go, after that, and when it is in trash."""
+    entry = store(cache, "m", days=9)
+    plan = cache.plan_gc(unused_for=DAY)
+    in_use, looks = Leases.in_use, []
+
+    def failing(self: Leases) -> InUse:
+        looks.append(self)
+        if len(looks) == look:
+            raise errors.StorageError(path=cache.root, action="list", reason="Too many open files")
+        return in_use(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Leases, "in_use", failing)
+        with pytest.raises(errors.StorageError):
+            plan.execute()
+
+    assert Path(entry.path).exists()
+    assert leftovers(Path(cache.root)) == []
+
+
+@pytest.mark.parametrize("step", ["sync_directory", "rename"])
+def test_records_that_cannot_all_be_taken_away_all_stay(
+    step: str, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        cache.put(b"x" * SIZE, name=name)
+        used(cache, name, 9)
+    plan = cache.plan_gc(unused_for=DAY)
+    call, second = getattr(commit, step), Entries(cache.root).path("two")
+    calls: list[tuple[object, ...]] = []
+
+    def failing(*arguments: str) -> object:
+        calls.append(arguments)
+        if arguments[0] == second or (step == "sync_directory" and not os.path.exists(second)):
+            monkeypatch.setattr(commit, step, call)
+            raise OSError(errno.EIO, os.strerror(errno.EIO), arguments[0])
+        return call(*arguments)
+
+    monkeypatch.setattr(commit, step, failing)
+    with pytest.raises(errors.StorageError):
+        plan.execute()
+
+    assert here(cache) == ["one", "two"]
+    assert check_cache(cache.root) == []
+    assert leftovers(Path(cache.root)) == []
 
 
 def test_what_nothing_names_goes_unless_it_was_replaced_within_the_grace_period(cache: Cache, root: Path) -> None:

@@ -307,6 +307,8 @@ class Collector:
             except OSError as error:
                 raise storage_error(error, action="remove", path=path) from error
             commit.discard(trash)
+        if item.kind == "lease" and locks.is_abandoned(_path(self._root, item)):
+            commit.remove_quietly(_path(self._root, item))
         return ""
 
     def _candidates(self, wanted: Container[str]) -> list[Candidate]:

@@ -66,11 +66,11 @@ def take(root: str, leases: Leases, path: str) -> Lease | None:
         if root not in _complained:
             _complained.add(root)
             _log.warning("%s cannot be written, so that what is in use there cannot be leased: %s", root, error.summary)
-        return Lease(path, None, name) if os.path.exists(path) else None
+        return Lease(path, None, name) if _stands(path) else None
     lease = Lease(path, leases, name)
     try:
         Objects(root).await_removal(Digest(name.replace("-", ":", 1)))
-        there = os.path.exists(path)
+        there = _stands(path)
     except BaseException:
         lease.release()
         raise
@@ -78,6 +78,14 @@ def take(root: str, leases: Leases, path: str) -> Lease | None:
         return lease
     lease.release()
     return None
+
+
+def _stands(path: str) -> bool:
+    try:
+        os.stat(path)
+    except OSError:
+        return False
+    return True
 
 
 def vanishing(path: str) -> StorageError:

@@ -94,14 +94,14 @@ def test_what_is_held_is_on_disk_before_the_object_is_looked_for(root: Path, mon
     cache = Cache(root)
     name = layout.object_name(cache.put(CONTENT, name="m").digest)
     steps = []
-    exists = os.path.exists
+    stands = leasing._stands
 
     def look(path: str) -> bool:
         steps.append(("look", on_disk(root)))
-        return exists(path)
+        return stands(path)
 
     monkeypatch.setattr(Objects, "await_removal", lambda _self, _digest: steps.append(("wait", on_disk(root))))
-    monkeypatch.setattr(os.path, "exists", look)
+    monkeypatch.setattr(leasing, "_stands", look)
 
     with cache.lease("m"):
         monkeypatch.undo()
@@ -141,7 +141,7 @@ def test_what_others_remove_each_time_is_an_error_and_not_an_endless_loop(
 ) -> None:
     cache = Cache(root)
     cache.put(CONTENT, name="m")
-    monkeypatch.setattr(os.path, "exists", lambda _path: False)
+    monkeypatch.setattr(leasing, "_stands", lambda _path: False)
 
     with pytest.raises(errors.StorageError, match="keep removing"):
         cache.lease("m")

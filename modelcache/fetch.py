@@ -114,7 +114,7 @@ class Fetcher:
         personal = any(self.means.registry.source(place).is_personal(place.url) for place in job.places)
         return [
             *(place.key for place in job.places),
-            f"digest={job.digest}, size={job.size}, {self.means.timeout}, {self._policy}",
+            f"digest={job.digest}, size={job.size}, {self.means.timeout}, {self._policy}, {self.means.room}",
             "with credentials" if personal else "without credentials",
         ]
 

@@ -371,6 +371,10 @@ class Room:
         self._root, self._capacity, self._grace = root, capacity, grace
         self._collector = Collector(root, on_event)
 
+    def __repr__(self) -> str:
+        """Return what two processes must have in common to be refused alike (`notes`)."""
+        return f"Room({self._capacity}, grace={self._grace:g})"
+
     def make(self, key: str, needed: int) -> None:
         """Make room for *needed* bytes more, of *key*, by evicting what was least recently used.
 

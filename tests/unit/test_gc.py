@@ -13,10 +13,12 @@ import fasteners
 import pytest
 
 from modelcache import Cache, Entry, Event, commit, errors, gc, layout, locks, process
+from modelcache.download import Job
 from modelcache.gc import Plan
 from modelcache.leases import InUse, Leases
 from modelcache.objects import Objects
 from modelcache.records import Entries
+from modelcache.reference import parse
 from modelcache.testing import FaultServer, check_cache
 from tests.support.state import leftovers, wrong_objects
 
@@ -459,6 +461,17 @@ def test_a_fetch_while_somebody_else_collects_goes_on(server: FaultServer, root:
         cache.get(server.add("/m.onnx", b"m" * SIZE))
 
     assert len(here(cache)) == 2
+
+
+def test_a_refusal_for_want_of_capacity_speaks_only_for_those_with_the_same_one(root: Path) -> None:
+    def asked(**options: Any) -> list[str]:
+        getter = Cache(root, **options)._getter
+        getter._flights()
+        assert getter._fetching is not None
+        return getter._fetching[0]._asked(Job(parse("https://host.invalid/m.onnx")))
+
+    assert asked(capacity=10) == asked(capacity=10)
+    assert len({tuple(asked(**options)) for options in ({}, {"capacity": 10}, {"capacity": 10, "grace": 0})}) == 3
 
 
 def test_a_resumed_fetch_needs_room_for_the_rest_alone(server: FaultServer, root: Path) -> None:

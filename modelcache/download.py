@@ -30,6 +30,7 @@ from .errors import (
     StorageError,
 )
 from .events import Event, Listener
+from .gc import Room
 from .objects import Objects
 from .partials import Partial, Partials
 from .ranges import ParallelStream
@@ -81,6 +82,7 @@ class Means:
         self.objects, self.entries, self.partials = Objects(root), Entries(root), Partials(root)
         self.backoff = Backoff(root)
         self.throttle: Throttle | None = None
+        self.room: Room | None = None
         self.counts = Counts()
 
 
@@ -268,6 +270,8 @@ class Download:
         if total is None and not stream.delimited and self._job.digest is None:
             detail = "the answer has no length, so that a whole one and a cut one look the same; give the digest"
             raise ProtocolError(ref=self._job.ref.key, detail=detail, transient=False)
+        if self._means.room is not None and total is not None:
+            self._means.room.make(self._job.ref.key, total - (self._partial.length if resumes and self._partial else 0))
         if self._partial is None:
             self._check_space(total, 0)
             self._partial = self._means.partials.create(self._job.ref.key, self._job.ref.name)
@@ -372,6 +376,8 @@ class Download:
             revision=facts.get("revision"),
             mirrors=tuple(mirror.key for mirror in job.mirrors),
         )
+        if job.known is not None and known is None:
+            self._means.objects.touch(job.known.digest)
         fail_point("download.before-record")
         self._means.entries.write(entry)
         fail_point("download.after-record")

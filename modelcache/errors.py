@@ -37,13 +37,16 @@
     │   ├── ListingError                                      a list of files that cannot all be stored as such
     │   └── CorruptObjectError
     ├── NoSpaceError (OSError, ENOSPC)                     8
+    │   └── CapacityError                                     the cache may use no more of the disk
     ├── LockTimeoutError (TimeoutError)                    9
     ├── LocalNotFoundError (FileNotFoundError)            10  offline, and not in the cache
     ├── LockDriftError (ValueError)                       11  models.lock and models.toml or the source disagree
     ├── PinnedError (PermissionError)                      1
+    ├── LeasedError (PermissionError)                      1  in use by a live process
     ├── ClosedError (RuntimeError)                         1
     ├── CancelledError                                     1  given up by its caller; what had arrived can be resumed
     └── StorageError (OSError)                             1  the root cannot be used, or the file system failed
+        ├── NoLocksError                                      gc does not run without locks that work
         ├── RootError                                         missing, read-only, a file, or somebody else's
         └── FormatError                                       written by a newer modelcache
 
@@ -428,7 +431,30 @@ class NoSpaceError(ModelCacheError, OSError):
         self.errno = _errno.ENOSPC
         facts = f": {needed} bytes are needed, {free} are free" if needed is not None else ""
         self.summary = f"no space left for {what}{facts}; the cache is whole"
-        self.hint = "Free some space (`modelcache ls`, `modelcache rm`) and call again: what had arrived is resumed"
+        self.hint = "Free some space (`modelcache gc`, `modelcache rm`) and call again: what had arrived is resumed"
+
+
+class CapacityError(NoSpaceError):
+    """The cache may not use as much of the disk as this would need, whatever may go for it. All in bytes.
+
+    Attributes:
+        what: What was asked for.
+        needed: What it needs, beside what is here of it.
+        capacity: What the cache may use.
+        used: What it uses.
+        kept: Why what is here may not go, and how much that is.
+    """
+
+    def __init__(self, *, what: str, needed: int, capacity: int, used: int, kept: Mapping[str, int]) -> None:
+        ModelCacheError.__init__(self, what=what, needed=needed, capacity=capacity, used=used, kept=dict(kept))
+        self.errno = _errno.ENOSPC
+        listed = ", ".join(f"{size} {why}" for why, size in kept.items() if size)
+        stays = f" ({listed})" if listed else ""
+        self.summary = (
+            f"{what} does not fit: {needed} bytes are needed, and of the {capacity} that the cache may use {used} are "
+            f"used{stays}; nothing was evicted for it"
+        )
+        self.hint = "Raise MODELCACHE_CAPACITY, or free some of it: `modelcache unpin`, `modelcache gc --grace 0`"
 
 
 class LockTimeoutError(ModelCacheError, TimeoutError):
@@ -473,6 +499,15 @@ class PinnedError(ModelCacheError, PermissionError):
         self.hint = "`modelcache rm --force` removes it with its pin"
 
 
+class LeasedError(ModelCacheError, PermissionError):
+    """An entry that a live process uses is not removed."""
+
+    def __init__(self, *, ref: str) -> None:
+        super().__init__(ref=ref)
+        self.summary = f"{ref} is in use by a live process, and was not removed"
+        self.hint = "`modelcache rm --force` forgets it; its content stays until the last lease is over"
+
+
 class ClosedError(ModelCacheError, RuntimeError):
     """The cache object was closed."""
 
@@ -499,6 +534,15 @@ class StorageError(ModelCacheError, OSError):
         self.errno = number
         self.summary = f"could not {action} {path}: {reason}; nothing was promised and nothing is half-written"
         self.hint = "`modelcache doctor` examines the file system"
+
+
+class NoLocksError(StorageError):
+    """Locks keep no other process out here, so that nobody can tell what others use."""
+
+    def __init__(self, *, path: str, reason: str) -> None:
+        ModelCacheError.__init__(self, path=path, reason=reason)
+        self.summary = f"gc does not run at {path}: {reason}; nothing was removed"
+        self.hint = "`modelcache doctor` examines the file system; `modelcache rm` removes single models"
 
 
 class RootError(StorageError):

@@ -134,7 +134,7 @@ class Fetcher:
         personal = any(source.is_personal(place.url) for source, place in sources)
         return [
             *(f"{place.key} at {source.host(place.key)}" for source, place in sources),
-            f"digest={job.digest}, size={job.size}, {self.means.timeout}, {self._policy}",
+            f"digest={job.digest}, size={job.size}, {self.means.timeout}, {self._policy}, {self.means.room}",
             "with credentials" if personal else "without credentials",
         ]
 

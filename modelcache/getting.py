@@ -16,7 +16,7 @@ from time import time
 from typing import TYPE_CHECKING
 
 from . import files, hit, layout, reference
-from .config import RetryPolicy, Timeout
+from .config import GRACE_S, Capacity, RetryPolicy, Timeout
 from .digest import Digest
 from .errors import (
     ClosedError,
@@ -88,10 +88,17 @@ class Ask:
         """Tell whether *entry* was confirmed too long ago, or in a future that a clock has taken back."""
         return self.max_age is not None and not 0 <= time() - entry.checked <= self.max_age
 
+    def takes(self, entry: Entry) -> bool:
+        """Tell whether *entry*, which is here, will do without a word from its source."""
+        return self.local or not self.ref.scheme or not (self.force or self.is_stale(entry))
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How a cache fetches: waits in seconds, bandwidth in bytes per second, ``concurrency`` in models at a time."""
+    """How a cache fetches, and what it keeps.
+
+    Waits and the grace period are in seconds, bandwidth in bytes per second, ``concurrency`` in models at a time.
+    """
 
     offline: bool
     retry: RetryPolicy
@@ -99,6 +106,8 @@ class Limits:
     lock_timeout: float
     concurrency: int
     bandwidth: int | None
+    capacity: Capacity | None = None
+    grace: float = GRACE_S
 
 
 class Getter:
@@ -202,7 +211,9 @@ class Getter:
         """
         entry = ask.known = self.find(ask)
         named = not ask.ref.scheme
-        if entry is not None and (ask.local or named or not (ask.force or ask.is_stale(entry))):
+        if entry is not None and ask.takes(entry) and self._entries.stamp_use(entry.key) and not self._stays(entry):
+            entry = ask.known = self.find(ask)  # It went just before its use was on record.
+        if entry is not None and ask.takes(entry):
             if ask.force and ask.local:
                 raise LocalNotFoundError(
                     ref=ask.ref.key,
@@ -210,7 +221,6 @@ class Getter:
                     reason="force_download needs a connection, but the cache is offline",
                 )
             self.hits += 1
-            self._entries.stamp_use(entry.key)
             return entry
         self.misses += 1
         if named:
@@ -263,6 +273,15 @@ class Getter:
             return os.stat(entry.path)
         except OSError:
             return None
+
+    def _stays(self, entry: Entry) -> bool:
+        """Tell whether *entry*, whose use has just been recorded, is out of reach of a gc that had not seen that."""
+        if not os.access(f"{self.root}/{layout.STAGING}", os.W_OK):
+            return True
+        from .objects import Objects
+
+        Objects(self.root).await_removal(entry.digest)
+        return hit.stands(entry.path, entry.size, entry.mtime_ns)
 
     def _is_quick(self, ask: Ask) -> bool:
         """Tell whether `look` is sure to find *ask* by one ``stat``."""
@@ -325,6 +344,7 @@ class Getter:
         # Before the lock is taken: others, and forks, must not have to wait for it.
         from .fetch import Fetcher
         from .flights import Flights
+        from .gc import Room
         from .sources import Registry
         from .transfer import Throttle
 
@@ -340,6 +360,8 @@ class Getter:
                 )
                 if self.limits.bandwidth is not None:
                     fetcher.means.throttle = Throttle(self.limits.bandwidth)
+                if self.limits.capacity is not None:
+                    fetcher.means.room = Room(self.root, self.limits.capacity, self.limits.grace, self._tell)
                 self._fetching = fetcher, Flights()
             return self._fetching[1]
 

@@ -62,6 +62,9 @@ def put(root: str, content: Content, ref: Ref, digest: Digest | None = None) -> 
             stored = objects.publish(staged, found, ref.name)
             staged = ""
             entry = _entry(ref, stored, source="put", checked=int(time.time()))
+            before = Entries(root).read(ref.key)
+            if before is not None and before.digest != found:
+                objects.touch(before.digest)
             fail_point("intake.before-record")
             Entries(root).write(entry)
             return entry

@@ -39,6 +39,8 @@ LISTING = ".listing"  # In the directory of a tree object, beside the tree.
 QUARANTINE = "quarantine"
 LOCKS = "locks"
 BACKOFF = "backoff-v1"
+LEASES = "leases"
+GC_LOCK = "gc.lock"
 
 CACHEDIR_TAG = b"""Signature: 8a477f597d28d172789f06886806bc55
 # This file marks a cache directory; see https://bford.info/cachedir/

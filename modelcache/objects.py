@@ -197,13 +197,21 @@ class Objects:
             StorageError, NoSpaceError: It could not be announced.
         """
         with self._marked(digest, "wanted"):
-            until = time.monotonic() + _REMOVAL_S
-            while self._is_marked(digest, "removal") and time.monotonic() < until:
-                time.sleep(_POLL_S)
+            self.await_removal(digest)
             yield
 
-    def remove(self, digest: Digest, *, is_named: Callable[[Digest], bool]) -> bool:
+    def await_removal(self, digest: Digest) -> None:
+        """Wait, bounded, while somebody removes the object: for who has said that it is in use, and will look next."""
+        until = time.monotonic() + _REMOVAL_S
+        while self._is_marked(digest, "removal") and time.monotonic() < until:
+            time.sleep(_POLL_S)
+
+    def remove(
+        self, digest: Digest, *, is_named: Callable[[Digest], bool], first: Callable[[], bool] = lambda: True
+    ) -> bool:
         """Take the object out of sight, then delete it, unless *is_named* or an announcement says that it is wanted.
+
+        *first* is called once the removal is announced, to forget the records; nothing is removed if it says no.
 
         Returns:
             Whether it is gone now, by this call.
@@ -215,14 +223,26 @@ class Objects:
         with self._marked(digest, "removal"):
             try:
                 # In this order: who has taken back the announcement has written the record.
-                if self._is_marked(digest, "wanted") or is_named(digest):
+                if self._is_marked(digest, "wanted") or not first() or is_named(digest):
                     return False
-                commit.move_durably(self.path(digest), trash)
-                return self._bury(trash, digest, is_named)
+                try:
+                    commit.move_durably(self.path(digest), trash)
+                    return self._bury(trash, digest, is_named)
+                except OSError:
+                    if os.path.lexists(trash):
+                        commit.put_back(trash, self.path(digest))  # Whether it is wanted cannot be known.
+                    raise
             except FileNotFoundError:
                 return False
             except OSError as error:
                 raise storage_error(error, action="remove", path=self.path(digest)) from error
+
+    def touch(self, digest: Digest) -> None:
+        """Note that an entry is about to name another object: this one was promised until now, and is kept a while."""
+        try:
+            commit.touch(self.path(digest))
+        except OSError:
+            return
 
     def bury(self, name: str, *, is_named: Callable[[Digest], bool]) -> None:
         """End what a process that died in `remove` had begun: *name* is that of a directory in trash."""

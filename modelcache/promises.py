@@ -24,7 +24,7 @@ from .records import Entries, Entry
 
 _BUCKETS = {
     layout.OBJECTS, layout.ENTRIES, layout.PINS, layout.PARTIALS, layout.STAGING, layout.TRASH, layout.QUARANTINE,
-    layout.LOCKS, layout.BACKOFF, "format", "CACHEDIR.TAG",
+    layout.LOCKS, layout.BACKOFF, layout.LEASES, "format", "CACHEDIR.TAG",
 }  # fmt: skip
 
 
@@ -225,7 +225,7 @@ def _shared(root: str) -> Iterator[Violation]:
 
 def _left_over(root: str) -> Iterator[Violation]:
     """I10: what the dead leave blocks nobody; it is told, and the next process that fetches sweeps it."""
-    for bucket in (layout.STAGING, layout.TRASH):
+    for bucket in (layout.STAGING, layout.TRASH, layout.LEASES):  # By name alone: no lease file is opened.
         for name in files.listing(f"{root}/{bucket}"):
             if process.is_dead(name):
                 yield Violation("I10", "garbage", f"{root}/{bucket}/{name}", "a process that is gone left it")

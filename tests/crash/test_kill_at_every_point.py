@@ -76,6 +76,8 @@ def perform(root: str, task: Task) -> str | None:
         "pin": lambda: cache.pin(task.key),
         "unpin": lambda: cache.unpin(task.key),
         "verify": lambda: cache.verify(repair=True),
+        "lease": lambda: cache.lease(task.key).release(),
+        "gc": lambda: cache.plan_gc(unused_for=0, grace=0).execute(),
         "look": lambda: None,
         "sweep": lambda: sweep(root),
         # What a removal does that began before another name of the same content was recorded.
@@ -111,7 +113,7 @@ def live(root: str, tasks: list[Task], spec: str) -> dict[str, Any]:
 
 def serve() -> None:
     """Fork a process for each line of the input; say its number at once, and what came of it when that is asked."""
-    for name in ("fetch", "flights", "intake", "sources.http", "sweep", "verification"):
+    for name in ("fetch", "flights", "gc", "intake", "leasing", "sources.http", "sweep", "verification"):
         importlib.import_module(f"modelcache.{name}")  # Once; else each of some thousand processes takes 0.1 s for it.
     answers: dict[int, int] = {}
     for line in sys.stdin:
@@ -364,6 +366,29 @@ def pin_and_unpin(world: World) -> Iterator[Story]:
     yield Story([Task("pin", "m"), Task("unpin", "m")], {"m": OLDS}, {"m": OLDS})
 
 
+def lease(world: World) -> Iterator[Story]:
+    world.do(Task("put", "m", OLDS))
+    here: dict[str, str | None] = {"m": OLDS}
+    yield Story([Task("lease", "m"), Task("gc")], here, {"m": None}, [Task("gc"), Task("look", "m")])
+
+
+def collect(world: World) -> Iterator[Story]:
+    """What is pinned stays; an entry of two names, and what nothing names, goes."""
+    world.do(Task("put", "keep", NEWS), Task("put", "keep", OLDS), Task("pin", "keep"))
+    world.do(Task("put", "m", NEWS), Task("put", "n", NEWS))
+    gone: dict[str, str | None] = {"keep": OLDS, "m": None, "n": None}
+    yield Story([Task("gc")], {"keep": OLDS, "m": NEWS, "n": NEWS}, gone, [Task("gc"), Task("look", "n")])
+
+
+def collect_partials(world: World) -> Iterator[Story]:
+    world.serve(OLD, Fault(abort_after=700_000))
+    world.do(Task("get", world.url, attempts=1, fails=True))
+    for path in world.root.glob(f"{layout.PARTIALS}/*/**/*"):
+        os.utime(path, (1, 1))
+    yield Story([Task("gc")], {world.url: None}, {world.url: None})
+    assert received(world.root) in {0, 700_000}
+
+
 def repair(world: World) -> Iterator[Story]:
     world.serve(OLD)
     world.do(Task("get", world.url))
@@ -377,7 +402,8 @@ def repair(world: World) -> Iterator[Story]:
 
 OPERATIONS: list[Operation] = [
     cold_get, resumed_get, restarted_get, interrupted_get, refresh, throttled_get, contended_get,
-    put, second_name, remove, remove_one_of_two_names, remove_what_is_wanted, died_in_remove, pin_and_unpin, repair,
+    put, second_name, remove, remove_one_of_two_names, remove_what_is_wanted, died_in_remove, pin_and_unpin, lease,
+    collect, collect_partials, repair,
     put_tree, put_tree_again, second_name_of_a_tree, remove_tree,
 ]  # fmt: skip
 
@@ -465,6 +491,8 @@ def go_on(world: World, story: Story) -> list[str]:
         wrong.append(f"of {have} bytes that were here, some were asked for again: {made[0].headers.get('range')}")
     world.do(Task("sweep"))
     wrong += judge(world.root, {key: {new} for key, new in {**story.after, **story.others}.items()})
+    if any(task.what == "gc" for task in tasks):
+        wrong += [str(violation) for violation in check_cache(world.root) if violation.promise == "I7"]
     # A partial waits for the next fetch of its key, which there may not have been any need for.
     return wrong + [f"garbage: {name}" for name in leftovers(world.root) if not name.startswith(layout.PARTIALS)]
 

@@ -277,6 +277,54 @@ def pin_and_unpin(world: World) -> Act:
     return act
 
 
+def leased(world: World) -> Act:
+    """A collector finds what is held, and a process that dies holds nothing."""
+    world.put(OLD, "kept")
+
+    def act(log: Log) -> None:
+        log.expect("kept", digest_of(OLD))
+        cache = world.cache()
+        with cache.lease("kept"):
+            cache.plan_gc(unused_for=0, grace=0).execute()
+
+    return act
+
+
+def collect(world: World) -> Act:
+    """What may go is an entry, one of two names of an object, and content that nothing names any more."""
+    world.put(OLD, "kept")
+    world.put(NEW, "n")
+    world.put(NEW, "m")
+    world.put(OLD + NEW, "replaced")
+    world.put(OLD, "replaced")
+    world.cache().pin("kept")
+    world.legit["replaced"] = {digest_of(OLD)}
+
+    def act(log: Log) -> None:
+        log.expect("kept", digest_of(OLD))
+        log.expect("n", digest_of(NEW), None)
+        log.expect("m", digest_of(NEW), None)
+        report = world.cache().plan_gc(unused_for=0, grace=0).execute()
+        for key in (key for item in report.removed for key in item.keys):
+            log.expect(key, None)  # What it cannot read it need not remove.
+
+    return act
+
+
+def collect_for_room(world: World) -> Act:
+    """A fetch makes room for itself."""
+    world.put(NEW, "n")
+    world.serve(OLD)
+
+    def act(log: Log) -> None:
+        log.expect("n", digest_of(NEW), None)
+        with Cache(world.root, retry=QUICK, capacity=len(OLD) + 10_000, grace=0) as cache:
+            cache.get(world.url)
+        log.expect(world.url, digest_of(OLD))
+
+    return act
+
+
 def repair(world: World) -> Act:
     world.serve(OLD)
     path = Path(world.cache().get(world.url))
@@ -369,8 +417,8 @@ def forked(work: Callable[[], None]) -> int:
 
 OPERATIONS: list[Operation] = [
     cold_get, resumed_get, interrupted_get, refresh, put, put_again, put_what_is_here, hit_by_digest, remove,
-    remove_one_of_two_names, pin_and_unpin, repair, two_at_once, two_processes, put_tree, put_tree_again,
-    second_name_of_a_tree, remove_tree,
+    remove_one_of_two_names, pin_and_unpin, leased, collect, collect_for_room, repair, two_at_once, two_processes,
+    put_tree, put_tree_again, second_name_of_a_tree, remove_tree,
 ]  # fmt: skip
 
 

@@ -26,6 +26,9 @@ hub = Hub()
 hub.add("sentence-transformers/all-MiniLM-L6-v2", {"onnx/model.onnx": b"the bytes of a model"})
 os.environ |= {"HF_ENDPOINT": hub.endpoint, "MODELCACHE_DIR": sys.argv[1]}
 """,
+    "gc.md": """
+content, root = b"x" * 5000, sys.argv[1]
+""",
     "sources.md": "",
     "testing.md": f"""
 content = b"x" * {len(CONTENT)}
@@ -40,6 +43,7 @@ with open(path, "rb") as file:
     assert file.read() == b"the bytes of a model"
 hub.close()
 """,
+    "gc.md": "assert report.removed == ()",
     "sources.md": """
 from modelcache import Cache
 with Cache(sys.argv[1], sources=[MemorySource()]) as cache:

@@ -62,9 +62,7 @@ def put(root: str, content: Content, ref: Ref, digest: Digest | None = None) -> 
             stored = objects.publish(staged, found, ref.name)
             staged = ""
             entry = _entry(ref, stored, source="put", checked=int(time.time()))
-            before = Entries(root).read(ref.key)
-            if before is not None and before.digest != found:
-                objects.touch(before.digest)
+            _keep_a_while(root, ref, entry)
             fail_point("intake.before-record")
             Entries(root).write(entry)
             return entry
@@ -109,6 +107,7 @@ def put_tree(root: str, directory: str, ref: Ref, digest: Digest | None = None) 
         with objects.announced(found):
             fail_point("intake.before-publish-tree")
             entry = _entry(ref, staged.publish(objects), source="put", checked=int(time.time()))
+            _keep_a_while(root, ref, entry)
             fail_point("intake.before-record-tree")
             Entries(root).write(entry)
             return entry
@@ -119,6 +118,13 @@ def put_tree(root: str, directory: str, ref: Ref, digest: Digest | None = None) 
     finally:
         if staged is not None:
             staged.discard()
+
+
+def _keep_a_while(root: str, ref: Ref, entry: Entry) -> None:
+    """Note that the object which *ref* has stood for was promised until now, if *entry* names another one."""
+    before = Entries(root).read(ref.key)
+    if before is not None and before.digest != entry.digest:
+        Objects(root).touch(before.digest)
 
 
 def _seen(directory: str) -> dict[str, tuple[int, int, bool]]:

@@ -125,6 +125,8 @@ class TreeDownload:
         missing = [file for file in wanted if not self._is_shared(staged, present, file)]
         sizes = [file.size for file in missing]
         self._total = None if None in sizes else sum(size or 0 for size in sizes)
+        if self._means.room is not None and self._total:
+            self._means.room.make(self._job.ref.key, self._total)
         self._check_space()
         self._tell("started", done=0, total=self._total)
         run_all(missing, self._fetch, jobs=self._jobs, deadline=lambda _: self._deadline)
@@ -171,6 +173,7 @@ class TreeDownload:
         try:
             means = copy.copy(self._means)
             means.emit = lambda event: self._hear(file, event)
+            means.room = None  # It was made for all of them at once.
             job = Job(file.ref, file.digest, file.size)
             partial = Download(means, job, file.ref, self._policy, deadline).keep()
             leaf = Leaf(file.path, partial.length, partial.digest)
@@ -222,6 +225,8 @@ class TreeDownload:
                 mtime_ns=stored.mtime_ns,
                 revision=listing.revision,
             )
+            if job.known is not None and known is None:
+                objects.touch(job.known.digest)
             fail_point("repository.before-record")
             self._means.entries.write(entry)
         self._means.counts.fetched += 1

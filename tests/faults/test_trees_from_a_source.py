@@ -435,3 +435,43 @@ def test_tasks_that_want_the_same_tree_share_one_fetch(hub: Hub, root: Path) -> 
     assert len(set(paths)) == 1
     assert content_of(paths[0]) == FILES
     assert len(hub.seen("/tree/")) == 1
+
+
+def test_a_repository_that_cannot_fit_is_refused_before_a_file_of_it_is_fetched(hub: Hub, root: Path) -> None:
+    hub.add("org/name", FILES)
+
+    with pytest.raises(errors.CapacityError):
+        cache(root, capacity=60_000).get_tree(REF)
+
+    assert blobs(hub) == []
+    assert hub.seen("/resolve/") == []
+
+
+def test_room_is_made_for_a_repository_and_what_is_shared_is_not_counted_twice(hub: Hub, root: Path) -> None:
+    hub.add("org/name", FILES)
+    hub.add("org/other", {"w.safetensors": SHARDS[2]})
+    one = cache(root, capacity=160_000, grace=0)
+    one.get_tree("hf://org/other")
+    one.get_tree(REF)
+    assert len(one.entries()) == 2
+
+    one.put(b"x" * 20_000, name="x")
+    hub.add("org/name", {**FILES, "README.md": b"new" * 3_000})
+    path = one.get_tree(REF, force_download=True)
+
+    assert content_of(path)["README.md"] == b"new" * 3_000
+    assert sorted(entry.key for entry in one.entries()) == [REF, "x"], "the least recently used went"
+    whole(root)
+
+
+def test_a_leased_tree_stays_where_it_is(hub: Hub, root: Path) -> None:
+    hub.add("org/name", FILES)
+    one = cache(root, grace=0)
+
+    with one.lease(REF) as lease:
+        plan = one.plan_gc(capacity=1)
+        assert plan.execute().removed == ()
+        assert content_of(lease.path) == FILES
+    assert one.plan_gc(capacity=1).execute().freed_bytes >= sum(map(len, FILES.values()))
+    assert one.entries() == []
+    whole(root)

@@ -10,14 +10,17 @@ if TYPE_CHECKING:
 
     from .api import aget as aget
     from .api import aget_many as aget_many
+    from .api import aget_tree as aget_tree
     from .api import close as close
     from .api import entries as entries
     from .api import get as get
     from .api import get_many as get_many
+    from .api import get_tree as get_tree
     from .api import health as health
     from .api import lookup as lookup
     from .api import prewarm as prewarm
     from .api import put as put
+    from .api import put_tree as put_tree
     from .api import stats as stats
     from .api import verify as verify
     from .cache import Cache as Cache
@@ -46,14 +49,17 @@ _HOMES = {
     "Timeout": "config",
     "aget": "api",
     "aget_many": "api",
+    "aget_tree": "api",
     "close": "api",
     "entries": "api",
     "get": "api",
     "get_many": "api",
+    "get_tree": "api",
     "health": "api",
     "lookup": "api",
     "prewarm": "api",
     "put": "api",
+    "put_tree": "api",
     "stats": "api",
     "verify": "api",
 }

@@ -81,6 +81,16 @@ async def aget_many(refs: "Iterable[RefLike]", *, jobs: "int | None" = None, **o
     return await default_cache().aget_many(refs, jobs=jobs, **options)
 
 
+def get_tree(ref: "RefLike", **options: "Any") -> str:
+    """Return the path of the directory that *ref* names. See `Cache.get_tree`."""
+    return default_cache().get_tree(ref, **options)
+
+
+async def aget_tree(ref: "RefLike", **options: "Any") -> str:
+    """Do what `get_tree` does without blocking the event loop. See `Cache.get_tree`."""
+    return await default_cache().aget_tree(ref, **options)
+
+
 def lookup(ref: "RefLike") -> "Entry | None":
     """Return the entry of *ref*, None if it is not cached. See `Cache.lookup`."""
     return default_cache().lookup(ref)
@@ -94,6 +104,11 @@ def entries() -> "list[Entry]":
 def put(content: "Content", *, name: str, digest: "str | None" = None) -> "Entry":
     """Store *content* under *name*. See `Cache.put`."""
     return default_cache().put(content, name=name, digest=digest)
+
+
+def put_tree(directory: "str | os.PathLike[str]", *, name: str, digest: "str | None" = None) -> "Entry":
+    """Store *directory* and all files in it under *name*. See `Cache.put_tree`."""
+    return default_cache().put_tree(directory, name=name, digest=digest)
 
 
 def verify(

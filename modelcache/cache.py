@@ -6,19 +6,22 @@ A hit is answered from `memory` with one ``stat``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict
+from math import inf
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from . import hit, layout, reference
-from .config import SECONDS_MAX, RetryPolicy, Settings, Timeout, is_seconds, is_whole
+from .config import SECONDS_MAX, Capacity, RetryPolicy, Settings, Timeout, is_seconds, is_whole
 from .digest import Digest
 from .errors import (
     BatchError,
     ClosedError,
     EntryNotFoundError,
+    LeasedError,
     ModelCacheError,
     NoSourceError,
     PinnedError,
@@ -31,7 +34,10 @@ from .records import Entries, Entry
 from .report import Health, Stats, Usage
 
 if TYPE_CHECKING:
+    from .gc import Plan
     from .intake import Content
+    from .leases import Leases
+    from .leasing import Lease
     from .manifest import LockedModel
     from .retry import Deadline
     from .sources import Source
@@ -52,6 +58,11 @@ class Cache:
         lock_timeout: Longest wait for another process that fetches the same model, in seconds.
         offline: Never open a connection. Default: ``MODELCACHE_OFFLINE`` or ``HF_HUB_OFFLINE``.
         max_bandwidth: Limit on what all fetches of this object receive together, in bytes per second.
+        capacity: What the cache may use of the disk: bytes (``50_000_000_000``, ``"50GB"``), a share of the file system
+            (``"20%"``), or what stays free of it (``"free:10GB"``). Before a fetch, what was least recently used goes
+            until there is room. Default: ``MODELCACHE_CAPACITY``, else no limit.
+        grace: For how many seconds a path that `get` returned is certain to stay, without a lease, at least. Default:
+            ``MODELCACHE_GRACE``, else an hour.
         on_event: Called with each `Event`, in the thread that caused it.
 
     The environment is read here, once. All methods may be called from any thread; a Cache may be used after a fork.
@@ -73,6 +84,8 @@ class Cache:
         lock_timeout: float | None = None,
         offline: bool | None = None,
         max_bandwidth: int | None = None,
+        capacity: int | str | None = None,
+        grace: float | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
         settings = Settings.from_environment(os.environ)
@@ -102,8 +115,11 @@ class Cache:
             lock_timeout=settings.lock_timeout if lock_timeout is None else lock_timeout,
             concurrency=settings.concurrency,
             bandwidth=max_bandwidth,
+            capacity=settings.capacity if capacity is None else Capacity.parse(capacity),
+            grace=settings.grace if grace is None else _span("grace", grace),
         )
         self._getter = Getter(self.root, self._limits, _sources(sources), self._tell)
+        self._leases_here: Leases | None = None
         self._closed = False
 
     # -- getting ---------------------------------------------------------------------------------------------------
@@ -179,6 +195,63 @@ class Cache:
         entry = await self._getter.aentry(ask, self._getter.deadline(ask.ref))
         return self._warm.remember(ref, entry)
 
+    def get_tree(
+        self,
+        ref: RefLike,
+        *,
+        allow_patterns: str | Iterable[str] | None = None,
+        ignore_patterns: str | Iterable[str] | None = None,
+        digest: str | None = None,
+        max_age: float | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        verify: str = "stat",
+    ) -> str:
+        """Return the path of the directory that *ref* names, fetched if it is not here: complete, or not there at all.
+
+        Files are fetched side by side; each resumes, and what any object holds already is neither fetched nor stored
+        again. What is chosen by patterns is a tree of its own.
+
+        Args:
+            ref: A repository (``hf://org/name@revision``), or a name that was put by `put_tree`.
+            allow_patterns: Only files that match one of them, such as ``*.json`` or ``onnx/``. Default: all.
+            ignore_patterns: No files that match one of them.
+            digest: What the content must be, ``tree:<hex>``.
+            max_age: See `get`; the source is asked for its version, and sends nothing if that is what is here.
+            local_files_only: See `get`.
+            force_download: See `get`.
+            verify: See `get`; ``stat`` compares the time of the directory, ``full`` reads and hashes every file.
+
+        Raises:
+            NothingMatchesError: No file is wanted.
+            MissingCompanionError: A file needs one that the repository lacks.
+            ModelCacheError: As `get`.
+        """
+        self._check_open()
+        ask = self._tree(
+            ref, allow_patterns, ignore_patterns, digest, max_age, local_files_only, force_download, verify
+        )
+        return _directory(self._getter.entry(ask, self._getter.deadline(ask.ref)))
+
+    async def aget_tree(
+        self,
+        ref: RefLike,
+        *,
+        allow_patterns: str | Iterable[str] | None = None,
+        ignore_patterns: str | Iterable[str] | None = None,
+        digest: str | None = None,
+        max_age: float | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        verify: str = "stat",
+    ) -> str:
+        """Do what `get_tree` does without blocking the event loop; a cancelled task gives up its interest."""
+        self._check_open()
+        ask = self._tree(
+            ref, allow_patterns, ignore_patterns, digest, max_age, local_files_only, force_download, verify
+        )
+        return _directory(await self._getter.aentry(ask, self._getter.deadline(ask.ref)))
+
     def get_many(self, refs: Iterable[RefLike], *, jobs: int | None = None, **options: Any) -> dict[RefLike, str]:
         """Return the paths of *refs*, by ref as it was given, fetched *jobs* at a time; *options* are those of `get`.
 
@@ -186,7 +259,7 @@ class Cache:
             UsageError: An argument makes no sense; nothing was read or written.
             BatchError: Some failed; the others are cached. ``failures`` maps each of these refs to its error.
         """
-        from .warmup import run_all
+        from .jobs import run_all
 
         self._check_open()
         asks = self._asks(refs, options)
@@ -221,6 +294,39 @@ class Cache:
 
         outcomes = await asyncio.gather(*(one(ref) for ref in asks))
         return _gathered(dict(zip(asks, outcomes, strict=True)))
+
+    def lease(self, ref: RefLike, **options: Any) -> Lease:
+        """Get *ref*, and hold it until the lease is released, or this process ends: nothing removes it before.
+
+        ``with cache.lease(ref) as lease: load(lease.path)``. *options* are those of `get`. Any number may be held at a
+        time, of one object too. A forked child holds what its parent held.
+
+        Raises:
+            StorageError, NoSpaceError: The lease could not be written.
+            ModelCacheError: As `get`.
+        """
+        from .leasing import TRIES, take, vanishing
+
+        for _ in range(TRIES):
+            path = self.get(ref, **options)
+            lease = take(self.root, self._leases(), path)
+            if lease is not None:
+                return lease
+        raise vanishing(path)
+
+    @asynccontextmanager
+    async def alease(self, ref: RefLike, **options: Any) -> AsyncIterator[Lease]:
+        """Do what `lease` does without blocking the event loop: ``async with cache.alease(ref) as lease``."""
+        from .leasing import TRIES, take, vanishing
+
+        for _ in range(TRIES):
+            path = await self.aget(ref, **options)
+            lease = take(self.root, self._leases(), path)
+            if lease is not None:
+                with lease:
+                    yield lease
+                return
+        raise vanishing(path)
 
     def prewarm(
         self,
@@ -302,15 +408,46 @@ class Cache:
         self._warm.forget(parsed.key)
         return entry
 
+    def put_tree(self, directory: str | os.PathLike[str], *, name: str, digest: str | None = None) -> Entry:
+        """Store *directory* and all files in it under *name*, durably, as one; it is a ref from then on.
+
+        Files that the cache holds already are not stored again. Links to files are followed; empty directories are
+        left out.
+
+        Args:
+            directory: Its path.
+            name: Such as ``Net.mlpackage``; its last part becomes the directory's name.
+            digest: What the content must be, ``tree:<hex>``.
+
+        Raises:
+            InvalidReferenceError, NotFoundError, UsageError, EmptyContentError, MissingCompanionError,
+            DigestMismatchError, NoSpaceError, StorageError
+        """
+        from .intake import put_tree
+
+        self._check_open()
+        parsed = reference.parse(name)
+        self._prepare()
+        entry = put_tree(self.root, os.fspath(directory), parsed, None if digest is None else Digest.parse(digest))
+        self._warm.forget(parsed.key)
+        return entry
+
     def remove(self, ref: RefLike, *, force: bool = False) -> bool:
         """Forget *ref* and delete what nothing else needs, partials included; False if there was nothing.
 
+        Args:
+            ref: What to forget.
+            force: Also if it is pinned, or in use: then its content stays until the last lease is over, and goes with
+                the next gc.
+
         Raises:
             PinnedError: It is pinned, and *force* is false.
+            LeasedError: A live process holds a lease of it, and *force* is false.
         """
         from .objects import Objects
         from .partials import Partials
         from .pins import Pins
+        from .sweep import is_needed
 
         self._check_open()
         parsed = reference.parse(ref)
@@ -319,8 +456,10 @@ class Cache:
             raise PinnedError(ref=parsed.key)
         if not os.path.isdir(self.root):
             return False
-        self._prepare()
         entry = self._entries.read(parsed.key)
+        if entry is not None and not force and self._leases().in_use().covers(layout.object_name(entry.digest)):
+            raise LeasedError(ref=parsed.key)
+        self._prepare()
         # The pin first: what is pinned is there (I4). Then the record, then what it names (I2).
         pins.remove(parsed.key)
         removed = self._entries.remove(parsed.key)
@@ -328,8 +467,41 @@ class Cache:
         self._warm.forget(parsed.key)
         partials = Partials(self.root).remove(parsed.key)
         if entry is not None:
-            Objects(self.root).remove(entry.digest, is_named=self._entries.name_object)
+            Objects(self.root).remove(entry.digest, is_named=is_needed(self.root))
         return removed or partials > 0
+
+    def plan_gc(
+        self,
+        *,
+        capacity: int | str | None = None,
+        unused_for: float | None = None,
+        grace: float | None = None,
+        now: float | None = None,
+    ) -> Plan:
+        """Return what a garbage collection would remove: ``print(plan.table())``, then ``plan.execute()``.
+
+        What nothing names and what crashed processes left goes in any case. What is pinned, leased, or was used within
+        the grace period stays in any case.
+
+        Args:
+            capacity: What the cache may use, as for `Cache`: more goes, least recently used first, until it does.
+            unused_for: All goes that has not been used for so many seconds.
+            grace: In place of the cache's own, in seconds; 0 keeps nothing for having been used just now.
+            now: In Unix seconds, in place of the clock.
+
+        Raises:
+            UsageError: An argument makes no sense.
+        """
+        from .gc import Collector
+
+        self._check_open()
+        limits = self._limits
+        return Collector(self.root, self._tell).plan(
+            grace=limits.grace if grace is None else _span("grace", grace),
+            capacity=limits.capacity if capacity is None else Capacity.parse(capacity),
+            unused_for=None if unused_for is None else _span("unused_for", unused_for),
+            now=now,
+        )
 
     def pin(self, ref: RefLike) -> None:
         """Keep *ref* until it is unpinned: `remove` refuses it, and nothing evicts it.
@@ -337,12 +509,14 @@ class Cache:
         Raises:
             EntryNotFoundError: It is not in the cache.
         """
+        from .objects import Objects
         from .pins import Pins
 
         entry = self._recorded(ref)
         self._prepare()
         pins = Pins(self.root)
         pins.add(entry.key)
+        Objects(self.root).await_removal(entry.digest)  # A gc that has not seen the pin has seen no use either.
         if self._entries.read(entry.key) is None:
             pins.remove(entry.key)  # It was removed between the look and the pin.
             raise EntryNotFoundError(ref=entry.key, root=self.root)
@@ -441,6 +615,21 @@ class Cache:
             options = {**options, "mirrors": listed(options["mirrors"])}  # A generator serves one ref only.
         return {ref: self._getter.ask(ref, **options) for ref in map(_ref, listed(refs))}
 
+    def _tree(
+        self,
+        ref: RefLike,
+        allow: str | Iterable[str] | None,
+        ignore: str | Iterable[str] | None,
+        digest: str | None,
+        max_age: float | None,
+        local: bool,
+        force: bool,
+        verify: str,
+    ) -> Ask:
+        from .patterns import Patterns
+
+        return self._getter.ask(ref, digest, (), max_age, local, force, verify, patterns=Patterns.of(allow, ignore))
+
     def _fetch_again(self, entry: Entry) -> None:
         if entry.source == "put":
             raise NoSourceError(ref=entry.key)
@@ -452,6 +641,13 @@ class Cache:
         if entry is None:
             raise EntryNotFoundError(ref=key, root=self.root)
         return entry
+
+    def _leases(self) -> Leases:
+        if self._leases_here is None:
+            from .leases import Leases
+
+            self._leases_here = Leases(self.root)
+        return self._leases_here
 
     def _prepare(self) -> None:
         from .commit import prepare_root
@@ -478,9 +674,21 @@ class Cache:
             raise ClosedError(root=self.root)
 
 
+def _directory(entry: Entry) -> str:
+    if not entry.digest.is_tree:
+        raise UsageError(problem=f"{entry.key} is a file, not a tree", hint="get() returns its path")
+    return entry.path
+
+
 def _check_kind(name: str, value: object, kind: type) -> None:
     if value is not None and not isinstance(value, kind):
         raise UsageError(problem=f"{name}={value!r} makes no sense: a {kind.__name__} is expected")
+
+
+def _span(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < inf:
+        raise UsageError(problem=f"{name}={value!r} makes no sense: seconds, from 0")
+    return value
 
 
 def _sources(sources: object) -> tuple[Source, ...]:

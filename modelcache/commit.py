@@ -28,6 +28,7 @@ from .errors import FormatError, RootError
 _FILE_MODE = 0o666  # The umask narrows it.
 _DIRECTORY_MODE = 0o777
 _OBJECT_MODE = 0o444
+_EXECUTABLE = 0o111
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 # rename(2) over a directory that holds files: POSIX allows either of the first two; the third, over a file.
 _ALREADY_THERE = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
@@ -134,10 +135,33 @@ def make_partial(path: str) -> None:
     os.mkdir(f"{path}/object", _DIRECTORY_MODE)
 
 
-def create_file(path: str) -> int:
+def create_file(path: str, *, executable: bool = False) -> int:
     """Return a descriptor, open for writing, of the new file *path*; it must not exist."""
     fail_point("commit.before-create-file")
-    return os.open(path, _CREATE, _FILE_MODE)
+    return os.open(path, _CREATE, _FILE_MODE | (_EXECUTABLE if executable else 0))
+
+
+def make_staged(directory: str) -> None:
+    """Make *directory*, and its parents, below a staged directory of ours."""
+    fail_point("commit.before-make-staged")
+    missing = []
+    while not os.path.isdir(directory):
+        missing.append(directory)
+        directory = os.path.dirname(directory)
+    for path in reversed(missing):
+        _make_directory(path)
+
+
+def share(existing: str, path: str) -> bool:
+    """Make *path*, below a staged directory, another name of the file *existing*; False without hard links."""
+    fail_point("commit.before-share")
+    try:
+        os.link(existing, path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return False
+    return True
 
 
 def make_mark(path: str) -> None:
@@ -175,23 +199,20 @@ def truncate(descriptor: int, length: int) -> None:
 
 
 def commit_object(staged: str, final: str) -> bool:
-    """Make the directory *staged*, with the files in it, visible as the object *final*, durably.
+    """Make the directory *staged*, with all that is in it, visible as the object *final*, durably.
 
     A crash after each step leaves:
-      1 fsync files       garbage in staging/, or a partial that is resumed.
-      2 fsync directory   the same.
-      3 rename            *final* absent or whole. Nothing was promised yet.
-      4 fsync parent      *final* whole. This is the commit point.
+      1 fsync files         garbage in staging/, or a partial that is resumed.
+      2 fsync directories   the same.
+      3 rename              *final* absent or whole. Nothing was promised yet.
+      4 fsync parent        *final* whole. This is the commit point.
 
     Returns:
         False if *final* was there already: then *staged* still belongs to the caller, and *final* is durable.
     """
     parent = os.path.dirname(final)
     assert os.stat(staged).st_dev == os.stat(parent).st_dev, "a rename, never a copy"
-    for name in os.listdir(staged):
-        _seal_file(f"{staged}/{name}")
-    fail_point("commit.before-sync-object-directory")
-    sync_directory(staged)
+    seal(staged)
     fail_point("commit.before-rename-object")
     try:
         os.rename(staged, final)
@@ -257,6 +278,33 @@ def add_name(directory: str, existing: str, name: str) -> None:
         pass
     fail_point("commit.before-sync-link")
     sync_directory(directory)
+
+
+def add_tree(staging: str, existing: str, path: str) -> None:
+    """Give the tree *existing* of an object a second name, *path* in the same directory, durably, by links.
+
+    Raises:
+        OSError: Without hard links there is none; nothing has changed then.
+    """
+    staged = f"{staging}/{process.token()}"
+    make_staged(staged)
+    try:
+        for directory, _, names in os.walk(existing):
+            copy = f"{staged}/tree{directory[len(existing) :]}"
+            make_staged(copy)
+            for name in names:
+                os.link(f"{directory}/{name}", f"{copy}/{name}", follow_symlinks=False)
+        seal(staged)
+        fail_point("commit.before-rename-tree")
+        try:
+            os.rename(f"{staged}/tree", path)
+        except OSError as error:
+            if error.errno not in _ALREADY_THERE:
+                raise
+    finally:
+        discard(staged)
+    fail_point("commit.before-sync-tree")
+    sync_directory(os.path.dirname(path))
 
 
 def links_work(error: OSError) -> bool:
@@ -366,12 +414,23 @@ def sync_directory(path: str) -> None:
         os.close(descriptor)
 
 
+def seal(staged: str) -> None:
+    """Make all below the directory *staged*, and itself, durable; files read-only. What is further down comes first."""
+    for directory, _, names in os.walk(staged, topdown=False):
+        for name in names:
+            _seal_file(f"{directory}/{name}")
+        fail_point("commit.before-sync-object-directory")
+        sync_directory(directory)
+
+
 def _seal_file(path: str) -> None:
     """Make a staged file read-only and durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        if stat.S_IMODE(os.fstat(descriptor).st_mode) != _OBJECT_MODE:
-            os.fchmod(descriptor, _OBJECT_MODE)
+        found = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        mode = _OBJECT_MODE | (_EXECUTABLE if found & stat.S_IXUSR else 0)
+        if found != mode:
+            os.fchmod(descriptor, mode)
         fail_point("commit.before-sync-file")
         _sync(descriptor)
     finally:

@@ -13,6 +13,8 @@ variable                       sets                                             
 ``MODELCACHE_DEADLINE``        ``Timeout.total``, in seconds                                   none
 ``MODELCACHE_LOCK_TIMEOUT``    longest wait for another process, in seconds                    600
 ``MODELCACHE_CONCURRENCY``     models fetched at once by ``get_many`` and ``prewarm``          8
+``MODELCACHE_CAPACITY``        what the cache may use of the disk (`Capacity`)                 no limit
+``MODELCACHE_GRACE``           seconds for which a path that ``get`` returned is kept          3600
 =============================  ==============================================================  =========
 """
 
@@ -25,6 +27,7 @@ from dataclasses import dataclass
 from .errors import ConfigurationError
 
 SECONDS_MAX = 1_000_000  # Eleven days. Sockets and locks refuse, each at another number, to wait for much longer.
+GRACE_S = 3600.0
 _ABOVE_ZERO = f"seconds above 0, {SECONDS_MAX} at most"
 
 
@@ -85,6 +88,61 @@ class RetryPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class Capacity:
+    """How much of the disk a cache may use. Just one of these is set.
+
+    Attributes:
+        most: So many bytes: ``"50GB"``, ``"20GiB"`` or a number.
+        share: That part of the file system, from 0 to 1: ``"20%"``.
+        spare: All but so many bytes, which stay free for others: ``"free:10GB"``.
+    """
+
+    most: int | None = None
+    share: float | None = None
+    spare: int | None = None
+
+    @classmethod
+    def parse(cls, value: object, *, setting: str = "capacity") -> Capacity:
+        """Return the capacity that *value* says.
+
+        Raises:
+            ConfigurationError: It makes no sense; the error names *setting*.
+        """
+        text = str(value).strip()
+        try:
+            if isinstance(value, bool) or not isinstance(value, int | str):
+                raise ConfigurationError(setting=setting, value=text, expected="")
+            if text.endswith("%"):
+                share = float(text[:-1]) / 100
+                if not 0 < share <= 1:
+                    raise ValueError(text)
+                return cls(share=share)
+            kind, colon, rest = text.partition(":")
+            if colon:
+                if kind.strip().lower() != "free":
+                    raise ValueError(text)
+                return cls(spare=parse_bytes(rest, setting=setting))
+            return cls(most=parse_bytes(text, setting=setting))
+        except ValueError as error:
+            expected = "bytes (50GB, 20GiB), a share of the disk (20%), or what stays free of it (free:10GB)"
+            raise ConfigurationError(setting=setting, value=text, expected=expected) from error
+
+    def limit(self, *, used: int, size: int, free: int) -> int:
+        """Return how many bytes the cache may use, that now uses *used*, on a disk of *size* with *free* to spare."""
+        if self.most is not None:
+            return self.most
+        if self.share is not None:
+            return int(self.share * size)
+        assert self.spare is not None
+        return max(0, used + free - self.spare)
+
+    def __str__(self) -> str:
+        if self.share is not None:
+            return f"{100 * self.share:g}%"
+        return f"free:{self.spare}" if self.spare is not None else str(self.most)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that the environment decides, parsed."""
 
@@ -93,6 +151,8 @@ class Settings:
     timeout: Timeout
     lock_timeout: float
     concurrency: int
+    capacity: Capacity | None
+    grace: float
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Settings:
@@ -102,6 +162,7 @@ class Settings:
             ConfigurationError: A variable holds a senseless value; the error names it.
         """
         http_timeout = _seconds(environ, "MODELCACHE_HTTP_TIMEOUT")
+        capacity, grace = (environ.get(f"MODELCACHE_{name}", "").strip() for name in ("CAPACITY", "GRACE"))
         defaults = Timeout()
         return cls(
             offline=_flag(environ, "MODELCACHE_OFFLINE") or _flag(environ, "HF_HUB_OFFLINE"),
@@ -114,6 +175,8 @@ class Settings:
             ),
             lock_timeout=_seconds(environ, "MODELCACHE_LOCK_TIMEOUT") or 600.0,
             concurrency=_whole(environ, "MODELCACHE_CONCURRENCY", 1, 8),
+            capacity=Capacity.parse(capacity, setting="MODELCACHE_CAPACITY") if capacity else None,
+            grace=GRACE_S if not grace else parse_seconds(grace, setting="MODELCACHE_GRACE"),
         )
 
 
@@ -136,6 +199,24 @@ def parse_bytes(text: str, *, setting: str) -> int:
     if not (math.isfinite(value) and value >= 1):
         raise ConfigurationError(setting=setting, value=text, expected="bytes, such as 500000, 50MB or 2GiB")
     return int(value)
+
+
+def parse_seconds(text: str, *, setting: str) -> float:
+    """Return the seconds in *text*: ``"90"``, ``"45s"``, ``"30min"``, ``"12h"``, ``"30d"``, ``"2w"``.
+
+    Raises:
+        ConfigurationError: *text* is anything else, or negative; the error names *setting*.
+    """
+    units = {"": 1, "s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
+    stripped = text.strip().lower()
+    number = stripped.rstrip("smindhw ")
+    try:
+        value = float(number) * units[stripped[len(number) :].strip()]
+    except (ValueError, KeyError):
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise ConfigurationError(setting=setting, value=text, expected="seconds from 0, or such as 30min, 12h or 30d")
+    return value
 
 
 def _flag(environ: Mapping[str, str], name: str) -> bool:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -28,6 +30,7 @@ from .errors import (
     StorageError,
 )
 from .events import Event, Listener
+from .gc import Room
 from .intake import link
 from .objects import Objects
 from .partials import Partial, Partials
@@ -80,6 +83,7 @@ class Means:
         self.objects, self.entries, self.partials = Objects(root), Entries(root), Partials(root)
         self.backoff = Backoff(root)
         self.throttle: Throttle | None = None
+        self.room: Room | None = None
         self.counts = Counts()
 
 
@@ -101,18 +105,35 @@ class Download:
         Raises:
             ModelCacheError: What has come is kept for the next attempt, unless its bytes are wrong.
         """
+        with self._claimed():
+            found = self._received()
+            if isinstance(found, Entry):
+                return found
+            with self._means.objects.announced(found.digest):
+                return self._record(found)
+
+    def keep(self) -> Partial:
+        """Return the closed partial with all of the content, verified: the caller's now, to give away or to release.
+
+        Raises:
+            ModelCacheError: As `run`.
+        """
+        with self._claimed():
+            found = self._received()
+            assert isinstance(found, Partial)  # Nothing was known, so nothing can have been confirmed.
+            found.close()
+            self._partial = None
+            return found
+
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """Claim what has come before; let go of what is left at the end."""
         self._partial = self._means.partials.claim(self._job.ref.key, self._job.ref.name)
         if self._partial is not None:
             self._reached = self._partial.length
             self._means.counts.bytes_resumed += self._partial.length
         try:
-            try:
-                return self._retried()
-            except IntegrityError as error:
-                # Once more, from the first byte: the fault may be in the transfer, or in what was resumed.
-                self._drop_partial()
-                self._tell("retry", seconds=0.0, detail=reason(error))
-                return self._retried()
+            yield
         except (IntegrityError, StorageError):
             # Wrong bytes, or a sync that failed: none of it is used again.
             self._drop_partial()
@@ -121,7 +142,17 @@ class Download:
             if self._partial is not None:
                 self._partial.release()
 
-    def _retried(self) -> Entry:
+    def _received(self) -> Partial | Entry:
+        """Return the partial with all of the content, or the entry that the source has confirmed."""
+        try:
+            return self._retried()
+        except IntegrityError as error:
+            # Once more, from the first byte: the fault may be in the transfer, or in what was resumed.
+            self._drop_partial()
+            self._tell("retry", seconds=0.0, detail=reason(error))
+            return self._retried()
+
+    def _retried(self) -> Partial | Entry:
         return retry.call(
             self._attempt,
             policy=self._policy,
@@ -136,11 +167,11 @@ class Download:
             self._means.backoff.set(self._host, seconds, error.status)
         self._tell("retry", seconds=round(seconds, 3), detail=reason(error))
 
-    def _attempt(self) -> Entry:
+    def _attempt(self) -> Partial | Entry:
         self._deadline.check()
         partial = self._resumable()
         if partial is not None and partial.complete and not self._job.refresh and self._may_finish():
-            return self._finish(partial)
+            return self._verified(partial)
         self._wait_for_host()
         known = _validators_of(partial) if partial is not None else None
         request = Request(
@@ -178,11 +209,11 @@ class Download:
                 return self._attempt()
             partial = self._prepare(stream)
             if self._receive(stream, request, partial, may_split=self._splittable(stream)):
-                return self._finish(partial)
+                return self._verified(partial)
         finally:
             stream.close()
         self._receive_in_parallel(stream, request, partial)
-        return self._finish(partial)
+        return self._verified(partial)
 
     def _may_finish(self) -> bool:
         """Tell whether bytes that are all here need no word from their source any more."""
@@ -272,6 +303,8 @@ class Download:
         if total is None and not stream.delimited and self._job.digest is None:
             detail = "the answer has no length, so that a whole one and a cut one look the same; give the digest"
             raise ProtocolError(ref=self._job.ref.key, detail=detail, transient=False)
+        if self._means.room is not None and total is not None:
+            self._means.room.make(self._job.ref.key, total - (self._partial.length if resumes and self._partial else 0))
         if self._partial is None:
             self._check_space(total, 0)
             self._partial = self._means.partials.create(self._job.ref.key, self._job.ref.name)
@@ -337,8 +370,8 @@ class Download:
         finally:
             parallel.close()
 
-    def _finish(self, partial: Partial) -> Entry:
-        """Verify what is here, and make it durable and visible."""
+    def _verified(self, partial: Partial) -> Partial:
+        """Return *partial*, which holds what it must."""
         job = self._job
         if partial.total is not None and partial.length < partial.total:
             detail = f"it ended after {partial.length} of {partial.total} bytes"
@@ -350,12 +383,12 @@ class Download:
         announced = partial.facts.get("announced")
         if announced is not None and partial.digest != announced:
             raise DigestMismatchError(ref=job.ref.key, expected=announced, actual=partial.digest, announced=True)
-        if partial.length == 0 and job.digest is None:
+        if partial.length == 0 and job.digest is None and job.size is None:
             raise EmptyContentError(ref=job.ref.key)
-        with self._means.objects.announced(partial.digest):
-            return self._record(partial)
+        return partial
 
     def _record(self, partial: Partial) -> Entry:
+        """Make what was verified durable and visible."""
         job, facts = self._job, partial.facts
         stored = partial.publish(self._means.objects)
         self._partial = None
@@ -376,6 +409,8 @@ class Download:
             revision=facts.get("revision"),
             mirrors=tuple(mirror.key for mirror in job.mirrors),
         )
+        if job.known is not None and known is None:
+            self._means.objects.touch(job.known.digest)
         fail_point("download.before-record")
         self._means.entries.write(entry)
         fail_point("download.after-record")

@@ -15,6 +15,7 @@
     │   ├── RemoteNotFoundError                               404, 410, or a file that is not there
     │   │   ├── RepositoryNotFoundError                       the hub has none, or shows none to this client
     │   │   └── RevisionNotFoundError                         the repository has no such branch, tag or commit
+    │   ├── NothingMatchesError                               no file of a repository matches the patterns
     │   ├── EntryNotFoundError                                nothing of that name in the cache
     │   └── NoSourceError                                     it was put here: nothing to fetch it from again
     ├── AccessDeniedError (PermissionError)                5  401, 403, 407, 451, or a file that may not be read
@@ -32,16 +33,20 @@
     │   ├── DigestMismatchError
     │   ├── SizeMismatchError
     │   ├── EmptyContentError
+    │   ├── MissingCompanionError                             a file of a tree needs one that is not in it
     │   ├── ListingError                                      a list of files that cannot all be stored as such
     │   └── CorruptObjectError
     ├── NoSpaceError (OSError, ENOSPC)                     8
+    │   └── CapacityError                                     the cache may use no more of the disk
     ├── LockTimeoutError (TimeoutError)                    9
     ├── LocalNotFoundError (FileNotFoundError)            10  offline, and not in the cache
     ├── LockDriftError (ValueError)                       11  models.lock and models.toml or the source disagree
     ├── PinnedError (PermissionError)                      1
+    ├── LeasedError (PermissionError)                      1  in use by a live process
     ├── ClosedError (RuntimeError)                         1
     ├── CancelledError                                     1  given up by its caller; what had arrived can be resumed
     └── StorageError (OSError)                             1  the root cannot be used, or the file system failed
+        ├── NoLocksError                                      gc does not run without locks that work
         ├── RootError                                         missing, read-only, a file, or somebody else's
         └── FormatError                                       written by a newer modelcache
 
@@ -105,12 +110,12 @@ class InvalidReferenceError(UsageError):
 
 
 class InvalidDigestError(UsageError):
-    """A digest that is not ``sha256:`` and 64 hexadecimal digits."""
+    """A digest that is neither ``sha256:`` nor ``tree:`` and 64 hexadecimal digits."""
 
     def __init__(self, *, text: str) -> None:
         ModelCacheError.__init__(self, text=text)
         self.summary = f"{_shown(text)} is not a digest"
-        self.hint = "A digest is 'sha256:' and 64 hexadecimal digits; `sha256sum FILE` prints them"
+        self.hint = "A digest is 'sha256:' (of a tree, 'tree:') and 64 hexadecimal digits; `sha256sum FILE` prints them"
 
 
 class UnknownSchemeError(UsageError):
@@ -210,6 +215,15 @@ class RevisionNotFoundError(RemoteNotFoundError):
         ModelCacheError.__init__(self, ref=ref, repository=repository, revision=revision, detail=detail)
         self.summary = f"{ref}: {repository} has no revision {_shown(revision)} ({detail}); nothing was stored"
         self.hint = "Check the branch, tag or commit after the @; a slash in it is written %2F"
+
+
+class NothingMatchesError(NotFoundError):
+    """No file of a repository is wanted by the patterns. ``files`` is how many it has."""
+
+    def __init__(self, *, ref: str, files: int) -> None:
+        super().__init__(ref=ref, files=files)
+        self.summary = f"none of the {files} files of {ref} matches the patterns; nothing was fetched"
+        self.hint = "A pattern is matched against the whole path: '*.json', 'onnx/*'; in a shell, quote it"
 
 
 class EntryNotFoundError(NotFoundError):
@@ -380,6 +394,15 @@ class EmptyContentError(IntegrityError):
         self.hint = "To cache an empty file on purpose, give its digest"
 
 
+class MissingCompanionError(IntegrityError):
+    """A file of a tree names another one, such as a shard or external data, that the tree lacks."""
+
+    def __init__(self, *, ref: str, path: str, needed: str) -> None:
+        super().__init__(ref=ref, path=path, needed=needed)
+        self.summary = f"{ref} is not whole: {path} needs {_shown(needed)}, which is not in it; nothing was stored"
+        self.hint = "Tell the publisher; with allow_patterns a part of it can be had that is meant to be one"
+
+
 class ListingError(IntegrityError):
     """A source lists files that cannot all be stored under their names."""
 
@@ -408,7 +431,30 @@ class NoSpaceError(ModelCacheError, OSError):
         self.errno = _errno.ENOSPC
         facts = f": {needed} bytes are needed, {free} are free" if needed is not None else ""
         self.summary = f"no space left for {what}{facts}; the cache is whole"
-        self.hint = "Free some space (`modelcache ls`, `modelcache rm`) and call again: what had arrived is resumed"
+        self.hint = "Free some space (`modelcache gc`, `modelcache rm`) and call again: what had arrived is resumed"
+
+
+class CapacityError(NoSpaceError):
+    """The cache may not use as much of the disk as this would need, whatever may go for it. All in bytes.
+
+    Attributes:
+        what: What was asked for.
+        needed: What it needs, beside what is here of it.
+        capacity: What the cache may use.
+        used: What it uses.
+        kept: Why what is here may not go, and how much that is.
+    """
+
+    def __init__(self, *, what: str, needed: int, capacity: int, used: int, kept: Mapping[str, int]) -> None:
+        ModelCacheError.__init__(self, what=what, needed=needed, capacity=capacity, used=used, kept=dict(kept))
+        self.errno = _errno.ENOSPC
+        listed = ", ".join(f"{size} {why}" for why, size in kept.items() if size)
+        stays = f" ({listed})" if listed else ""
+        self.summary = (
+            f"{what} does not fit: {needed} bytes are needed, and of the {capacity} that the cache may use {used} are "
+            f"used{stays}; nothing was evicted for it"
+        )
+        self.hint = "Raise MODELCACHE_CAPACITY, or free some of it: `modelcache unpin`, `modelcache gc --grace 0`"
 
 
 class LockTimeoutError(ModelCacheError, TimeoutError):
@@ -453,6 +499,15 @@ class PinnedError(ModelCacheError, PermissionError):
         self.hint = "`modelcache rm --force` removes it with its pin"
 
 
+class LeasedError(ModelCacheError, PermissionError):
+    """An entry that a live process uses is not removed."""
+
+    def __init__(self, *, ref: str) -> None:
+        super().__init__(ref=ref)
+        self.summary = f"{ref} is in use by a live process, and was not removed"
+        self.hint = "`modelcache rm --force` forgets it; its content stays until the last lease is over"
+
+
 class ClosedError(ModelCacheError, RuntimeError):
     """The cache object was closed."""
 
@@ -479,6 +534,15 @@ class StorageError(ModelCacheError, OSError):
         self.errno = number
         self.summary = f"could not {action} {path}: {reason}; nothing was promised and nothing is half-written"
         self.hint = "`modelcache doctor` examines the file system"
+
+
+class NoLocksError(StorageError):
+    """Locks keep no other process out here, so that nobody can tell what others use."""
+
+    def __init__(self, *, path: str, reason: str) -> None:
+        ModelCacheError.__init__(self, path=path, reason=reason)
+        self.summary = f"gc does not run at {path}: {reason}; nothing was removed"
+        self.hint = "`modelcache doctor` examines the file system; `modelcache rm` removes single models"
 
 
 class RootError(StorageError):

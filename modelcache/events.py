@@ -21,7 +21,8 @@ class Event:
             there could not be used), ``retry`` (after ``seconds``), ``waiting`` (for another process: ``detail`` says
             which), ``ranges`` (``done`` connections in parallel from here on), ``mirror`` (the next place is asked),
             ``fetched`` (verified, durable, visible), ``unchanged`` (the source confirmed what is cached),
-            ``failed``, ``quarantined``, ``stale`` (what is cached is served, because the source could not be asked).
+            ``failed``, ``quarantined``, ``stale`` (what is cached is served, because the source could not be asked),
+            ``evicted`` (by gc; ``done`` bytes are free by that).
         ref: The key of the model; never holds credentials.
         done: Bytes of the content that are here.
         total: Size of the content in bytes, None while it is not known.

@@ -7,7 +7,7 @@ why there is none, and asks nobody.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -25,7 +25,9 @@ from .errors import (
     StorageError,
 )
 from .events import Event, Listener
+from .patterns import Patterns
 from .records import Entry
+from .repository import TreeDownload
 from .retry import Deadline
 from .sources import Registry
 from .sweep import sweep
@@ -56,6 +58,19 @@ class Fetcher:
         Raises:
             ModelCacheError: Any leaf; nothing half-written is visible, and what had come can be resumed.
         """
+        return self._once(job, deadline, lambda: self._fetch(job, deadline))
+
+    def fetch_tree(self, job: Job, patterns: Patterns, deadline: Deadline, *, jobs: int) -> Entry:
+        """Do what `fetch` does for a tree: of the files at its source those that *patterns* let through.
+
+        Raises:
+            ModelCacheError: As `fetch`.
+        """
+        tree = TreeDownload(self.means, job, patterns, self._policy, deadline, jobs=jobs)
+        return self._once(job, deadline, tree.run)
+
+    def _once(self, job: Job, deadline: Deadline, work: Callable[[], Entry]) -> Entry:
+        """Return what *work* brings, or what another process has brought meanwhile."""
         commit.make_root(self.means.root)
         for place in job.places:
             self.means.registry.check(place)  # An unknown scheme is told before anything is waited for.
@@ -66,7 +81,11 @@ class Fetcher:
             if turn is not None and turn.note:
                 raise notes.error_in(turn.note)
             try:
-                return self._fetch(job, deadline)
+                commit.prepare_root(self.means.root)
+                if not self._swept:  # Whoever fetches clears up too, once: those who wait have no time for it.
+                    self._swept = True
+                    sweep(self.means.root)
+                return work()
             except ModelCacheError as error:
                 self.means.counts.failed += 1
                 self._tell(job, "failed", detail=error.summary)
@@ -115,7 +134,7 @@ class Fetcher:
         personal = any(source.is_personal(place.url) for source, place in sources)
         return [
             *(f"{place.key} at {source.host(place.key)}" for source, place in sources),
-            f"digest={job.digest}, size={job.size}, {self.means.timeout}, {self._policy}",
+            f"digest={job.digest}, size={job.size}, {self.means.timeout}, {self._policy}, {self.means.room}",
             "with credentials" if personal else "without credentials",
         ]
 
@@ -134,11 +153,7 @@ class Fetcher:
         return entry if hit.stands(entry.path, entry.size, entry.mtime_ns) else None
 
     def _fetch(self, job: Job, deadline: Deadline) -> Entry:
-        """Ask the places of *job* in order. Whoever fetches clears up too, once: those who wait have no time for it."""
-        commit.prepare_root(self.means.root)
-        if not self._swept:
-            self._swept = True
-            sweep(self.means.root)
+        """Ask the places of *job* in order."""
         brief = replace(self._policy, retry_after_max=min(self._policy.retry_after_max, _BRIEF_S))
         queue = [(place, brief if job.mirrors else self._policy) for place in job.places]
         failures: dict[str, ModelCacheError] = {}

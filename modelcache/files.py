@@ -17,6 +17,10 @@ CHUNK_BYTES = 1 << 20
 _SMALL_BYTES = 1 << 14
 
 
+class NotRegularError(OSError):
+    """What should be a file, or a directory of files, is something else: a link, a device, a FIFO."""
+
+
 def listing(path: str) -> list[str]:
     """Return the names in the directory *path*, sorted; none if there is no such directory.
 

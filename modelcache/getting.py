@@ -16,7 +16,7 @@ from time import time
 from typing import TYPE_CHECKING
 
 from . import files, hit, layout, reference
-from .config import RetryPolicy, Timeout
+from .config import GRACE_S, Capacity, RetryPolicy, Timeout
 from .digest import Digest
 from .errors import (
     ClosedError,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from .fetch import Fetcher
     from .flights import Flights
+    from .patterns import Patterns
     from .retry import Deadline
     from .sources import Source
 
@@ -65,6 +66,7 @@ class Ask:
     force: bool
     verify: str
     size: int | None
+    patterns: Patterns | None = None  # Of a tree.
     record: Entry | None = None
     known: Entry | None = None
     unread: bool = False
@@ -72,17 +74,31 @@ class Ask:
     @property
     def flight(self) -> tuple[object, ...]:
         """What makes two questions one."""
-        # By URL, not by key: it may hold the credentials that decide the answer.
-        return self.ref.url, self.digest, self.size, self.force, tuple(mirror.url for mirror in self.mirrors)
+        # By URL too: it may hold the credentials that decide the answer. Trees of one URL differ by their keys.
+        return (
+            self.ref.key,
+            self.ref.url,
+            self.digest,
+            self.size,
+            self.force,
+            tuple(mirror.url for mirror in self.mirrors),
+        )
 
     def is_stale(self, entry: Entry) -> bool:
         """Tell whether *entry* was confirmed too long ago, or in a future that a clock has taken back."""
         return self.max_age is not None and not 0 <= time() - entry.checked <= self.max_age
 
+    def takes(self, entry: Entry) -> bool:
+        """Tell whether *entry*, which is here, will do without a word from its source."""
+        return self.local or not self.ref.scheme or not (self.force or self.is_stale(entry))
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How a cache fetches: waits in seconds, bandwidth in bytes per second, ``concurrency`` in models at a time."""
+    """How a cache fetches, and what it keeps.
+
+    Waits and the grace period are in seconds, bandwidth in bytes per second, ``concurrency`` in models at a time.
+    """
 
     offline: bool
     retry: RetryPolicy
@@ -90,6 +106,8 @@ class Limits:
     lock_timeout: float
     concurrency: int
     bandwidth: int | None
+    capacity: Capacity | None = None
+    grace: float = GRACE_S
 
 
 class Getter:
@@ -120,8 +138,9 @@ class Getter:
         force_download: bool = False,
         verify: str = "stat",
         size: int | None = None,
+        patterns: Patterns | None = None,
     ) -> Ask:
-        """Return the question, checked before any I/O."""
+        """Return the question, checked before any I/O; with *patterns*, it is one for a tree."""
         if max_age is not None and not (isinstance(max_age, int | float) and max_age >= 0):  # inf is "never ask".
             raise UsageError(problem=f"max_age={max_age!r} makes no sense: seconds, from 0")
         if verify not in _VERIFY:
@@ -130,15 +149,32 @@ class Getter:
             raise UsageError(problem="force_download and local_files_only contradict each other")
         parsed = reference.parse(ref)
         _ = parsed.name  # Raises for a name that cannot be a file's.
+        if patterns is not None and listed(mirrors):
+            raise UsageError(problem=f"a tree comes from one source: no mirrors for {parsed.key}")
+        wanted = None if digest is None else Digest.parse(digest)
+        if patterns is not None and not parsed.scheme and not patterns.all:
+            raise UsageError(problem=f"{parsed.key} was put as it is; patterns choose from what a source has")
+        if parsed.selection or (patterns is None and parsed.is_tree):
+            from .patterns import Patterns
+
+            if patterns is not None and not patterns.all:
+                raise UsageError(problem=f"{parsed.key} holds patterns already")
+            patterns = Patterns.parse(parsed.selection)
+        elif patterns is not None and parsed.scheme:
+            parsed = parsed.tree(patterns.text)
+        if wanted is not None and wanted.is_tree != (patterns is not None or parsed.is_tree) and parsed.scheme:
+            kind = "a tree" if wanted.is_tree else "a file"
+            raise UsageError(problem=f"{wanted} is the digest of {kind}, and {parsed.key} is none")
         return Ask(
             ref=parsed,
-            digest=None if digest is None else Digest.parse(digest),
+            digest=wanted,
             mirrors=tuple(_place(mirror) for mirror in listed(mirrors)),
             max_age=max_age,
             local=local_files_only or self.limits.offline,
             force=force_download,
             verify=verify,
             size=size,
+            patterns=patterns,
         )
 
     def entry(self, ask: Ask, deadline: Deadline) -> Entry:
@@ -175,7 +211,9 @@ class Getter:
         """
         entry = ask.known = self.find(ask)
         named = not ask.ref.scheme
-        if entry is not None and (ask.local or named or not (ask.force or ask.is_stale(entry))):
+        if entry is not None and ask.takes(entry) and self._entries.stamp_use(entry.key) and not self._stays(entry):
+            entry = ask.known = self.find(ask)  # It went just before its use was on record.
+        if entry is not None and ask.takes(entry):
             if ask.force and ask.local:
                 raise LocalNotFoundError(
                     ref=ask.ref.key,
@@ -183,7 +221,6 @@ class Getter:
                     reason="force_download needs a connection, but the cache is offline",
                 )
             self.hits += 1
-            self._entries.stamp_use(entry.key)
             return entry
         self.misses += 1
         if named:
@@ -213,7 +250,7 @@ class Getter:
             from .intake import link
 
             return link(self.root, ask.ref, entry.digest, lost=entry)
-        if ask.verify == "stat" and (found.st_size, found.st_mtime_ns) == (entry.size, entry.mtime_ns):
+        if ask.verify == "stat" and hit.is_same(found, entry.size, entry.mtime_ns):
             return entry
         from .verification import examine
 
@@ -236,6 +273,15 @@ class Getter:
             return os.stat(entry.path)
         except OSError:
             return None
+
+    def _stays(self, entry: Entry) -> bool:
+        """Tell whether *entry*, whose use has just been recorded, is out of reach of a gc that had not seen that."""
+        if not os.access(f"{self.root}/{layout.STAGING}", os.W_OK):
+            return True
+        from .objects import Objects
+
+        Objects(self.root).await_removal(entry.digest)
+        return hit.stands(entry.path, entry.size, entry.mtime_ns)
 
     def _is_quick(self, ask: Ask) -> bool:
         """Tell whether `look` is sure to find *ask* by one ``stat``."""
@@ -278,8 +324,10 @@ class Getter:
         )  # fmt: skip
         self._flights()
         assert self._fetching is not None
-        fetcher = self._fetching[0]
-        return lambda deadline: fetcher.fetch(job, deadline)
+        fetcher, patterns = self._fetching[0], ask.patterns
+        if patterns is None:
+            return lambda deadline: fetcher.fetch(job, deadline)
+        return lambda deadline: fetcher.fetch_tree(job, patterns, deadline, jobs=self.limits.concurrency)
 
     def _stale(self, ask: Ask, error: ModelCacheError) -> Entry:
         """Return what is cached where only its age asked for a fetch that failed; else raise *error*."""
@@ -296,6 +344,7 @@ class Getter:
         # Before the lock is taken: others, and forks, must not have to wait for it.
         from .fetch import Fetcher
         from .flights import Flights
+        from .gc import Room
         from .sources import Registry
         from .transfer import Throttle
 
@@ -311,6 +360,8 @@ class Getter:
                 )
                 if self.limits.bandwidth is not None:
                     fetcher.means.throttle = Throttle(self.limits.bandwidth)
+                if self.limits.capacity is not None:
+                    fetcher.means.room = Room(self.root, self.limits.capacity, self.limits.grace, self._tell)
                 self._fetching = fetcher, Flights()
             return self._fetching[1]
 

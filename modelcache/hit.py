@@ -28,10 +28,16 @@ class Hit:
 def stands(path: str, size: int, mtime_ns: int) -> bool:
     """Tell whether the object's file is there, with the *size* (bytes) and *mtime_ns* on record: the price of a hit."""
     try:
-        found = os.stat(path)
+        return is_same(os.stat(path), size, mtime_ns)
     except OSError:
         return False
-    return found.st_size == size and found.st_mtime_ns == mtime_ns and stat.S_ISREG(found.st_mode)
+
+
+def is_same(found: os.stat_result, size: int, mtime_ns: int) -> bool:
+    """Tell whether *found* is what is on record. Of a tree only its own mtime can be compared: names came or went."""
+    if found.st_mtime_ns != mtime_ns:
+        return False
+    return found.st_size == size if stat.S_ISREG(found.st_mode) else stat.S_ISDIR(found.st_mode)
 
 
 def look(root: str, key: str, *, recently: bool = False) -> "Hit | None":

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import BinaryIO
 
 from failpoints import fail_point
 
-from . import commit, files, layout
+from . import commit, files, layout, trees
+from .companions import check_companions
 from .digest import Digest
 from .errors import (
     DigestMismatchError,
@@ -22,9 +24,11 @@ from .errors import (
     UsageError,
     storage_error,
 )
+from .listing import Leaf, check_paths
 from .objects import Objects, Stored
 from .records import Entries, Entry
 from .reference import Ref
+from .staged import Present, StagedTree, of_file, written
 
 Content = bytes | bytearray | memoryview | str | os.PathLike[str] | BinaryIO
 
@@ -47,7 +51,7 @@ def put(root: str, content: Content, ref: Ref, digest: Digest | None = None) -> 
         staged = commit.stage_directory(root)
         descriptor = commit.create_file(f"{staged}/{ref.name}")
         try:
-            found = Digest.of_bytes(_written(descriptor, chunks))
+            found = written(descriptor, chunks)
         finally:
             os.close(descriptor)
         if digest is not None and found != digest:
@@ -58,6 +62,7 @@ def put(root: str, content: Content, ref: Ref, digest: Digest | None = None) -> 
             stored = objects.publish(staged, found, ref.name)
             staged = ""
             entry = _entry(ref, stored, source="put", checked=int(time.time()))
+            _keep_a_while(root, ref, entry)
             fail_point("intake.before-record")
             Entries(root).write(entry)
             return entry
@@ -68,6 +73,89 @@ def put(root: str, content: Content, ref: Ref, digest: Digest | None = None) -> 
     finally:
         if staged:
             commit.discard(staged)
+
+
+def put_tree(root: str, directory: str, ref: Ref, digest: Digest | None = None) -> Entry:
+    """Store *directory* with all files in it under the name *ref*; return its entry.
+
+    Links to files are followed, as a huggingface_hub snapshot is made of them; empty directories are left out.
+
+    Raises:
+        InvalidReferenceError: *ref* is not a name, or a name in the directory could not be kept.
+        NotFoundError: *directory* is none.
+        UsageError: It holds what is neither a file nor a directory, or a link to a directory.
+        EmptyContentError: It holds no file.
+        MissingCompanionError: One of its files names another that it does not hold.
+        DigestMismatchError: It is not what *digest* says.
+        StorageError, NoSpaceError: As `put`; also if something in it changed meanwhile.
+    """
+    if ref.scheme:
+        raise InvalidReferenceError(ref=ref.key, problem="content is put under a name, not under a URL or a path")
+    before = _seen(directory)
+    check_paths(before, ref=directory)
+    staged = None
+    try:
+        staged = StagedTree(root, ref.name, ref=directory)
+        _fill(staged, Present(root), directory, before)
+        if _seen(directory) != before:
+            raise StorageError(path=directory, action="read", reason="it was written to meanwhile")
+        check_companions(staged.path, before.keys(), ref=directory)
+        found = staged.listing().digest
+        if digest is not None and found != digest:
+            raise DigestMismatchError(ref=ref.key, expected=digest, actual=found)
+        objects = Objects(root)
+        with objects.announced(found):
+            fail_point("intake.before-publish-tree")
+            entry = _entry(ref, staged.publish(objects), source="put", checked=int(time.time()))
+            _keep_a_while(root, ref, entry)
+            fail_point("intake.before-record-tree")
+            Entries(root).write(entry)
+            return entry
+    except ModelCacheError:
+        raise
+    except OSError as error:
+        raise storage_error(error, action="stage", path=root) from error
+    finally:
+        if staged is not None:
+            staged.discard()
+
+
+def _keep_a_while(root: str, ref: Ref, entry: Entry) -> None:
+    """Note that the object which *ref* has stood for was promised until now, if *entry* names another one."""
+    before = Entries(root).read(ref.key)
+    if before is not None and before.digest != entry.digest:
+        Objects(root).touch(before.digest)
+
+
+def _seen(directory: str) -> dict[str, tuple[int, int, bool]]:
+    """Return what there is to be stored: size, mtime and whether it may be executed, by path."""
+    try:
+        return {
+            path: (facts.st_size, facts.st_mtime_ns, trees.is_executable(facts))
+            for path, facts in trees.walk(directory, follow=True)
+        }
+    except files.NotRegularError as error:
+        raise UsageError(
+            problem=f"{error.filename}: {error.strerror}", hint="Leave it out; nothing was stored"
+        ) from error
+    except OSError as error:
+        raise RemoteNotFoundError(ref=error.filename or directory, detail=error.strerror or str(error)) from error
+
+
+def _fill(staged: StagedTree, present: Present, directory: str, seen: dict[str, tuple[int, int, bool]]) -> None:
+    def one(path: str) -> None:
+        size, _, executable = seen[path]
+        if present.has_size(size):
+            with closing(of_file(f"{directory}/{path}")) as chunks:
+                found = Digest.of_bytes(chunks)
+            existing = present.find(found, executable=executable)
+            if existing is not None and staged.link(existing, Leaf(path, size, found, executable)):
+                return
+        staged.write(path, of_file(f"{directory}/{path}"), executable=executable)
+
+    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="modelcache-put") as pool:
+        for _ in pool.map(one, seen):
+            pass
 
 
 def link(root: str, ref: Ref, digest: Digest, lost: Entry | None = None) -> Entry | None:
@@ -86,7 +174,7 @@ def link(root: str, ref: Ref, digest: Digest, lost: Entry | None = None) -> Entr
     writable = os.access(f"{root}/{layout.STAGING}", os.W_OK)
     with objects.announced(digest) if writable else nullcontext():
         try:
-            actual, seen = files.digest_of(stored.path)
+            actual, seen = trees.digest_of(stored.path, digest)
         except OSError:
             return None
         if actual != digest:
@@ -120,28 +208,10 @@ def _chunks(content: Content) -> Iterator[bytes]:
     if isinstance(content, bytes | bytearray | memoryview):
         return iter((bytes(content),))
     if isinstance(content, str | os.PathLike):
-        return _of_file(os.fspath(content))
+        return of_file(os.fspath(content))
     if not callable(getattr(content, "read", None)):
         raise UsageError(problem=f"content is bytes, a path or an open binary file, not {type(content).__name__}")
     return _of_stream(content)
-
-
-def _of_file(path: str) -> Iterator[bytes]:
-    try:
-        descriptor = files.open_regular(path)
-    except OSError as error:
-        raise RemoteNotFoundError(ref=path, detail=error.strerror or str(error)) from error
-    try:
-        before = os.fstat(descriptor)
-        yield from files.chunks(descriptor)
-        if files.has_changed(before, descriptor):
-            raise StorageError(path=path, action="read", reason="it was written to meanwhile")
-    except OSError as error:
-        if isinstance(error, ModelCacheError):
-            raise
-        raise storage_error(error, action="read", path=path) from error
-    finally:
-        os.close(descriptor)
 
 
 def _of_stream(stream: BinaryIO) -> Iterator[bytes]:
@@ -151,16 +221,4 @@ def _of_stream(stream: BinaryIO) -> Iterator[bytes]:
             raise UsageError(problem="content must be opened in binary mode: open(path, 'rb')")
         if not chunk:
             return
-        yield chunk
-
-
-def _write(descriptor: int, chunk: bytes) -> None:
-    fail_point("intake.before-write", on_torn=lambda size: commit.write(descriptor, chunk[:size]))
-    commit.write(descriptor, chunk)
-
-
-def _written(descriptor: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Pass *chunks* on, each written first."""
-    for chunk in chunks:
-        _write(descriptor, chunk)
         yield chunk

@@ -8,7 +8,7 @@ the tree. The first line of a record (its *head*) alone answers a hit, so that i
 *sum* is the first 16 hexadecimal digits of the SHA-256 of the record's own file name and the rest of the line: a
 record that was torn, edited or moved to another key reads as a miss (I6). *object* is a directory of ``objects-v1``,
 *size* (bytes) and *mtime* (nanoseconds) are what ``stat`` must find there, *checked* (Unix seconds) is when the source
-last confirmed the content, *name* is the file's own name and may hold spaces.
+last confirmed the content, *name* is the file's own name and may hold spaces. Of a tree, *size* is that of all files.
 
 This module is on the path of a warm hit in a new process: it imports nothing that the interpreter has not loaded.
 """
@@ -35,9 +35,12 @@ PINS = "pins-v1"
 PARTIALS = "partial-v1"
 STAGING = "staging"
 TRASH = "trash"
+LISTING = ".listing"  # In the directory of a tree object, beside the tree.
 QUARANTINE = "quarantine"
 LOCKS = "locks"
 BACKOFF = "backoff-v1"
+LEASES = "leases"
+GC_LOCK = "gc.lock"
 
 CACHEDIR_TAG = b"""Signature: 8a477f597d28d172789f06886806bc55
 # This file marks a cache directory; see https://bford.info/cachedir/

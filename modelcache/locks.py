@@ -15,6 +15,9 @@ and asks for the lock *shared*: the moment the holder lets go (or dies) all wait
 they wait for is there, and mostly need no lock at all. Their wait is bounded and can be interrupted, which a plain
 F_SETLKW is not. A holder that failed may leave a note in the file for those who wait for it, so that sixty-four
 processes do not fail one after the other.
+
+A *sign* is another use of a record lock: a file that a process holds for as long as it lives (`leases`). The same traps
+hold: its own process never opens it a second time, and a forked child has none until it makes its own.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ import fasteners
 
 from failpoints import fail_point
 
-from . import commit
+from . import commit, process
 from .errors import LockTimeoutError
 
 _POLL_S = 0.005
@@ -122,11 +125,16 @@ _registry: dict[str, _Slot] = {}
 _registry_guard = threading.Lock()
 
 
+# The names of the files that this process holds for as long as it lives. To open one of them drops its lock.
+_held: set[str] = set()
+
+
 def _after_fork() -> None:
     """Forget everything: record locks are not inherited, and the threads that held guards do not exist here."""
     global _registry_guard
     _registry_guard = threading.Lock()
     _registry.clear()
+    _held.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -189,6 +197,128 @@ def probe(path: str) -> bool:
             return turn.held
     except LockTimeoutError:
         return False
+
+
+class Sign:
+    """A file that tells others that this process lives: the kernel lets go of its lock when the process ends."""
+
+    def __init__(self, path: str, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write *data* at *offset*; raise OSError if not all of it was written."""
+        if os.pwrite(self._descriptor, data, offset) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)  # What stops a write short, mostly.
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the file still has a name: somebody may have deleted the whole cache."""
+        return os.fstat(self._descriptor).st_nlink > 0
+
+    def withdraw(self) -> None:
+        """Remove the file and let go of its lock, in this order: it is never seen without."""
+        commit.remove_quietly(self.path)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the file alone: in a forked child, where it is the parent's."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            try:
+                os.close(descriptor)
+            except OSError:
+                pass  # It is closed, whatever it says (close(2)), and it only informs.
+        _held.discard(os.path.basename(self.path))
+
+
+def sign(staged: str, path: str) -> Sign:
+    """Make the file *path*, whose name is a token of this process, and hold its lock until it is withdrawn.
+
+    It is locked while it is called *staged*, so that nobody ever sees it without its lock. Where there are no locks,
+    its name alone tells whether this process lives.
+
+    Raises:
+        OSError: It could not be made.
+    """
+    name = os.path.basename(path)
+    _held.add(name)  # Before another thread can find it.
+    descriptor = -1
+    try:
+        descriptor = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pass  # I9.
+        fail_point("locks.before-sign")
+        commit.rename(staged, path)
+    except BaseException:
+        if descriptor >= 0:
+            os.close(descriptor)
+            commit.remove_quietly(staged)
+        _held.discard(name)
+        raise
+    return Sign(path, descriptor)
+
+
+def is_abandoned(path: str) -> bool:
+    """Tell whether the process that made the file *path* by `sign` is certainly gone.
+
+    Its name tells, if it is of this machine; of another one, or of another container, its lock does. In doubt it lives.
+    """
+    name = os.path.basename(path)
+    if name in _held:
+        return False
+    dead = process.is_dead(name)
+    if dead is not None:
+        return dead
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        return error.errno == errno.ENOENT
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False  # Held; or there are no locks here.
+    finally:
+        os.close(descriptor)
+    return True
+
+
+_excluding: set[int] = set()  # The file systems where this process has seen that a lock keeps another one out.
+# Standard library alone: it takes 10 ms. It must not be this process, which never finds its own locks in its way.
+_RIVAL = """
+import fcntl, os, sys
+file = os.open(sys.argv[1], os.O_RDWR)
+try:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError:
+    print("refused")
+"""
+
+
+def check_excludes(path: str) -> None:
+    """Check, once for a file system, that the lock file *path*, which this process holds, keeps another one out.
+
+    Raises:
+        LockUnavailableError: It does not, or that could not be tried.
+    """
+    import subprocess
+    import sys
+
+    try:
+        device = os.stat(path).st_dev
+        if device in _excluding:
+            return
+        command = [sys.executable, "-I", "-S", "-c", _RIVAL, path]
+        said = subprocess.run(command, capture_output=True, timeout=60, check=False)  # noqa: S603  # Ourselves.
+    except (OSError, subprocess.SubprocessError) as error:
+        raise LockUnavailableError(f"a second process, to try the lock, could not be started ({error})") from error
+    if said.stdout.strip() != b"refused":
+        raise LockUnavailableError(
+            "two processes got one lock" if said.returncode == 0 else "a second process could not try the lock"
+        )
+    _excluding.add(device)
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,6 +8,11 @@
     mirrors = ["https://mirror.example.org/…"]    # optional: asked in order after ref
     pin = true                                    # optional: kept by gc until unpinned
 
+    [[model]]
+    ref = "hf://org/name@revision"                # a whole repository, as one directory
+    allow_patterns = ["*.json", "onnx/"]          # optional: only these files of it
+    ignore_patterns = ["*.bin"]                   # optional: but not these
+
 ``models.lock`` is written by ``modelcache lock``, one table a model in the manifest's order, with ``ref``, ``digest``,
 ``size`` in bytes and, where the source names one, ``revision``. It belongs under version control.
 
@@ -21,21 +26,25 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
 from . import reference
 from .digest import Digest
 from .errors import InvalidReferenceError, LockDriftError, ManifestError, ModelCacheError
+from .patterns import Patterns
 
 LOCK_VERSION = 1
-_MODEL_KEYS = {"ref": str, "digest": str, "mirrors": list, "pin": bool}
+_MODEL_KEYS = {
+    "ref": str, "digest": str, "mirrors": list, "pin": bool, "allow_patterns": list, "ignore_patterns": list,
+}  # fmt: skip
 _LOCK_KEYS = {"ref": str, "digest": str, "size": int, "revision": str}
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model of a manifest. ``mirrors`` are refs, asked in order after ``ref``."""
+    """One model of a manifest. ``mirrors`` are refs, asked in order after ``ref``; patterns are a part of it."""
 
     ref: str
     digest: Digest | None = None
@@ -61,14 +70,14 @@ def parse_manifest(text: str, *, file: str) -> tuple[Model, ...]:
     """
     base = os.path.dirname(os.path.abspath(file))
     models = []
-    for table in _tables(text, file, _MODEL_KEYS, optional={"digest", "mirrors", "pin"}, top=set()):
+    for table in _tables(text, file, _MODEL_KEYS, optional=_MODEL_KEYS.keys() - {"ref"}, top=set()):
         mirrors = table.get("mirrors", [])
         for mirror in mirrors:
             if not isinstance(mirror, str):
                 raise table.error("mirrors", "is a list of URLs or paths")
         models.append(
             Model(
-                ref=table.ref("ref", table["ref"], base),
+                ref=table.chosen(base),
                 digest=table.digest("digest") if "digest" in table else None,
                 mirrors=tuple(table.ref("mirrors", mirror, base) for mirror in mirrors),
                 pin=table.get("pin", False),
@@ -162,6 +171,21 @@ class _Table(dict[str, Any]):
         except ModelCacheError as error:
             raise self.error(key, error.summary) from None
 
+    def chosen(self, base: str) -> str:
+        """Return the ref, with the patterns that choose from what is there."""
+        ref = self.ref("ref", self["ref"], base)
+        if "allow_patterns" not in self and "ignore_patterns" not in self:
+            return ref
+        try:
+            patterns = Patterns.of(self.get("allow_patterns"), self.get("ignore_patterns"))
+        except ModelCacheError as error:
+            key = "allow_patterns" if "allow_patterns" in error.summary else "ignore_patterns"
+            raise self.error(key, error.summary) from None
+        parsed = reference.parse(ref)
+        if parsed.is_tree == bool(parsed.selection):
+            raise self.error("ref", "is no repository, such as hf://org/name, that patterns could choose from")
+        return parsed.tree(patterns.text).key
+
     def digest(self, key: str) -> Digest:
         try:
             return Digest.parse(self[key])
@@ -169,7 +193,7 @@ class _Table(dict[str, Any]):
             raise self.error(key, error.summary) from None
 
 
-def _tables(text: str, file: str, keys: dict[str, type], *, optional: set[str], top: set[str]) -> list[_Table]:
+def _tables(text: str, file: str, keys: dict[str, type], *, optional: AbstractSet[str], top: set[str]) -> list[_Table]:
     """Return the ``[[model]]`` tables of *text*, each with exactly the *keys* it may and must have."""
     tables = [_Table(entry, text, file, index) for index, entry in enumerate(_models(text, file, top))]
     seen: set[str] = set()
@@ -184,7 +208,7 @@ def _tables(text: str, file: str, keys: dict[str, type], *, optional: set[str], 
                 raise table.error(key, "is missing")
             if type(table[key]) is not kind:  # A bool is an int to isinstance.
                 raise table.error(key, f"is a {_TOML_NAMES[kind]}, not {table[key]!r}")
-        key = _key(table.ref("ref", table["ref"], os.path.dirname(os.path.abspath(file))))
+        key = _key(table.chosen(os.path.dirname(os.path.abspath(file))))
         if key in seen:
             raise table.error("ref", f"{key} is listed twice")
         seen.add(key)

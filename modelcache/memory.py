@@ -23,7 +23,9 @@ class Warm:
 
     def __init__(self, entry: Entry) -> None:
         self.key, self.digest, self.path = entry.key, entry.digest, entry.path
-        self.size, self.mtime_ns = entry.size, entry.mtime_ns
+        # Of a tree, ``stat`` says the size of the directory.
+        self.size = os.stat(entry.path).st_size if entry.digest.is_tree else entry.size
+        self.mtime_ns = entry.mtime_ns
         self.until = monotonic() + MEMORY_S
 
 

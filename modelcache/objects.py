@@ -1,7 +1,8 @@
 """The object store: immutable content under the name of its digest.
 
 An object is one directory, ``objects-v1/sha256-<hex>/``, that holds the file under its own name; the same bytes under
-another name are a hard link beside it. It appears by one rename and disappears by one rename (I1).
+another name are a hard link beside it. It appears by one rename and disappears by one rename (I1). The object of a tree
+is ``objects-v1/tree-<hex>/``, with the directory under its own name and its listing; another name is one of hard links.
 
 No object goes that somebody is about to name (I2), without a lock. Whoever will write a record *announces* the digest
 first, by an empty file in ``staging/`` whose name says owner and digest, and waits for removals under way. Whoever
@@ -21,8 +22,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from . import commit, files, layout, process
-from .digest import Digest
+from . import commit, files, layout, process, trees
+from .digest import ALGORITHM, TREE, Digest
 from .errors import InvalidDigestError, ModelCacheError, storage_error
 
 _REMOVAL_S = 1.0  # A removal takes milliseconds; nobody waits longer than this without being told (I11).
@@ -36,7 +37,7 @@ _TRIES = 5  # Each after the first needs another process that does the same at t
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A file of an object, as ``stat`` finds it. ``size`` is in bytes, ``mtime_ns`` in nanoseconds since 1970."""
+    """A file of an object, or a tree, as it is found. ``size`` is in bytes, ``mtime_ns`` in nanoseconds since 1970."""
 
     digest: Digest
     path: str
@@ -57,19 +58,30 @@ class Objects:
         return f"{self._directory}/{layout.object_name(digest)}"
 
     def find(self, digest: Digest, name: str | None = None) -> Stored | None:
-        """Return the file *name* of the object, any of its files if *name* is None; None if there is no such file."""
+        """Return what the object has under *name*, under any of its names if that is None; None if there is nothing."""
         for found in [name] if name is not None else files.listing(self.path(digest)):
             try:
-                facts = os.stat(f"{self.path(digest)}/{found}")
+                return self._stored(digest, found)
             except OSError:
                 continue
-            if not stat.S_ISREG(facts.st_mode):
-                continue
-            return Stored(digest, f"{self.path(digest)}/{found}", found, facts.st_size, facts.st_mtime_ns)
         return None
 
+    def _stored(self, digest: Digest, name: str) -> Stored:
+        """Return what the object has under *name*; raise OSError."""
+        path = f"{self.path(digest)}/{name}"
+        facts = os.stat(path)
+        if not (stat.S_ISDIR if digest.is_tree else stat.S_ISREG)(facts.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "it is of another kind", path)
+        size = facts.st_size
+        if digest.is_tree:
+            listing = trees.listing_on_record(self.path(digest), digest)
+            if listing is None:
+                raise FileNotFoundError(errno.ENOENT, "its listing is broken", path)
+            size = listing.size
+        return Stored(digest, path, name, size, facts.st_mtime_ns)
+
     def publish(self, staged: str, digest: Digest, name: str) -> Stored:
-        """Make the verified file *name* in the directory *staged* the object *digest*, durably.
+        """Make the directory *staged*, with the verified file or tree *name* in it, the object *digest*, durably.
 
         If the object was there already, its content is checked, and given the new name if it lacks it.
 
@@ -80,13 +92,12 @@ class Objects:
         try:
             for _ in range(_TRIES):
                 if commit.commit_object(staged, final):
-                    facts = os.stat(f"{final}/{name}")
-                    return Stored(digest, f"{final}/{name}", name, facts.st_size, facts.st_mtime_ns)
+                    return self._stored(digest, name)
                 found = self.name(digest, name)
                 seen = None
                 if found is not None:
                     try:
-                        actual, seen = files.digest_of(found.path)
+                        actual, seen = trees.digest_of(found.path, digest)
                     except FileNotFoundError:
                         continue  # It was removed this moment.
                     except OSError as error:
@@ -101,25 +112,28 @@ class Objects:
                     # under its names too: records name them.
                     names = files.listing(final)
                     self.quarantine(digest, "found altered when the same content was stored again", seen)
-                    self._add_names(staged, name, names)
+                    self._add_names(digest, staged, name, names)
             raise FileExistsError(errno.EEXIST, "other processes keep replacing it", final)
         except ModelCacheError:
             raise
         except OSError as error:
             raise storage_error(error, action="publish", path=final) from error
 
-    def _add_names(self, staged: str, name: str, others: list[str]) -> None:
-        """Give the file *name* in *staged* the names *others* as well, where there are hard links."""
+    def _add_names(self, digest: Digest, staged: str, name: str, others: list[str]) -> None:
+        """Give what is *name* in *staged* the names *others* as well, where there are hard links."""
         for other in others:
             try:
-                commit.add_name(staged, name, other)
+                if not digest.is_tree:
+                    commit.add_name(staged, name, other)
+                elif other != layout.LISTING:
+                    commit.add_tree(self._staging, f"{staged}/{name}", f"{staged}/{other}")
             except OSError as error:
                 if commit.links_work(error):
                     raise
                 return
 
     def name(self, digest: Digest, name: str) -> Stored | None:
-        """Return the object's file under *name*, which it is given if it lacks it; None if there is no object.
+        """Return the object under *name*, which it is given if it lacks it; None if there is no object.
 
         Object and name are durable then, whoever made them: another process may have died before it came to the sync.
         """
@@ -131,7 +145,10 @@ class Objects:
                 commit.sync_directory(self.path(digest))
             else:
                 try:
-                    commit.add_name(self.path(digest), stored.name, name)
+                    if digest.is_tree:
+                        commit.add_tree(self._staging, stored.path, f"{self.path(digest)}/{name}")
+                    else:
+                        commit.add_name(self.path(digest), stored.name, name)
                 except OSError as error:
                     if commit.links_work(error):
                         raise
@@ -180,13 +197,21 @@ class Objects:
             StorageError, NoSpaceError: It could not be announced.
         """
         with self._marked(digest, "wanted"):
-            until = time.monotonic() + _REMOVAL_S
-            while self._is_marked(digest, "removal") and time.monotonic() < until:
-                time.sleep(_POLL_S)
+            self.await_removal(digest)
             yield
 
-    def remove(self, digest: Digest, *, is_named: Callable[[Digest], bool]) -> bool:
+    def await_removal(self, digest: Digest) -> None:
+        """Wait, bounded, while somebody removes the object: for who has said that it is in use, and will look next."""
+        until = time.monotonic() + _REMOVAL_S
+        while self._is_marked(digest, "removal") and time.monotonic() < until:
+            time.sleep(_POLL_S)
+
+    def remove(
+        self, digest: Digest, *, is_named: Callable[[Digest], bool], first: Callable[[], bool] = lambda: True
+    ) -> bool:
         """Take the object out of sight, then delete it, unless *is_named* or an announcement says that it is wanted.
+
+        *first* is called once the removal is announced, to forget the records; nothing is removed if it says no.
 
         Returns:
             Whether it is gone now, by this call.
@@ -194,25 +219,36 @@ class Objects:
         Raises:
             StorageError, NoSpaceError
         """
-        trash = f"{self._root}/{layout.TRASH}/{process.token()}.{digest.hex}"
+        trash = f"{self._root}/{layout.TRASH}/{process.token()}.{layout.object_name(digest)}"
         with self._marked(digest, "removal"):
             try:
                 # In this order: who has taken back the announcement has written the record.
-                if self._is_marked(digest, "wanted") or is_named(digest):
+                if self._is_marked(digest, "wanted") or not first() or is_named(digest):
                     return False
-                commit.move_durably(self.path(digest), trash)
-                return self._bury(trash, digest, is_named)
+                try:
+                    commit.move_durably(self.path(digest), trash)
+                    return self._bury(trash, digest, is_named)
+                except OSError:
+                    if os.path.lexists(trash):
+                        commit.put_back(trash, self.path(digest))  # Whether it is wanted cannot be known.
+                    raise
             except FileNotFoundError:
                 return False
             except OSError as error:
                 raise storage_error(error, action="remove", path=self.path(digest)) from error
 
+    def touch(self, digest: Digest) -> None:
+        """Note that an entry is about to name another object: this one was promised until now, and is kept a while."""
+        try:
+            commit.touch(self.path(digest))
+        except OSError:
+            return
+
     def bury(self, name: str, *, is_named: Callable[[Digest], bool]) -> None:
         """End what a process that died in `remove` had begun: *name* is that of a directory in trash."""
         trash = f"{self._root}/{layout.TRASH}/{name}"
-        digits = name.rpartition(".")[2]
         try:
-            self._bury(trash, Digest.parse(digits), is_named)
+            self._bury(trash, Digest.parse(name.rpartition(".")[2].replace("-", ":", 1)), is_named)
         except InvalidDigestError:
             commit.discard(trash)
         except OSError:
@@ -263,10 +299,10 @@ class Objects:
         return False
 
     def all(self) -> Iterator[Digest]:
-        """Yield the digest of each file object; other names in the directory are not objects and are passed over."""
+        """Yield the digest of each object; other names in the directory are not objects and are passed over."""
         for name in files.listing(self._directory):
             algorithm, _, digits = name.partition("-")
-            if algorithm == "sha256" and len(digits) == 64:
+            if algorithm in {ALGORITHM, TREE} and len(digits) == 64:
                 yield Digest(f"{algorithm}:{digits}")
 
     @property

@@ -55,6 +55,11 @@ class Partial:
         self._synced_digest = self._hasher.hexdigest()
 
     @property
+    def path(self) -> str:
+        """Where its file is."""
+        return f"{self._directory}/object/{self._name}"
+
+    @property
     def complete(self) -> bool:
         """Whether every byte is here, by the size that the source announced."""
         return self.total is not None and self.length == self.total
@@ -127,6 +132,23 @@ class Partial:
         fail_point("partials.after-publish")
         self.discard()
         return stored
+
+    def close(self) -> None:
+        """Write no more: all of the content is here. It stays ours, and can be given away, released or discarded."""
+        self._close()
+
+    def give(self, path: str) -> None:
+        """Make *path*, below a staged directory of ours, the content. Where there are hard links it stays here as well.
+
+        Raises:
+            StorageError: What was written may not be there.
+            OSError
+        """
+        if self._lost:
+            raise StorageError(path=self._directory, action="close", reason="what was written may not be there")
+        fail_point("partials.before-give")
+        if not commit.share(self.path, path):
+            commit.rename(self.path, path)
 
     @property
     def digest(self) -> Digest:

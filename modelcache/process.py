@@ -14,6 +14,8 @@ import subprocess
 import sys
 from functools import cache
 
+_SMALL_BYTES = 4096
+
 
 def token() -> str:
     """Return a fresh name owned by this process: ``<machine>-<boot>-<namespace>-<pid>-<start>-<random>``."""
@@ -22,8 +24,11 @@ def token() -> str:
 
 
 def is_dead(owner: str) -> bool | None:
-    """Tell whether the process that made the token *owner* is gone; None if that cannot be known from here."""
-    parts = owner.split("-")
+    """Tell whether the process that made the token *owner* is gone; None if that cannot be known from here.
+
+    What a name says behind its token begins with a dot.
+    """
+    parts = owner.partition(".")[0].split("-")
     if len(parts) != 6 or not parts[3].isdigit():
         return None
     machine, boot, namespace, pid, start, _ = parts
@@ -33,7 +38,11 @@ def is_dead(owner: str) -> bool | None:
         return True  # This machine has booted since: none of its processes is left.
     if namespace != _namespace():
         return None
-    return start_time(int(pid)) != start
+    try:
+        found = start_time(int(pid))
+    except OSError:
+        return None  # No descriptor is free, say, or other users' processes are hidden (proc(5), hidepid).
+    return found != start if start else None
 
 
 @cache
@@ -53,9 +62,20 @@ def boot_id() -> str:
 
 
 def start_time(pid: int) -> str:
-    """Return when process *pid* started, in ticks since boot (proc(5), stat field 22); "" if there is none."""
+    """Return when process *pid* started, in ticks since boot (proc(5), stat field 22); "" if there is none.
+
+    Raises:
+        OSError: It cannot be known.
+    """
     if sys.platform == "linux":
-        text = _read(f"/proc/{pid}/stat")
+        try:
+            text = _content(f"/proc/{pid}/stat")
+        except (FileNotFoundError, ProcessLookupError):
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                return ""
+            raise  # It is there, and not for us to see.
         fields = text.rpartition(")")[2].split()  # The name in parentheses may hold spaces.
         # A zombie's memory, descriptors and locks are gone: it writes nothing any more.
         return "" if len(fields) < 20 or fields[0] in {"Z", "X"} else fields[19]
@@ -68,9 +88,17 @@ def start_time(pid: int) -> str:
     return "0"  # Without start times a reused pid looks alive, which only costs a copy.
 
 
-@cache
+_own_starts: dict[int, str] = {}
+
+
 def _own_start(pid: int) -> str:
-    return start_time(pid)
+    """Return when this process, *pid*, started; "" while it cannot be known: then nobody takes it for dead."""
+    if pid not in _own_starts:
+        try:
+            _own_starts[pid] = start_time(pid)
+        except OSError:
+            return ""
+    return _own_starts[pid]
 
 
 def _namespace() -> str:
@@ -82,10 +110,17 @@ def _namespace() -> str:
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
+        return _content(path)
     except OSError:
         return ""
+
+
+def _content(path: str) -> str:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # A file object costs three times as much.
+    try:
+        return os.read(descriptor, _SMALL_BYTES).decode(errors="replace").strip()
+    finally:
+        os.close(descriptor)
 
 
 def _sysctl(name: str) -> str:

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
-from . import commit, files, layout, process
+from . import commit, files, layout, process, trees
 from .digest import Digest
 from .errors import RootError
 from .objects import Objects
@@ -24,7 +24,7 @@ from .records import Entries, Entry
 
 _BUCKETS = {
     layout.OBJECTS, layout.ENTRIES, layout.PINS, layout.PARTIALS, layout.STAGING, layout.TRASH, layout.QUARANTINE,
-    layout.LOCKS, layout.BACKOFF, "format", "CACHEDIR.TAG",
+    layout.LOCKS, layout.BACKOFF, layout.LEASES, "format", "CACHEDIR.TAG",
 }  # fmt: skip
 
 
@@ -112,9 +112,11 @@ def _objects(root: str, hashing: bool, read_already: Container[str]) -> Iterator
         if digest is None:
             yield Violation("I7", "garbage", path, "it is no object")
             continue
-        inside = files.listing(path)
+        inside = [file for file in files.listing(path) if not (digest.is_tree and file == layout.LISTING)]
         if not inside and os.path.lexists(path):
-            yield Violation("I1", "corrupt", path, "it holds no file")
+            yield Violation("I1", "corrupt", path, "it holds nothing")
+        if digest.is_tree and trees.listing_on_record(path, digest) is None and os.path.lexists(path):
+            yield Violation("I1", "corrupt", path, "its listing is broken")
         for file in inside:
             wrong = _content(f"{path}/{file}", digest, hashing and digest not in read_already)
             if wrong and os.path.lexists(path):  # Else it has been removed this moment.
@@ -124,11 +126,13 @@ def _objects(root: str, hashing: bool, read_already: Container[str]) -> Iterator
 
 
 def _content(path: str, digest: Digest, hashing: bool) -> str:
-    """Return what is wrong with the file *path* of the object *digest*, "" if nothing is."""
+    """Return what is wrong with the file, or tree, *path* of the object *digest*, "" if nothing is."""
     try:
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            return "it is no regular file"  # Through a symbolic link something else would be served (I5).
-        actual = files.digest_of(path)[0] if hashing else digest
+        mode = os.lstat(path).st_mode
+        if not (stat.S_ISDIR if digest.is_tree else stat.S_ISREG)(mode):
+            # Through a symbolic link something else would be served (I5).
+            return "it is no directory" if digest.is_tree else "it is no regular file"
+        actual = trees.digest_of(path, digest)[0] if hashing else digest
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
     return "" if actual == digest else f"its content has the digest {actual}"
@@ -145,7 +149,8 @@ def _records(root: str) -> Iterator[Violation]:
                 yield Violation("I6", "corrupt", path, "the record is broken: a miss")
             continue
         try:
-            size = os.stat(_place(root, entry)).st_size
+            found = os.stat(_place(root, entry))
+            size = entry.size if entry.digest.is_tree and stat.S_ISDIR(found.st_mode) else found.st_size
         except OSError:
             size = -1
         if size == entry.size or entries.load(identity) != entry:  # It has been replaced, or removed, this moment.
@@ -163,7 +168,7 @@ def _place(root: str, entry: Entry) -> str:
     """
     if not os.path.lexists(os.path.dirname(entry.path)):
         for name in files.listing(f"{root}/{layout.TRASH}"):
-            if name.endswith(f".{entry.digest.hex}"):
+            if name.endswith(f".{layout.object_name(entry.digest)}"):
                 return f"{root}/{layout.TRASH}/{name}/{entry.name}"
     return entry.path
 
@@ -194,7 +199,7 @@ def _lost(root: str, acknowledged: Mapping[str, str | None]) -> Iterator[Violati
             yield Violation("I3", "lost", key, f"{digest} was acknowledged, on record is {there}")
             continue
         try:
-            actual, _ = files.digest_of(_place(root, entry))
+            actual, _ = trees.digest_of(_place(root, entry), entry.digest)
         except OSError:
             actual = Digest("sha256:nothing")
         if actual != digest:
@@ -204,26 +209,33 @@ def _lost(root: str, acknowledged: Mapping[str, str | None]) -> Iterator[Violati
 def _shared(root: str) -> Iterator[Violation]:
     """I5: no file that a writer may still write is that of an object."""
     published = {}
-    for name in files.listing(f"{root}/{layout.OBJECTS}"):
-        for file in files.listing(f"{root}/{layout.OBJECTS}/{name}"):
-            path = f"{root}/{layout.OBJECTS}/{name}/{file}"
-            inode = _inode(path)
+    for directory, _, inside in os.walk(f"{root}/{layout.OBJECTS}"):
+        for file in inside:
+            inode = _inode(f"{directory}/{file}")
             if inode is not None:
-                published[inode] = path
+                published[inode] = f"{directory}/{file}"
     for bucket in (layout.PARTIALS, layout.STAGING):
         for directory, _, inside in os.walk(f"{root}/{bucket}"):
             for file in inside:
                 twin = published.get(_inode(f"{directory}/{file}") or (0, 0))
-                if twin is not None:
+                # A tree that is put together has links to files of objects: nobody can write them.
+                if twin is not None and (bucket == layout.PARTIALS or _may_be_written(f"{directory}/{file}")):
                     yield Violation("I5", "corrupt", f"{directory}/{file}", f"it is the same file as {twin}")
 
 
 def _left_over(root: str) -> Iterator[Violation]:
     """I10: what the dead leave blocks nobody; it is told, and the next process that fetches sweeps it."""
-    for bucket in (layout.STAGING, layout.TRASH):
+    for bucket in (layout.STAGING, layout.TRASH, layout.LEASES):  # By name alone: no lease file is opened.
         for name in files.listing(f"{root}/{bucket}"):
             if process.is_dead(name):
                 yield Violation("I10", "garbage", f"{root}/{bucket}/{name}", "a process that is gone left it")
+
+
+def _may_be_written(path: str) -> bool:
+    try:
+        return bool(os.stat(path, follow_symlinks=False).st_mode & 0o222)
+    except OSError:
+        return False
 
 
 def _inode(path: str) -> tuple[int, int] | None:

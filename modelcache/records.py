@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from . import commit, files, hit, layout
+from . import commit, files, hit, layout, process
 from .digest import Digest
 from .errors import InvalidDigestError, storage_error
 from .sealed import seal, unseal
@@ -134,6 +134,38 @@ class Entries:
             raise storage_error(error, action="set aside", path=path) from error
         return False
 
+    def take(self, key: str) -> str | None:
+        """Take the record of *key* away, durably; return where it is now, in staging, or None if there is none.
+
+        Raises:
+            StorageError: It is where it was.
+        """
+        aside = f"{self._root}/{layout.STAGING}/{process.token()}"
+        try:
+            commit.move_durably(self.path(key), aside)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if os.path.lexists(aside):
+                self.give_back(key, aside)
+            raise storage_error(error, action="evict", path=self.path(key)) from error
+        return aside
+
+    def taken(self, key: str, aside: str) -> tuple[Entry | None, float]:
+        """Return what `take` has moved to *aside*, and when it was last used; None if it cannot be read."""
+        try:
+            return self._decoded(layout.key_id(key), files.read(aside) or b""), os.stat(aside).st_mtime
+        except OSError:
+            return None, 0.0
+
+    def give_back(self, key: str, aside: str) -> None:
+        """Undo a `take`, unless *key* has been recorded anew."""
+        try:
+            commit.put_back(aside, self.path(key))
+            commit.remove_quietly(aside)
+        except OSError as error:
+            raise storage_error(error, action="put back", path=self.path(key)) from error
+
     def confirm(self, entry: Entry) -> Entry:
         """Record that the source has just confirmed *entry*; return it with that time."""
         confirmed = replace(entry, checked=int(time.time()))
@@ -149,11 +181,14 @@ class Entries:
 
     def name_object(self, digest: Digest) -> bool:
         """Tell whether any entry names the object *digest*. One that cannot be read may: what it names is kept."""
+        name = layout.object_name(digest).encode()
         for identity in files.listing(self._directory):
             try:
                 data = files.read(f"{self._directory}/{identity}")
             except OSError:
                 return True
+            if data is not None and name not in data:
+                continue  # To decode it would cost as much again.
             entry = None if data is None else self._decoded(identity, data)
             if entry is not None and entry.digest == digest:
                 return True
@@ -166,14 +201,20 @@ class Entries:
         except OSError:
             return 0.0
 
-    def stamp_use(self, key: str) -> None:
-        """Record that the entry is in use, unless that was done within the hour; a read-only root is no error."""
+    def stamp_use(self, key: str) -> bool:
+        """Record that the entry is in use, unless that was done within the hour; a read-only root is no error.
+
+        Returns:
+            Whether it had not been used within the hour: gc may have chosen it before it saw the stamp.
+        """
+        # A stamp from the future (a clock that jumped) is no better than an old one.
+        if abs(time.time() - self.used(key)) <= hit.USE_STAMP_S:
+            return False
         try:
-            # A stamp from the future (a clock that jumped) is no better than an old one.
-            if abs(time.time() - self.used(key)) > hit.USE_STAMP_S:
-                commit.touch(self.path(key))
+            commit.touch(self.path(key))
         except OSError:
-            return
+            pass
+        return True
 
     def load(self, identity: str) -> Entry | None:
         """Return the entry whose record is the file *identity*, None if it is broken or gone."""

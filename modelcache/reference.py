@@ -27,6 +27,7 @@ _NAME_BYTES_MAX = 255
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _SIGNATURE_PREFIXES = ("x-amz-", "x-goog-")
 _SIGNATURES = frozenset({"signature", "sig", "access_token", "token", "api_key", "apikey"})
+_TREE = "#tree"  # In a key: a directory that was fetched. No other key of a URL has a fragment.
 _HUB_KINDS = ("datasets", "models", "spaces")
 _HUB_OTHERS = ("buckets", "kernels", "bucket", "dataset", "kernel", "model", "space")
 _HUB_PART_CHARACTERS_MAX = 96
@@ -98,7 +99,7 @@ class Ref:
             place = self.hub
             return check_name((place.path or place.repository).rpartition("/")[2], ref=self.key)
         if self.scheme:
-            path = path.partition("://")[2].partition("?")[0].partition("/")[2]
+            path = path.partition("://")[2].partition(_TREE)[0].partition("?")[0].partition("/")[2]
         last = path.rpartition("/")[2]
         if self.scheme and "%" in last:
             from urllib.parse import unquote  # 5 ms, and a warm hit never comes here.
@@ -109,12 +110,34 @@ class Ref:
     @property
     def path(self) -> str:
         """The path on this machine that a ``file`` ref names."""
-        return _file_path(self.key.removeprefix("file://"), self.key)
+        return _file_path(self.key.removeprefix("file://").partition(_TREE)[0], self.key)
 
     @property
     def hub(self) -> "HubPlace":
         """What an ``hf`` ref names."""
-        return _hub_place(self.key.removeprefix("hf://"), self.key)
+        return _hub_place(self.key.removeprefix("hf://").partition(_TREE)[0], self.key)
+
+    def tree(self, selection: str = "") -> "Ref":
+        """Return the ref of the tree that is fetched from here: what *selection*, of `Patterns`, lets through.
+
+        All of a repository is called by its own ref; everything else has a mark, as a file may be called the same.
+        """
+        mark = "" if not selection and self._is_repository else f"{_TREE}{selection}"
+        return Ref(f"{self.key}{mark}", self.url, self.scheme)
+
+    @property
+    def selection(self) -> str:
+        """What `tree` was given."""
+        return self.key.partition(_TREE)[2]
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether it is one that `tree` has returned."""
+        return (bool(self.scheme) and _TREE in self.key) or self._is_repository
+
+    @property
+    def _is_repository(self) -> bool:
+        return self.scheme == "hf" and not self.hub.path
 
 
 class HubPlace:
@@ -159,10 +182,17 @@ def parse(ref: str | os.PathLike[str]) -> Ref:
         if not scheme.replace("+", "").replace("-", "").isalnum() or not scheme.isascii():
             raise _invalid(text, "its scheme is malformed")
         scheme = scheme.lower()
+        selection = None
+        if _TREE in rest:
+            before, _, after = rest.partition(_TREE)
+            if after[:1] in {"", "&"}:
+                rest, selection = before, after
         if scheme == "hf":
             parsed = _hub(rest, text)
         else:
             parsed = _file(_file_path(rest, text), text) if scheme == "file" else _url(scheme, rest, text)
+        if selection is not None:
+            parsed = parsed.tree(selection)
     if len(parsed.key) > REF_CHARACTERS_MAX:
         raise _invalid(text, f"its canonical form has more than {REF_CHARACTERS_MAX} characters")
     return parsed

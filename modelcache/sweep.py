@@ -1,4 +1,4 @@
-"""Clearing up after the dead: what crashed processes left in staging, trash and locks (DESIGN.md section 5).
+"""Clearing up after the dead: what crashed processes left in staging, trash, locks and leases (DESIGN.md section 5).
 
 Only what belongs to a process that is certainly gone is touched (`process.is_dead`). It runs once when a cache first
 writes, and costs a listing of directories that are empty as a rule.
@@ -6,14 +6,28 @@ writes, and costs a listing of directories that are empty as a rule.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from . import commit, files, layout, locks, process
+from .digest import Digest
+from .leases import Leases
 from .objects import Objects
 from .records import Entries
 
 
+def is_needed(root: str) -> Callable[[Digest], bool]:
+    """Return what tells whether an object must stay: an entry names it, or a live process holds a lease of it."""
+    entries, leases = Entries(root), Leases(root)
+
+    def needed(digest: Digest) -> bool:
+        return leases.in_use().covers(layout.object_name(digest)) or entries.name_object(digest)
+
+    return needed
+
+
 def sweep(root: str) -> int:
     """Delete the left-overs of dead processes under *root*; return how many there were."""
-    objects, entries = Objects(root), Entries(root)
+    objects, needed = Objects(root), is_needed(root)
     swept = 0
     for name in files.listing(f"{root}/{layout.STAGING}"):
         if process.is_dead(name) or objects.is_void(name):
@@ -22,11 +36,11 @@ def sweep(root: str) -> int:
             swept += 1
     for name in files.listing(f"{root}/{layout.TRASH}"):
         if process.is_dead(name):
-            objects.bury(name, is_named=entries.name_object)
+            objects.bury(name, is_named=needed)
             swept += 1
     for name in files.listing(f"{root}/{layout.LOCKS}"):
         try:
             swept += locks.probe(f"{root}/{layout.LOCKS}/{name}")  # Whoever can have a lock removes its file.
         except locks.LockUnavailableError:
             break
-    return swept
+    return swept + Leases(root).sweep()

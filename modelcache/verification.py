@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from . import commit, files, layout
+from . import commit, layout, trees
 from .digest import Digest
 from .errors import CorruptObjectError, InvalidDigestError, ModelCacheError
 from .objects import Objects
@@ -97,7 +97,7 @@ def examine(root: str, entry: Entry) -> Finding:
     """Return what the content of *entry* is. A corrupt object is set aside, and so not served again (I1)."""
     for look in range(1, _LOOKS + 1):
         try:
-            actual, found = files.digest_of(entry.path)
+            actual, found = trees.digest_of(entry.path, entry.digest)
         except FileNotFoundError:
             return Finding(entry, "missing")
         except OSError as error:
@@ -166,8 +166,8 @@ def _is_set_aside(root: str, violation: Violation) -> bool:
             return Entries(root).set_aside(name)
         if violation.promise != "I1":
             return False
-        digits = os.path.basename(violation.where if name.startswith("sha256-") else directory).partition("-")[2]
-        return bool(Objects(root).quarantine(Digest.parse(digits), violation.what))
+        place = violation.where.removeprefix(f"{root}/{layout.OBJECTS}/").partition("/")[0]
+        return bool(Objects(root).quarantine(Digest.parse(place.replace("-", ":", 1)), violation.what))
     except (InvalidDigestError, ModelCacheError):
         return False
 

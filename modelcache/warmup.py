@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TypeVar
 
 from . import commit, reference
 from . import manifest as manifests
@@ -24,11 +21,9 @@ from .errors import (
     storage_error,
 )
 from .getting import Getter
+from .jobs import run_all
 from .records import Entry
 from .retry import Deadline
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,40 +244,6 @@ def write_ready_file(path: str, count: int) -> None:
         commit.commit_record(os.path.dirname(target), target, f"{count} models\n".encode())
     except OSError as error:
         raise storage_error(error, action="write", path=path) from error
-
-
-def run_all(
-    items: Sequence[T], work: Callable[[T, Deadline], R], *, jobs: int, deadline: Callable[[T], Deadline]
-) -> list[R]:
-    """Return ``work(item, limit)`` for all *items*, *jobs* at a time, in their order.
-
-    The limit of an item is made by *deadline* when its work begins. What interrupts the caller meanwhile (SIGINT, or a
-    SIGTERM made one) is raised once the work under way, which is cancelled then, has come to its end.
-    """
-    guard = threading.Lock()
-    begun: list[Deadline] | None = []
-
-    def one(item: T) -> R:
-        limit = deadline(item)
-        with guard:
-            if begun is None:
-                limit.cancel()
-            else:
-                begun.append(limit)
-        return work(item, limit)
-
-    with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="modelcache-job") as pool:
-        futures = [pool.submit(one, item) for item in items]
-        try:
-            wait(futures)
-        except BaseException:
-            with guard:
-                limits, begun = begun or [], None
-            for limit in limits:
-                limit.cancel()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-        return [future.result() for future in futures]
 
 
 def _text(path: str | os.PathLike[str]) -> str:

@@ -12,22 +12,24 @@ import modelcache
 PACKAGE = Path(modelcache.__file__).parent
 # DESIGN.md section 7, from the ground up. A module may import from every floor below its own.
 FLOORS = [
-    {"errors", "events", "forks", "report", "sealed"},
+    {"errors", "events", "eviction", "forks", "report", "sealed"},
     {"layout"},
-    {"config", "digest", "reference"},
-    {"files", "hit", "manifest", "notes", "process"},
+    {"config", "digest", "patterns", "reference"},
+    {"companions", "files", "hit", "listing", "manifest", "notes", "process"},
+    {"trees"},
     {"commit"},
     {"locks", "retry"},
-    {"backoff", "flights", "objects", "pins", "records"},
-    {"partials", "sources.base"},
+    {"backoff", "flights", "jobs", "leases", "objects", "pins", "records"},
+    {"leasing", "partials", "sources.base"},
     {"sources.connections", "sources.file"},
     {"sources.http"},
     {"sources.hf"},
     {"sources"},
-    {"promises", "ranges", "sweep", "transfer"},
-    {"verification"},
+    {"promises", "ranges", "staged", "sweep", "transfer"},
+    {"gc", "verification"},
     {"intake", "doctor"},
     {"download"},
+    {"repository"},
     {"fetch"},
     {"getting", "usage"},
     {"memory", "warmup"},
@@ -35,8 +37,8 @@ FLOORS = [
     {"api", "testing.server", "testing.victims", "cli.console"},
     {"cli.each"},
     {
-        "cli.doctor", "cli.get", "cli.info", "cli.lock", "cli.ls", "cli.path", "cli.pin", "cli.prewarm", "cli.remove",
-        "cli.stats", "cli.unpin", "cli.verify",
+        "cli.doctor", "cli.gc", "cli.get", "cli.info", "cli.lock", "cli.ls", "cli.path", "cli.pin", "cli.prewarm",
+        "cli.remove", "cli.stats", "cli.unpin", "cli.verify",
     },
     {"cli", "testing"},
     {"__init__", "__main__"},
@@ -50,6 +52,7 @@ MUTATING = {
 # Where a change is not one of the root, or is what that module is for.
 ALLOWED = {
     ("locks", "ftruncate"), ("locks", "pwrite"),  # Lock files: the holder's name, and a note. They only inform.
+    ("leases", "write"),  # A pipe to the parent of a fork.
     ("__main__", "write"),  # The path, to standard output.
     ("testing.victims", "write"), ("testing.victims", "TemporaryFile"),  # A pipe to the parent; what a victim says.
 }  # fmt: skip

@@ -29,6 +29,7 @@ COMMANDS = {
     "rm": "remove models from the cache",
     "pin": "keep a model until it is unpinned",
     "unpin": "take a pin off",
+    "gc": "remove what nothing names, what crashes left, and what is beyond a limit",
     "stats": "count what is on disk",
     "doctor": "examine the cache directory and its file system",
 }

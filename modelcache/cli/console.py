@@ -17,7 +17,7 @@ from ..events import Event
 HEARTBEAT_S = 10.0
 HEARTBEAT_SHARE = 0.1
 # What a person wants to know without having asked for progress.
-_NEWS = {"retry", "waiting", "mirror", "restarted", "quarantined", "stale", "ranges"}
+_NEWS = {"retry", "waiting", "mirror", "restarted", "quarantined", "stale", "ranges", "evicted"}
 
 
 class _Progress(Protocol):

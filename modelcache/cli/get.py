@@ -1,4 +1,4 @@
-"""``modelcache get REF``: the path alone on stdout."""
+"""``modelcache get REF``: the path alone on stdout; of a repository, that of its directory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ from .console import Console
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("ref", help="a URL, a path, or a name that was put")
-    parser.add_argument("--digest", metavar="sha256:HEX", help="what the content must be")
+    parser.add_argument("ref", help="a URL, a path, hf://org/name[@revision][/file], or a name that was put")
+    parser.add_argument("--digest", metavar="sha256:HEX", help="what the content must be; of a tree, tree:HEX")
+    parser.add_argument(
+        "--include", action="append", metavar="PATTERN", help="only these files of a repository; repeatable"
+    )
+    parser.add_argument(
+        "--exclude", action="append", metavar="PATTERN", help="not these files of a repository; repeatable"
+    )
     parser.add_argument(
         "--mirror", action="append", default=[], metavar="URL", help="asked when REF cannot serve; repeatable"
     )
@@ -36,14 +42,18 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         max_bandwidth=parse_bytes(limit, setting="--max-bandwidth") if limit else None,
         on_event=console.event,
     ) as cache:
-        path = cache.get(
-            arguments.ref,
-            digest=arguments.digest,
-            mirrors=arguments.mirror,
-            max_age=arguments.max_age,
-            force_download=arguments.force,
-            verify=arguments.verify,
-        )
+        options = {
+            "digest": arguments.digest,
+            "max_age": arguments.max_age,
+            "force_download": arguments.force,
+            "verify": arguments.verify,
+        }
+        if arguments.include or arguments.exclude:
+            path = cache.get_tree(
+                arguments.ref, allow_patterns=arguments.include, ignore_patterns=arguments.exclude, **options
+            )
+        else:
+            path = cache.get(arguments.ref, mirrors=arguments.mirror, **options)
         console.close()
         if console.json:
             entry = cache.lookup(arguments.ref)

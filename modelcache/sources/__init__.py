@@ -9,9 +9,9 @@ from importlib.metadata import entry_points
 from ..errors import ConfigurationError, UnknownSchemeError
 from ..forks import renew_after_fork
 from ..reference import Ref
-from .base import Listing, RemoteFile, Request, Source, Stream, Validators
+from .base import RemoteFile, RemoteListing, Request, Source, Stream, Validators
 
-__all__ = ["Listing", "Registry", "RemoteFile", "Request", "Source", "Stream", "Validators"]
+__all__ = ["Registry", "RemoteFile", "RemoteListing", "Request", "Source", "Stream", "Validators"]
 
 GROUP = "modelcache.sources"
 _BUILT_IN = ("file", "hf", "http", "https")

@@ -135,7 +135,7 @@ class RemoteFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class RemoteListing:
     """The files of one version of a repository or directory, in the order of their paths.
 
     Each path can be stored as a file under a directory, and all of them together: none is absolute or holds ``.``,
@@ -181,7 +181,7 @@ class Source(ABC):
         """Return whom a request for *url* goes to first: what asks its clients to wait, and is waited for, as one."""
         return urlsplit(url).netloc
 
-    def listing(self, request: Request) -> Listing:
+    def listing(self, request: Request) -> RemoteListing:
         """Return which files there are at ``request.url``; ``start`` and what follows it in the request do not count.
 
         Raises:

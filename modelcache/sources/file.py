@@ -17,7 +17,7 @@ from ..errors import (
     NotListableError,
     RemoteNotFoundError,
 )
-from .base import FILES_MAX, Listing, RemoteFile, Request, Source, Stream, Validators
+from .base import FILES_MAX, RemoteFile, RemoteListing, Request, Source, Stream, Validators
 
 
 class FileSource(Source):
@@ -33,7 +33,7 @@ class FileSource(Source):
         except OSError as error:
             raise _refusal(error, request.ref) from error
 
-    def listing(self, request: Request) -> Listing:
+    def listing(self, request: Request) -> RemoteListing:
         """See `Source.listing`: the files below a directory, as they are now; until it is read, each may change.
 
         A link to a file is that file; one to a directory is refused, as is all that is neither file nor directory.
@@ -55,7 +55,7 @@ class FileSource(Source):
             if isinstance(error, ModelCacheError):
                 raise
             raise _refusal(error, request.ref) from error
-        return Listing(ref, None, tuple(sorted(found, key=lambda file: file.path)))
+        return RemoteListing(ref, None, tuple(sorted(found, key=lambda file: file.path)))
 
 
 class _FileStream(Stream):

@@ -45,7 +45,7 @@ from ..errors import (
     SizeMismatchError,
 )
 from ..reference import HubPlace
-from .base import FILES_MAX, Listing, RemoteFile, Request, Stream, Validators
+from .base import FILES_MAX, RemoteFile, RemoteListing, Request, Stream, Validators
 from .connections import Answer
 from .http import HttpSource, HttpStream
 
@@ -128,7 +128,7 @@ class HfSource(HttpSource):
             self._locations[address, said.etag] = _Location(url.url, said, time.monotonic() + _LOCATION_S)
         return stream
 
-    def listing(self, request: Request) -> Listing:
+    def listing(self, request: Request) -> RemoteListing:
         """See `Source.listing`: the files of a whole repository, at one commit."""
         ref = reference.parse(request.url)
         place = ref.hub
@@ -157,7 +157,7 @@ class HfSource(HttpSource):
             if len(files) > FILES_MAX:
                 raise ListingError(ref=request.ref, problem=f"there are more than {FILES_MAX} of them")
             url = self._next(headers.get("link", ""), url, request)
-        return Listing(ref, commit, tuple(sorted(files, key=lambda file: file.path)))
+        return RemoteListing(ref, commit, tuple(sorted(files, key=lambda file: file.path)))
 
     def _part(self, request: Request) -> Stream | None:
         """Return a part of content whose place is known from a moment ago; None if the hub has to be asked."""

@@ -15,12 +15,14 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.crash.recorder import Change
 
+State = tuple[bytes, int | None, int]  # A file's bytes, its mtime, and whether it may be executed.
 MODELS = ("ordered", "weak")
 _MOMENTS = {"sync-file", "sync-directory", "expect"}
 
@@ -30,6 +32,8 @@ class _File:
     data: bytearray = field(default_factory=bytearray)
     synced: bytes | None = None
     mtime_ns: int | None = None  # At the last sync.
+    mode: int = 0  # Whether it may be executed, and the same at the last sync.
+    synced_mode: int = 0
 
     def options(self, model: str, chance: random.Random) -> list[bytes]:
         """Return what the file may hold after a cut now."""
@@ -84,8 +88,8 @@ class Disk:
             names *= len(file.options(self._model, random.Random(0)))
         return names
 
-    def draw(self, chance: random.Random, *, least: bool = False) -> dict[str, tuple[bytes, int | None] | None]:
-        """Return one state: what is at each path: a file's bytes and mtime, or None for a directory.
+    def draw(self, chance: random.Random, *, least: bool = False) -> dict[str, State | None]:
+        """Return one state: what is at each path: a file, or None for a directory.
 
         With *least*, of the names there is what no cut may take back, and nothing more.
         """
@@ -107,28 +111,29 @@ class Disk:
                     names[step.name] = step.node
         lazy = chance.random() < 0.5  # Half of the states are extreme: all files lost in one way.
         way = chance.randrange(6)
-        content: dict[int, bytes] = {}
+        content: dict[int, State] = {}
         for node, file in self._files.items():
             options = file.options(self._model, chance)
-            content[node] = options[way % len(options)] if lazy else chance.choice(options)
-        state: dict[str, tuple[bytes, int | None] | None] = {}
+            data = options[way % len(options)] if lazy else chance.choice(options)
+            content[node] = data, file.mtime_ns, chance.choice([file.synced_mode, file.mode])
+        state: dict[str, State | None] = {}
         self._walk(tree, content, 0, "", state, depth=0)
         return state
 
     def _walk(
         self,
         tree: dict[int, dict[str, int]],
-        content: dict[int, bytes],
+        content: dict[int, State],
         node: int,
         path: str,
-        state: dict[str, tuple[bytes, int | None] | None],
+        state: dict[str, State | None],
         depth: int,
     ) -> None:
         assert depth < 20, "a directory within itself"
         for name, child in sorted(tree.get(node, {}).items()):
             where = f"{path}{name}"
             if child in self._files:
-                state[where] = content[child], self._files[child].mtime_ns
+                state[where] = content[child]
             else:
                 state[where] = None
                 self._walk(tree, content, child, f"{where}/", state, depth + 1)
@@ -142,7 +147,9 @@ class Disk:
                 self._load(found, child)
             else:
                 data = found.read_bytes()
-                self._files[child] = _File(bytearray(data), data, found.stat().st_mtime_ns)
+                facts = found.stat()
+                mode = facts.st_mode & stat.S_IXUSR
+                self._files[child] = _File(bytearray(data), data, facts.st_mtime_ns, mode, mode)
 
     def _new(self) -> int:
         return len(self._tree) + len(self._files)
@@ -168,7 +175,7 @@ class Disk:
         if change.what == "expect":
             self.expected[change.key] = change.allowed
             return
-        if change.what in {"write", "truncate", "sync-file"}:
+        if change.what in {"write", "truncate", "sync-file", "mode"}:
             self._play_file(change, self._files[self._handles[change.handle]])
             return
         directory, name = self._find(change.path)
@@ -207,8 +214,10 @@ class Disk:
             file.data[change.offset : end] = change.data
         elif change.what == "truncate":
             del file.data[change.offset :]
+        elif change.what == "mode":
+            file.mode = change.offset
         else:
-            file.synced, file.mtime_ns = bytes(file.data), change.mtime_ns
+            file.synced, file.mtime_ns, file.synced_mode = bytes(file.data), change.mtime_ns, file.mode
             self._sync_names(None)
 
     def _sync_names(self, directory: int | None) -> None:
@@ -223,21 +232,22 @@ def moments(log: Sequence[Change]) -> list[int]:
     return [*(index for index, change in enumerate(log) if change.what in _MOMENTS), len(log)]
 
 
-def digest_of(state: dict[str, tuple[bytes, int | None] | None]) -> bytes:
+def digest_of(state: dict[str, State | None]) -> bytes:
     """Return what tells states apart."""
     total = hashlib.sha256()
     for path, found in sorted(state.items()):
-        total.update(f"{path}\0{'directory' if found is None else len(found[0])}\0".encode())
+        total.update(f"{path}\0{'directory' if found is None else (len(found[0]), found[2])}\0".encode())
         total.update(b"" if found is None else found[0])
     return total.digest()
 
 
-def materialise(state: dict[str, tuple[bytes, int | None] | None], place: Path) -> None:
+def materialise(state: dict[str, State | None], place: Path) -> None:
     """Make *state* real in the empty directory *place*."""
     for path, found in sorted(state.items()):
         if found is None:
             (place / path).mkdir()
             continue
         (place / path).write_bytes(found[0])
+        (place / path).chmod(0o644 | found[2])
         if found[1] is not None:
             os.utime(place / path, ns=(found[1], found[1]))

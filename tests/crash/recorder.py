@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pickle
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,7 +70,13 @@ class Recorder:
             self._next += 1
             self._handles[descriptor] = handle = (os.getpid() << 20) + self._next
             self._note("create" if flags & os.O_CREAT else "open", path, handle=handle)
+            self._note_mode(descriptor)
             return descriptor
+
+    def fchmod(self, descriptor: int, mode: int) -> None:
+        with self._alone():
+            os.fchmod(descriptor, mode)
+            self._note_mode(descriptor)
 
     def close(self, descriptor: int) -> None:
         with self._alone():
@@ -128,6 +135,12 @@ class Recorder:
         with self._alone():
             os.link(source, target, **options)
             self._note("link", source, target)
+
+    def _note_mode(self, descriptor: int) -> None:
+        """Write down whether the file may be executed: the one bit of its mode that is content."""
+        if descriptor in self._handles:
+            mode = stat.S_IMODE(os.fstat(descriptor).st_mode) & stat.S_IXUSR
+            self._note("mode", handle=self._handles[descriptor], offset=mode)
 
     def _note(self, what: str, path: str = "", target: str = "", **facts: Any) -> None:
         if not path or self._is_ours(path):

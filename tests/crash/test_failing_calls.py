@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 
-from modelcache import Cache, RetryPolicy, commit, errors, files, locks, partials, process
+from modelcache import Cache, RetryPolicy, commit, errors, files, leases, locks, partials, process, staged, trees
 from modelcache.records import Entries
 from modelcache.sweep import sweep
 from modelcache.testing import Fault, FaultServer, check_cache
@@ -37,31 +37,37 @@ from tests.crash.world import (
     Operation,
     World,
     cold_get,
+    collect,
+    collect_for_room,
     digest_of,
     hit_by_digest,
     judge,
+    leased,
     pin_and_unpin,
     put,
     put_again,
+    put_tree,
     refresh,
     remove,
     remove_one_of_two_names,
+    remove_tree,
     resumed_get,
+    second_name_of_a_tree,
     small_steps,
 )
 from tests.crash.world import Log as Listener
 from tests.support.state import leftovers
 
-MODULES = (commit, partials, locks, files)
+MODULES = (commit, partials, locks, files, staged, trees)
 CALLS = {
     "close", "fchmod", "fdatasync", "fstat", "fsync", "ftruncate", "link", "listdir", "lseek", "mkdir", "open", "pread",
-    "pwrite", "read", "rename", "replace", "rmdir", "stat", "unlink", "utime", "write",
+    "pwrite", "read", "rename", "replace", "rmdir", "scandir", "stat", "unlink", "utime", "write",
 }  # fmt: skip
 OF_TWO_PATHS = {"link", "rename", "replace"}
 WAYS = ["ENOSPC", "EIO", "EMFILE", "EROFS", "EACCES", "EINTR", "short write"]
 WAYS_OF_A_PATH = ["EIO", "EMFILE"]
 # What is acknowledged through them was synced; no other way in leads to the disk.
-PROMISING = ("get", "put", "remove", "pin", "unpin")
+PROMISING = ("get", "put", "put_tree", "remove", "pin", "unpin", "lease")
 
 
 def interrupted_get(world: World) -> Act:
@@ -80,7 +86,7 @@ def interrupted_get(world: World) -> Act:
 
 OPERATIONS: list[Operation] = [
     cold_get, resumed_get, interrupted_get, refresh, put, put_again, hit_by_digest, remove, remove_one_of_two_names,
-    pin_and_unpin,
+    pin_and_unpin, put_tree, second_name_of_a_tree, remove_tree, leased, collect, collect_for_room,
 ]  # fmt: skip
 
 
@@ -328,6 +334,7 @@ class Stage:
         log = Log()
         with failing(case) as shim:
             wrong = attempt(act, log, case)
+        leases._at_exit()  # The one file that a process keeps open until its end.
         wrong += shim.wrong
         wrong += [f"left open: {path}" for path in shim.left_open]
         wrong += broken(self.root, log)

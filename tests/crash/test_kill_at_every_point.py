@@ -35,12 +35,14 @@ from modelcache.objects import Objects
 from modelcache.records import Entries
 from modelcache.sweep import sweep
 from modelcache.testing import Fault, FaultServer, check_cache
-from tests.crash.world import digest_of
+from tests.crash.world import digest_of, found_at, make_tree, tree_digest, tree_of
 from tests.support.state import leftovers
 
 OLD, NEW = bytes(range(250)) * 6_000, bytes(range(1, 251)) * 6_000
 CONTENTS = {digest_of(OLD): OLD, digest_of(NEW): NEW}
 OLDS, NEWS = CONTENTS
+TREES = {tree_digest(tree_of(content)): tree_of(content) for content in (OLD, NEW)}
+OLD_TREE, NEW_TREE = TREES
 POINTS = sorted({point.name for point in find_points("modelcache")})
 ELSEWHERE = "https://unreachable.invalid/other.onnx"
 
@@ -69,10 +71,13 @@ def perform(root: str, task: Task) -> str | None:
         "refresh": lambda: cache.get(task.key, force_download=True),
         "link": lambda: cache.get(task.key, digest=task.digest),
         "put": lambda: cache.put(CONTENTS[task.digest], name=task.key),
+        "put tree": lambda: cache.put_tree(source_of(root, task.digest), name=task.key),
         "remove": lambda: cache.remove(task.key, force=True),
         "pin": lambda: cache.pin(task.key),
         "unpin": lambda: cache.unpin(task.key),
         "verify": lambda: cache.verify(repair=True),
+        "lease": lambda: cache.lease(task.key).release(),
+        "gc": lambda: cache.plan_gc(unused_for=0, grace=0).execute(),
         "look": lambda: None,
         "sweep": lambda: sweep(root),
         # What a removal does that began before another name of the same content was recorded.
@@ -85,9 +90,17 @@ def perform(root: str, task: Task) -> str | None:
             raise
     else:
         if isinstance(result, str):
-            return digest_of(Path(result).read_bytes())
+            return found_at(Path(result))
     entry = cache.lookup(task.key) if task.key else None
-    return None if entry is None else digest_of(Path(entry.path).read_bytes())
+    return None if entry is None else found_at(Path(entry.path))
+
+
+def source_of(root: str, digest: str) -> Path:
+    """Return a directory that holds the tree *digest*."""
+    source = Path(f"{root}.source-{digest[-8:]}")
+    if not source.exists():
+        make_tree(source, TREES[digest])
+    return source
 
 
 def live(root: str, tasks: list[Task], spec: str) -> dict[str, Any]:
@@ -100,7 +113,7 @@ def live(root: str, tasks: list[Task], spec: str) -> dict[str, Any]:
 
 def serve() -> None:
     """Fork a process for each line of the input; say its number at once, and what came of it when that is asked."""
-    for name in ("fetch", "flights", "intake", "sources.http", "sweep", "verification"):
+    for name in ("fetch", "flights", "gc", "intake", "leasing", "sources.http", "sweep", "verification"):
         importlib.import_module(f"modelcache.{name}")  # Once; else each of some thousand processes takes 0.1 s for it.
     answers: dict[int, int] = {}
     for line in sys.stdin:
@@ -323,9 +336,57 @@ def died_in_remove(world: World) -> Iterator[Story]:
     yield Story([Task("get", "n")], here, here, damaged=True)
 
 
+def put_tree(world: World) -> Iterator[Story]:
+    """One of its files is here already, and becomes another name of it."""
+    world.do(Task("put", "kept", NEWS))
+    here: dict[str, str | None] = {"kept": NEWS}
+    yield Story([Task("put tree", "t", NEW_TREE)], here, {**here, "t": NEW_TREE}, [Task("put tree", "t", NEW_TREE)])
+
+
+def put_tree_again(world: World) -> Iterator[Story]:
+    """The new one shares files with the old one, which goes on under another name."""
+    world.do(Task("put tree", "t", OLD_TREE), Task("put tree", "other", OLD_TREE))
+    before: dict[str, str | None] = {"t": OLD_TREE, "other": OLD_TREE}
+    yield Story([Task("put tree", "t", NEW_TREE)], before, {**before, "t": NEW_TREE})
+
+
+def second_name_of_a_tree(world: World) -> Iterator[Story]:
+    world.do(Task("put tree", "t", OLD_TREE))
+    before: dict[str, str | None] = {"t": OLD_TREE}
+    yield Story([Task("put tree", "other", OLD_TREE)], before, {**before, "other": OLD_TREE})
+
+
+def remove_tree(world: World) -> Iterator[Story]:
+    world.do(Task("put tree", "kept", OLD_TREE), Task("put tree", "t", NEW_TREE))
+    yield Story([Task("remove", "t")], {"kept": OLD_TREE, "t": NEW_TREE}, {"kept": OLD_TREE, "t": None})
+
+
 def pin_and_unpin(world: World) -> Iterator[Story]:
     world.do(Task("put", "m", OLDS))
     yield Story([Task("pin", "m"), Task("unpin", "m")], {"m": OLDS}, {"m": OLDS})
+
+
+def lease(world: World) -> Iterator[Story]:
+    world.do(Task("put", "m", OLDS))
+    here: dict[str, str | None] = {"m": OLDS}
+    yield Story([Task("lease", "m"), Task("gc")], here, {"m": None}, [Task("gc"), Task("look", "m")])
+
+
+def collect(world: World) -> Iterator[Story]:
+    """What is pinned stays; an entry of two names, and what nothing names, goes."""
+    world.do(Task("put", "keep", NEWS), Task("put", "keep", OLDS), Task("pin", "keep"))
+    world.do(Task("put", "m", NEWS), Task("put", "n", NEWS))
+    gone: dict[str, str | None] = {"keep": OLDS, "m": None, "n": None}
+    yield Story([Task("gc")], {"keep": OLDS, "m": NEWS, "n": NEWS}, gone, [Task("gc"), Task("look", "n")])
+
+
+def collect_partials(world: World) -> Iterator[Story]:
+    world.serve(OLD, Fault(abort_after=700_000))
+    world.do(Task("get", world.url, attempts=1, fails=True))
+    for path in world.root.glob(f"{layout.PARTIALS}/*/**/*"):
+        os.utime(path, (1, 1))
+    yield Story([Task("gc")], {world.url: None}, {world.url: None})
+    assert received(world.root) in {0, 700_000}
 
 
 def repair(world: World) -> Iterator[Story]:
@@ -341,7 +402,9 @@ def repair(world: World) -> Iterator[Story]:
 
 OPERATIONS: list[Operation] = [
     cold_get, resumed_get, restarted_get, interrupted_get, refresh, throttled_get, contended_get,
-    put, second_name, remove, remove_one_of_two_names, remove_what_is_wanted, died_in_remove, pin_and_unpin, repair,
+    put, second_name, remove, remove_one_of_two_names, remove_what_is_wanted, died_in_remove, pin_and_unpin, lease,
+    collect, collect_partials, repair,
+    put_tree, put_tree_again, second_name_of_a_tree, remove_tree,
 ]  # fmt: skip
 
 
@@ -428,6 +491,8 @@ def go_on(world: World, story: Story) -> list[str]:
         wrong.append(f"of {have} bytes that were here, some were asked for again: {made[0].headers.get('range')}")
     world.do(Task("sweep"))
     wrong += judge(world.root, {key: {new} for key, new in {**story.after, **story.others}.items()})
+    if any(task.what == "gc" for task in tasks):
+        wrong += [str(violation) for violation in check_cache(world.root) if violation.promise == "I7"]
     # A partial waits for the next fetch of its key, which there may not have been any need for.
     return wrong + [f"garbage: {name}" for name in leftovers(world.root) if not name.startswith(layout.PARTIALS)]
 
@@ -461,7 +526,7 @@ def test_a_kill_at_any_point_leaves_a_cache_that_serves_only_whole_content(
 @pytest.mark.parametrize(
     ("operation", "point"),
     [
-        (cold_get, "partials.before-append"), (resumed_get, "partials.before-append"), (put, "intake.before-write"),
+        (cold_get, "partials.before-append"), (resumed_get, "partials.before-append"), (put, "staged.before-write"),
         (put, "commit.before-write-record"), (refresh, "commit.before-write-record"),
         (pin_and_unpin, "commit.before-write-record"),
     ],

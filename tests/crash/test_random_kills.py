@@ -39,7 +39,7 @@ acknowledge("ready")
 while True:
     which = chance.randrange(4)
     name = f"n{number}-{chance.randrange(2)}"
-    kind = chance.choice(["get", "get", "put", "put", "remove", "refresh", "link", "pin", "verify"])
+    kind = chance.choice(["get", "get", "put", "put", "remove", "refresh", "link", "pin", "verify", "lease", "gc"])
     try:
         if kind == "put":
             acknowledge(f"begin {name} {digests[which]}")
@@ -52,6 +52,11 @@ while True:
             cache.pin(name)
         elif kind == "verify":
             cache.verify(repair=True)
+        elif kind == "lease":
+            with cache.lease(f"{base}/{which}.onnx") as lease:
+                assert hashlib.sha256(open(lease.path, "rb").read()).hexdigest() == digests[which][7:]
+        elif kind == "gc":
+            cache.plan_gc(grace=0).execute()  # What nothing names.
         elif kind == "link":
             url = f"{base}/{which}.onnx?{number}"
             cache.get(url, digest=digests[which])
@@ -62,6 +67,8 @@ while True:
             acknowledge(f"got {which} {url}")
     except errors.NotFoundError:
         pass  # What was to be pinned has been removed.
+    except errors.LockTimeoutError:
+        pass  # Another one collects.
 """
 
 

@@ -32,6 +32,37 @@ def digest_of(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
+def tree_of(content: bytes) -> dict[str, bytes]:
+    """Return the files of a small tree, by path, that holds *content*; ``bin/run`` may be executed."""
+    return {"weights.bin": content, "bin/run": b"#!/bin/sh\n", "deep/er/config.json": b"{}"}
+
+
+def tree_digest(files: dict[str, bytes]) -> str:
+    """Return the digest of a tree, from the words of DESIGN.md and nothing of modelcache."""
+    lines = (
+        f"{hashlib.sha256(content).hexdigest()} {len(content)} {'x' if path == 'bin/run' else '-'} {path}\n"
+        for path, content in sorted(files.items())
+    )
+    text = "modelcache-tree 1\n" + "".join(lines)
+    return f"tree:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def found_at(path: Path) -> str:
+    """Return the digest of what is at *path*."""
+    if not path.is_dir():
+        return digest_of(path.read_bytes())
+    assert os.access(path / "bin/run", os.X_OK), "it may not be executed any more"
+    return tree_digest({str(one.relative_to(path)): one.read_bytes() for one in path.rglob("*") if one.is_file()})
+
+
+def make_tree(source: Path, files: dict[str, bytes]) -> None:
+    """Make the directory *source* with *files* in it."""
+    for path, content in files.items():
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        (source / path).write_bytes(content)
+    (source / "bin/run").chmod(0o755)
+
+
 class Log(Protocol):
     """Where an operation says what may be found from now on."""
 
@@ -56,6 +87,15 @@ class World:
     def put(self, content: bytes, name: str) -> None:
         self.legit.setdefault(name, set()).add(digest_of(content))
         self.cache().put(content, name=name)
+
+    def put_tree(self, content: bytes, name: str, root: Path | None = None) -> str:
+        """Put the tree that holds *content*; return its digest."""
+        files = tree_of(content)
+        self.legit.setdefault(name, set()).add(tree_digest(files))
+        source = self.root.parent.parent / f"source-{digest_of(content)[-8:]}"
+        make_tree(source, files)
+        self.cache(root).put_tree(source, name=name)
+        return tree_digest(files)
 
 
 Act = Callable[[Log], None]
@@ -156,6 +196,54 @@ def hit_by_digest(world: World) -> Act:
     return act
 
 
+def put_tree(world: World) -> Act:
+    """One of its files is here already, and becomes another name of it."""
+    world.put(OLD, "kept")
+
+    def act(log: Log) -> None:
+        log.expect("kept", digest_of(OLD))
+        log.expect("t", world.put_tree(OLD, "t"))
+
+    return act
+
+
+def put_tree_again(world: World) -> Act:
+    """The new tree shares files with the old one, which goes on under another name."""
+    old = world.put_tree(OLD, "t")
+    world.put_tree(OLD, "other")
+
+    def act(log: Log) -> None:
+        log.expect("other", old)
+        log.expect("t", old, tree_digest(tree_of(NEW)))
+        world.put_tree(NEW, "t")
+        log.expect("t", tree_digest(tree_of(NEW)))
+
+    return act
+
+
+def second_name_of_a_tree(world: World) -> Act:
+    old = world.put_tree(OLD, "t")
+
+    def act(log: Log) -> None:
+        log.expect("t", old)
+        log.expect("other", world.put_tree(OLD, "other"))
+
+    return act
+
+
+def remove_tree(world: World) -> Act:
+    kept = world.put_tree(OLD, "kept")
+    gone = world.put_tree(NEW, "t")
+
+    def act(log: Log) -> None:
+        log.expect("kept", kept)
+        log.expect("t", gone, None)
+        world.cache().remove("t")
+        log.expect("t", None)
+
+    return act
+
+
 def remove(world: World) -> Act:
     return _removing(world, OLD, NEW)
 
@@ -185,6 +273,54 @@ def pin_and_unpin(world: World) -> Act:
         cache = world.cache()
         cache.pin("kept")
         cache.unpin("kept")
+
+    return act
+
+
+def leased(world: World) -> Act:
+    """A collector finds what is held, and a process that dies holds nothing."""
+    world.put(OLD, "kept")
+
+    def act(log: Log) -> None:
+        log.expect("kept", digest_of(OLD))
+        cache = world.cache()
+        with cache.lease("kept"):
+            cache.plan_gc(unused_for=0, grace=0).execute()
+
+    return act
+
+
+def collect(world: World) -> Act:
+    """What may go is an entry, one of two names of an object, and content that nothing names any more."""
+    world.put(OLD, "kept")
+    world.put(NEW, "n")
+    world.put(NEW, "m")
+    world.put(OLD + NEW, "replaced")
+    world.put(OLD, "replaced")
+    world.cache().pin("kept")
+    world.legit["replaced"] = {digest_of(OLD)}
+
+    def act(log: Log) -> None:
+        log.expect("kept", digest_of(OLD))
+        log.expect("n", digest_of(NEW), None)
+        log.expect("m", digest_of(NEW), None)
+        report = world.cache().plan_gc(unused_for=0, grace=0).execute()
+        for key in (key for item in report.removed for key in item.keys):
+            log.expect(key, None)  # What it cannot read it need not remove.
+
+    return act
+
+
+def collect_for_room(world: World) -> Act:
+    """A fetch makes room for itself."""
+    world.put(NEW, "n")
+    world.serve(OLD)
+
+    def act(log: Log) -> None:
+        log.expect("n", digest_of(NEW), None)
+        with Cache(world.root, retry=QUICK, capacity=len(OLD) + 10_000, grace=0) as cache:
+            cache.get(world.url)
+        log.expect(world.url, digest_of(OLD))
 
     return act
 
@@ -281,7 +417,8 @@ def forked(work: Callable[[], None]) -> int:
 
 OPERATIONS: list[Operation] = [
     cold_get, resumed_get, interrupted_get, refresh, put, put_again, put_what_is_here, hit_by_digest, remove,
-    remove_one_of_two_names, pin_and_unpin, repair, two_at_once, two_processes,
+    remove_one_of_two_names, pin_and_unpin, leased, collect, collect_for_room, repair, two_at_once, two_processes,
+    put_tree, put_tree_again, second_name_of_a_tree, remove_tree,
 ]  # fmt: skip
 
 
@@ -313,7 +450,7 @@ def _offline(world: World, root: Path, expected: dict[str, frozenset[str | None]
     for key, legit in world.legit.items():
         try:
             with Cache(root, offline=True) as cache:
-                got: str | None = digest_of(Path(cache.get(key)).read_bytes())
+                got: str | None = found_at(Path(cache.get(key)))
         except errors.NotFoundError:
             got = None
         except errors.LocalNotFoundError:
@@ -338,6 +475,9 @@ def _online(world: World, root: Path) -> list[str]:
                     got = digest_of(Path(cache.get(key)).read_bytes())
                     # A partial of an interrupted refresh waits for the next one.
                     cache.get(key, force_download=True)
+                elif any(digest.startswith("tree:") for digest in legit):
+                    got = world.put_tree(OLD if tree_digest(tree_of(OLD)) in legit else NEW, key, root)
+                    assert found_at(Path(cache.get(key))) == got
                 else:
                     content = OLD if digest_of(OLD) in legit else NEW
                     got = digest_of(Path(cache.put(content, name=key).path).read_bytes())

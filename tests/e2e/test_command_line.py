@@ -305,6 +305,62 @@ def test_a_pinned_model_is_not_removed_without_force(server: FaultServer, run: R
     assert run("rm", "--force", url).returncode == 0
 
 
+def test_gc_says_what_would_go_and_then_removes_it(run: Run, root: Path) -> None:
+    with Cache(root) as cache:
+        for name in ("old", "pinned", "new"):
+            cache.put(name.encode() * 1000, name=name)
+            if name != "new":
+                os.utime(cache._entries.path(name), (1e9, 1e9))
+        cache.pin("pinned")
+
+    dry = run("gc", "--dry-run", "--unused-for", "30d")
+    assert dry.returncode == 0
+    assert [line.split()[-1] for line in dry.stdout.splitlines()] == ["REF", "old"]
+    assert "1 would go" in dry.stderr
+    assert "old" in run("ls").stdout  # `path` would be a use.
+
+    done = json.loads(run("gc", "--json", "--unused-for", "30d").stdout)
+    assert [item["refs"] for item in done["collected"]["removed"]] == [["old"]]
+    assert done["freed_bytes"] == done["collected"]["freed_bytes"] == 3000
+    assert run("path", "old").returncode == 4
+    assert run("path", "pinned").returncode == run("path", "new").returncode == 0
+
+
+def test_gc_that_cannot_keep_a_limit_says_what_may_not_go(run: Run, root: Path) -> None:
+    with Cache(root) as cache:
+        cache.put(b"x" * 2000, name="pinned")
+        cache.pin("pinned")
+
+    done = run("gc", MODELCACHE_CAPACITY="500")
+
+    assert done.returncode == 8
+    assert "1.5 kB above its limit: 2.0 kB pinned" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--capacity", "lots"), ("--unused-for", "soon"), ("--grace", "-1"), ("--capacity", "free:20%")]
+)
+def test_a_senseless_argument_of_gc_is_named(arguments: tuple[str, str], run: Run) -> None:
+    done = run("gc", f"{arguments[0]}={arguments[1]}")
+
+    assert done.returncode == 2
+    assert f"{arguments[0].removeprefix('--capacity') or 'capacity'}={arguments[1]!r} makes no sense" in done.stderr
+
+
+def test_a_model_that_another_process_uses_is_not_removed_without_force(run: Run, root: Path) -> None:
+    with Cache(root) as cache:
+        cache.put(CONTENT, name="m")
+        with cache.lease("m") as lease:
+            refused, forced = run("rm", "m"), run("rm", "--force", "m")
+            collected = run("gc", "--grace", "0")
+            assert Path(lease.path).read_bytes() == CONTENT
+
+    assert (refused.returncode, forced.returncode, collected.returncode) == (1, 0, 0)
+    assert "in use by a live process" in refused.stderr
+    assert run("gc", "--grace", "0").returncode == 0
+    assert not Path(lease.path).exists()
+
+
 def test_verify_finds_a_flipped_bit_sets_the_object_aside_and_repairs(
     server: FaultServer, run: Run, root: Path
 ) -> None:

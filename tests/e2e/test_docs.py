@@ -13,12 +13,21 @@ import pytest
 DOCS = Path(__file__).parent.parent.parent / "docs"
 CONTENT = b"x" * 5000
 BEFORE = {
+    "trees.md": """
+import os
+root, directory = sys.argv[1], sys.argv[1] + ".source"
+os.makedirs(directory)
+open(directory + "/a", "w").write("a")
+""",
     "hub.md": """
 import os
 from tests.support.hub import Hub
 hub = Hub()
 hub.add("sentence-transformers/all-MiniLM-L6-v2", {"onnx/model.onnx": b"the bytes of a model"})
 os.environ |= {"HF_ENDPOINT": hub.endpoint, "MODELCACHE_DIR": sys.argv[1]}
+""",
+    "gc.md": """
+content, root = b"x" * 5000, sys.argv[1]
 """,
     "sources.md": "",
     "testing.md": f"""
@@ -28,11 +37,13 @@ root = sys.argv[1]
 """,
 }
 AFTER = {
+    "trees.md": "assert os.listdir(path) == ['a']",
     "hub.md": """
 with open(path, "rb") as file:
     assert file.read() == b"the bytes of a model"
 hub.close()
 """,
+    "gc.md": "assert report.removed == ()",
     "sources.md": """
 from modelcache import Cache
 with Cache(sys.argv[1], sources=[MemorySource()]) as cache:

@@ -6,13 +6,19 @@ from typing import Any
 
 import pytest
 
-from modelcache.config import RetryPolicy, Settings, Timeout, parse_bytes
+from modelcache.config import Capacity, RetryPolicy, Settings, Timeout, parse_bytes, parse_seconds
 from modelcache.errors import ConfigurationError
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
     assert Settings.from_environment({}) == Settings(
-        offline=False, retry=RetryPolicy(), timeout=Timeout(), lock_timeout=600.0, concurrency=8
+        offline=False,
+        retry=RetryPolicy(),
+        timeout=Timeout(),
+        lock_timeout=600.0,
+        concurrency=8,
+        capacity=None,
+        grace=3600.0,
     )
 
 
@@ -26,6 +32,8 @@ def test_an_empty_environment_gives_the_defaults() -> None:
         "MODELCACHE_DEADLINE",
         "MODELCACHE_LOCK_TIMEOUT",
         "MODELCACHE_CONCURRENCY",
+        "MODELCACHE_CAPACITY",
+        "MODELCACHE_GRACE",
     ],
 )
 @pytest.mark.parametrize("text", ["", "  "])
@@ -141,3 +149,54 @@ def test_what_is_no_number_of_bytes_is_refused_with_the_name_of_the_setting(text
         parse_bytes(text, setting="--max-bandwidth")
 
     assert raised.value.facts["setting"] == "--max-bandwidth"
+
+
+@pytest.mark.parametrize(
+    ("text", "capacity"),
+    [
+        (50, Capacity(most=50)),
+        ("50", Capacity(most=50)),
+        ("50GB", Capacity(most=50_000_000_000)),
+        ("20GiB", Capacity(most=20 << 30)),
+        ("20%", Capacity(share=0.2)),
+        (" 12.5 % ", Capacity(share=0.125)),
+        ("100%", Capacity(share=1.0)),
+        ("free:10GB", Capacity(spare=10_000_000_000)),
+        ("FREE: 1GiB", Capacity(spare=1 << 30)),
+    ],
+)
+def test_a_capacity_is_bytes_a_share_or_what_stays_free(text: int | str, capacity: Capacity) -> None:
+    assert Capacity.parse(text) == capacity
+    assert Capacity.parse(str(capacity)) == capacity
+
+
+@pytest.mark.parametrize(
+    "text", [0, -1, True, 1.5, None, "", "%", "0%", "101%", "nan%", "-5%", "free:", "free:20%", "used:1GB", "lots"]
+)
+def test_a_senseless_capacity_names_the_setting_and_what_it_takes(text: object) -> None:
+    with pytest.raises(ConfigurationError, match=r"MODELCACHE_CAPACITY.*free:10GB"):
+        Capacity.parse(text, setting="MODELCACHE_CAPACITY")
+
+
+def test_a_capacity_is_a_limit_on_what_the_cache_uses() -> None:
+    facts = {"used": 300, "size": 1000, "free": 200}
+
+    assert Capacity(most=50).limit(**facts) == 50
+    assert Capacity(share=0.2).limit(**facts) == 200
+    assert Capacity(spare=100).limit(**facts) == 400
+    assert Capacity(spare=250).limit(**facts) == 250
+    assert Capacity(spare=900).limit(**facts) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0", 0), ("90", 90), ("1.5", 1.5), ("45s", 45), ("30min", 1800), ("12 h", 43200),
+                          ("30d", 30 * 86400), ("2w", 14 * 86400)]
+)  # fmt: skip
+def test_a_time_has_a_unit_or_is_in_seconds(text: str, seconds: float) -> None:
+    assert parse_seconds(text, setting="x") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "-1", "soon", "nan", "inf", "1y", "h", "1 2h"])
+def test_a_senseless_time_names_the_setting(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="--unused-for"):
+        parse_seconds(text, setting="--unused-for")

@@ -9,11 +9,11 @@ import pytest
 
 from modelcache import Cache, Timeout, errors, reference
 from modelcache.retry import Deadline
-from modelcache.sources import Listing, Request
+from modelcache.sources import RemoteListing, Request
 from modelcache.sources.file import FileSource
 
 
-def listing(path: Path) -> Listing:
+def listing(path: Path) -> RemoteListing:
     ref = reference.parse(path)
     return FileSource().listing(Request(ref.url, ref.key, Timeout(), Deadline(30, ref=ref.key)))
 

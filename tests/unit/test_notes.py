@@ -31,6 +31,7 @@ def test_a_note_speaks_for_those_who_ask_nothing_else(asked: list[str], covered:
         errors.UnreachableError(ref="r", detail="refused"),
         errors.HttpStatusError(ref="r", status=503, reason="Busy", retry_after=2.0),
         errors.NoSpaceError(what="r", needed=10, free=5),
+        errors.CapacityError(what="r", needed=10, capacity=9, used=5, kept={"pinned": 5}),
         errors.MirrorsExhaustedError(ref="r", errors=(MISSING, errors.UnreachableError(ref="r", detail="refused"))),
     ],
     ids=lambda error: type(error).__name__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -51,6 +52,29 @@ def test_a_live_process_is_not_dead_and_a_killed_one_is_even_before_it_is_reaped
 @pytest.mark.skipif(sys.platform != "linux", reason="start times come from /proc")
 def test_a_pid_that_came_back_is_another_process() -> None:
     assert process.is_dead(other(position=4, value="1")) is True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="start times come from /proc")
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ENOENT])
+def test_a_live_process_that_cannot_be_looked_at_is_not_taken_for_dead(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor is free, or other users' processes are hidden: what it uses would be removed under it."""
+    running, token = child()
+    real = os.open
+
+    def failing(path: str, *arguments: int) -> int:
+        if path.startswith("/proc/") and path.endswith("/stat"):
+            raise OSError(number, os.strerror(number), path)
+        return real(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", failing)
+        assert process.is_dead(token) is None
+        patch.setattr(process, "_own_starts", {})
+        blind = process.token()
+    assert process.is_dead(blind) is None
+    running.communicate("\n")
 
 
 def test_every_process_of_an_earlier_boot_is_dead() -> None:

@@ -53,6 +53,7 @@ def break_the_record(root: Path, entry: Entry) -> None:
 
 def share_the_file(root: Path, entry: Entry) -> None:
     os.link(entry.path, root / layout.STAGING / "twin")
+    os.chmod(entry.path, 0o644)  # Else nobody could: a tree that is put together has links to files of objects.
 
 
 def put_a_stranger_there(root: Path, entry: Entry) -> None:

@@ -1,0 +1,130 @@
+"""What goes when room is needed: a choice among facts, without I/O.
+
+An object goes with all entries that name it. It never goes while one of them is pinned, a live process holds a lease of
+it, or one of them was used within the grace period; then the least recently used goes first.
+
+Bytes are those of inodes: one that several names share is counted once, and is free when the last of its links goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+# Uses are recorded once an hour (`hit.USE_STAMP_S`) and remembered for some seconds without a look (`memory`): a stamp
+# may be that much older than the last use.
+STAMP_LAG_S = 3600.0 + 60.0
+PINNED, LEASED, IN_GRACE, ELSEWHERE = "pinned", "leased", "used within the grace period", "wanted by a fetch"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One name of an inode. ``links`` is how many names it has in all."""
+
+    inode: tuple[int, int]
+    size: int
+    links: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An object, and what speaks for it.
+
+    Attributes:
+        name: Of its directory under ``objects-v1``.
+        keys: Of the entries that name it; empty for one that nothing names.
+        files: What it consists of.
+        used: When it was last used, in Unix seconds, as far as is on record.
+        held: Why it must stay whatever its age; empty if nothing says so.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    files: tuple[File, ...]
+    used: float
+    held: str = ""
+
+    @property
+    def size(self) -> int:
+        """Its bytes, each inode counted once."""
+        return sum({file.inode: file.size for file in self.files}.values())
+
+    def age(self, now: float) -> float:
+        """Return the seconds since its last use; one in the future (a clock that jumped) counts as far as it is."""
+        return abs(now - self.used)
+
+    def stays(self, now: float, grace: float) -> str:
+        """Return why it must not go now, "" if it may. A grace of 0 promises nothing to anybody."""
+        if self.held:
+            return self.held
+        return IN_GRACE if grace > 0 and self.age(now) < grace + STAMP_LAG_S else ""
+
+
+class Ledger:
+    """The bytes of a set of files, and what is free when some of them go."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._left: dict[tuple[int, int], int] = {}
+
+    def add(self, files: Iterable[File]) -> None:
+        """Count *files*."""
+        for file in files:
+            if file.inode not in self._left:
+                self._left[file.inode] = file.links
+                self.total += file.size
+
+    def drop(self, files: Iterable[File]) -> int:
+        """Take *files* away; return the bytes that are free by that: those whose last link went."""
+        freed = 0
+        for file in files:
+            left = self._left.get(file.inode, 0)
+            self._left[file.inode] = left - 1
+            if left == 1:
+                freed += file.size
+        self.total -= freed
+        return freed
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One candidate that goes, why, and what is free by that."""
+
+    candidate: Candidate
+    reason: str
+    freed: int
+
+
+def choose(
+    candidates: Iterable[Candidate],
+    ledger: Ledger,
+    *,
+    now: float,
+    grace: float,
+    unused_for: float | None = None,
+    limit: int | None = None,
+) -> list[Choice]:
+    """Return what goes, least recently used first; *ledger* is left with what stays.
+
+    Args:
+        candidates: All objects.
+        ledger: The bytes of all that is here, the candidates included.
+        now: In Unix seconds.
+        grace: Nothing goes that may have been used within so many seconds.
+        unused_for: All goes that has not been used for so many seconds.
+        limit: Then more goes until no more than so many bytes are left, or nothing more may go.
+    """
+    free = [one for one in candidates if not one.stays(now, grace)]
+    free.sort(key=lambda one: (bool(one.keys), -one.age(now), one.name))
+    chosen = []
+    for one in free:
+        if not one.keys:
+            reason = "nothing names it"
+        elif unused_for is not None and one.age(now) >= unused_for:
+            reason = "unused for too long"
+        elif limit is not None and ledger.total > limit and one.files:
+            reason = "least recently used"
+        else:
+            continue
+        chosen.append(Choice(one, reason, ledger.drop(one.files)))
+    return chosen

@@ -1,0 +1,453 @@
+"""Garbage collection: a plan of what would go, and its execution, which looks at everything again.
+
+Order of an eviction (DESIGN.md section 4; I2, I4), under the gc lock: say that the object is about to go → look for who
+wants it (announcements, leases, pins, uses) → remove its records, durably → look for leases and records → move it to
+trash → look again → put it back if somebody arrived, else unlink. Whoever leases, pins, uses after an hour, or records,
+writes that first and looks for removals afterwards, so that one of the two sees the other. The lock only saves two
+collectors from doing the same work; that it works at all is what tells that leases can be trusted.
+
+What crashed processes left goes too: staging, trash, locks and leases by `sweep`, and here the partials that nobody
+has resumed for a week.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from failpoints import fail_point
+
+from . import commit, files, layout, locks, process
+from .config import Capacity
+from .digest import Digest
+from .errors import CapacityError, LockTimeoutError, ModelCacheError, NoLocksError, storage_error
+from .events import Event, Listener, ignore
+from .eviction import ELSEWHERE, IN_GRACE, LEASED, PINNED, Candidate, Choice, File, Ledger, choose
+from .leases import InUse, Leases
+from .objects import Objects
+from .pins import Pins
+from .records import Entries
+from .sweep import is_needed, sweep
+
+PARTIAL_S = 7 * 86_400.0  # A partial that nobody has resumed for so long is given up.
+USED_SINCE = "used since it was planned"
+_TRIES = 3  # Each after the first needs others that use, at that very moment, what was to go.
+_STORED = (layout.OBJECTS, layout.STAGING, layout.TRASH, layout.QUARANTINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing that goes.
+
+    Attributes:
+        kind: ``object`` (with the entries that name it), ``partial``, ``staging``, ``trash`` or ``lease``.
+        name: Of the directory or file.
+        keys: Of the entries that go with it.
+        size: Bytes that are free by that.
+        used: When it was last used, in Unix seconds.
+        reason: Why it goes.
+    """
+
+    kind: str
+    name: str
+    keys: tuple[str, ...]
+    size: int
+    used: float
+    reason: str
+
+    def age(self, now: float) -> float:
+        """Return the seconds since its last use."""
+        return abs(now - self.used)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as a JSON-ready dict."""
+        return {
+            "kind": self.kind, "name": self.name, "refs": list(self.keys), "bytes": self.size,
+            "used": int(self.used), "reason": self.reason,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What gc would remove, as things stand.
+
+    Attributes:
+        root: The cache.
+        items: What would go, in order.
+        used_bytes: What the cache uses now, each inode counted once.
+        limit_bytes: What it may use; None for no limit.
+        kept: Why what stays may not go, and how many bytes that is.
+    """
+
+    root: str
+    items: tuple[Item, ...]
+    used_bytes: int
+    limit_bytes: int | None
+    kept: dict[str, int]
+    _collector: Collector = field(repr=False, compare=False)
+
+    @property
+    def freed_bytes(self) -> int:
+        """What would be free: bytes that several names share are counted once."""
+        return sum(item.size for item in self.items)
+
+    @property
+    def missing_bytes(self) -> int:
+        """What the cache would still use beyond its limit."""
+        return 0 if self.limit_bytes is None else max(0, self.used_bytes - self.freed_bytes - self.limit_bytes)
+
+    def execute(self) -> Collected:
+        """Remove what is planned, except what has been used, pinned, leased or recorded meanwhile.
+
+        Raises:
+            LockTimeoutError: Another collector is at work; it says which.
+            NoLocksError: Locks keep nobody out here.
+            StorageError: The file system failed; what went until then is gone.
+        """
+        return self._collector.execute(self)
+
+    def table(self) -> str:
+        """Return the plan for a person: bytes that are free, days since the last use, why, and what."""
+        now = time.time()
+        rows = [("BYTES", "DAYS", "REASON", "WHAT")]
+        rows += [
+            (str(item.size), f"{item.age(now) / 86_400:.1f}", item.reason, " ".join(item.keys) or item.name)
+            for item in self.items
+        ]
+        sizes, days, reasons = (max(len(row[column]) for row in rows) for column in range(3))
+        lines = (f"{row[0]:>{sizes}}  {row[1]:>{days}}  {row[2]:<{reasons}}  {row[3]}" for row in rows)
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as a JSON-ready dict."""
+        return {
+            "root": self.root, "items": [item.as_dict() for item in self.items], "used_bytes": self.used_bytes,
+            "limit_bytes": self.limit_bytes, "freed_bytes": self.freed_bytes, "missing_bytes": self.missing_bytes,
+            "kept": self.kept,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a gc did: what is gone, and what stayed although it was planned, by name with the reason."""
+
+    removed: tuple[Item, ...]
+    stayed: dict[str, str]
+
+    @property
+    def freed_bytes(self) -> int:
+        """What is free by that."""
+        return sum(item.size for item in self.removed)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as a JSON-ready dict."""
+        return {
+            "removed": [item.as_dict() for item in self.removed], "stayed": self.stayed,
+            "freed_bytes": self.freed_bytes,
+        }  # fmt: skip
+
+
+class Collector:
+    """Collects the garbage of the cache at *root*."""
+
+    def __init__(self, root: str, on_event: Listener = ignore) -> None:
+        self._root, self._tell = root, on_event
+        self._objects, self._entries, self._pins = Objects(root), Entries(root), Pins(root)
+        self._leases = Leases(root)
+
+    def plan(
+        self,
+        *,
+        grace: float,
+        capacity: Capacity | None = None,
+        needed: int = 0,
+        unused_for: float | None = None,
+        wanted: Container[str] = (),
+        now: float | None = None,
+    ) -> Plan:
+        """Return what would go; nothing is changed.
+
+        Args:
+            grace: Nothing goes that may have been used within so many seconds.
+            capacity: What the cache may use; more goes until it does.
+            needed: Bytes that must fit into it as well.
+            unused_for: All goes that has not been used for so many seconds.
+            wanted: Keys that must stay.
+            now: In Unix seconds.
+        """
+        now = time.time() if now is None else now
+        candidates = self._candidates(wanted)
+        ledger = Ledger()
+        for bucket in _STORED:
+            ledger.add(_files(f"{self._root}/{bucket}"))
+        for name in files.listing(f"{self._root}/{layout.PARTIALS}"):
+            ledger.add(_files(f"{self._root}/{layout.PARTIALS}/{name}/object"))  # Without the notes beside it.
+        used = ledger.total
+        limit = None
+        if capacity is not None and os.path.isdir(self._root):
+            limit = self._limit(capacity, used) - needed
+        left = [replace(item, size=ledger.drop(_files(_path(self._root, item)))) for item in self._left_over(now)]
+        chosen = choose(candidates, ledger, now=now, grace=grace, unused_for=unused_for, limit=limit)
+        gone = {choice.candidate.name for choice in chosen}
+        kept = dict.fromkeys((PINNED, LEASED, IN_GRACE, ELSEWHERE), 0)
+        for one in candidates:
+            why = one.stays(now, grace)
+            if why and one.name not in gone:
+                kept[why] += one.size
+        items = (*left, *map(_item, chosen))
+        return Plan(self._root, items, used, limit, kept, _collector=self)
+
+    def execute(self, plan: Plan) -> Collected:
+        """Do what *plan* says, where it still holds. See `Plan.execute`."""
+        removed, stayed = [], {}
+        if not os.path.isdir(self._root):
+            return Collected((), {})
+        with self._alone():
+            fail_point("gc.before-collect")
+            for item in plan.items:
+                why = self._evict(item) if item.kind == "object" else self._clear(item)
+                if why:
+                    stayed[item.name] = why
+                    continue
+                removed.append(item)
+                for key in item.keys:
+                    self._tell(Event("evicted", key, done=item.size, detail=item.reason))
+            sweep(self._root)
+        return Collected(tuple(removed), stayed)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the gc lock for the block, having seen that it keeps others out."""
+        commit.prepare_root(self._root)
+        path = f"{self._root}/{layout.LOCKS}/{layout.GC_LOCK}"
+        try:
+            with locks.exclusive(path, timeout=0, what="garbage collection"):
+                locks.check_excludes(path)
+                yield
+        except locks.LockUnavailableError as error:
+            raise NoLocksError(path=self._root, reason=str(error)) from error
+
+    def _evict(self, item: Item) -> str:
+        """Remove an object and what names it; return why it stays, "" if it is gone."""
+        digest = Digest(item.name.replace("-", ":", 1))
+        why = "wanted by who is about to record it"
+
+        def forget() -> bool:
+            nonlocal why
+            why = self._objection(item)
+            if why:
+                return False
+            fail_point("gc.before-forget")
+            why = self._forget(item, digest)
+            if why:
+                return False
+            why = "in use, or named, by somebody who came meanwhile"
+            return True
+
+        gone = self._objects.remove(digest, is_named=is_needed(self._root), first=forget)
+        return "" if gone or not os.path.lexists(self._objects.path(digest)) else why
+
+    def _forget(self, item: Item, digest: Digest) -> str:
+        """Remove the records of *item*, durably; return why they are as before, "" if they are gone.
+
+        They are looked at once more when nobody can find them any more, for who was stopped in between.
+        """
+        why = ""
+        taken: dict[str, str] = {}
+        try:
+            for key in item.keys:
+                aside = self._entries.take(key)
+                if aside is None:
+                    continue
+                taken[key] = aside
+                entry, used = self._entries.taken(key, aside)
+                if entry is None or entry.digest != digest:
+                    why = "it means something else by now"
+                elif used > item.used:
+                    why = USED_SINCE
+                elif self._pins.has(key):
+                    why = PINNED
+        except ModelCacheError:
+            self._give_back(taken)
+            raise
+        fail_point("gc.before-forgotten")
+        if why:
+            self._give_back(taken)
+        else:
+            for aside in taken.values():
+                commit.remove_quietly(aside)
+        return why
+
+    def _give_back(self, taken: dict[str, str]) -> None:
+        for key, aside in taken.items():
+            self._entries.give_back(key, aside)
+
+    def _objection(self, item: Item) -> str:
+        """Return why *item* must stay after all, "" if it need not. Its removal is announced by now."""
+        if self._leases.in_use().covers(item.name):
+            return LEASED
+        if any(self._pins.has(key) for key in item.keys):
+            return PINNED
+        return USED_SINCE if self._used(item.name, item.keys) > item.used else ""
+
+    def _clear(self, item: Item) -> str:
+        """Remove what crashed processes left, other than objects; the sweep at the end does the rest."""
+        if item.kind == "partial":
+            path, trash = _path(self._root, item), f"{self._root}/{layout.TRASH}/{process.token()}.partial"
+            fail_point("gc.before-partial")
+            try:
+                commit.rename(path, trash)  # Whoever resumes it claims it by a rename too: one of them gets it.
+            except FileNotFoundError:
+                return "resumed meanwhile"
+            except OSError as error:
+                raise storage_error(error, action="remove", path=path) from error
+            commit.discard(trash)
+        if item.kind == "lease" and locks.is_abandoned(_path(self._root, item)):
+            commit.remove_quietly(_path(self._root, item))
+        return ""
+
+    def _candidates(self, wanted: Container[str]) -> list[Candidate]:
+        """Return every object and every entry, by object, with what speaks for it."""
+        keys: dict[str, list[str]] = {}
+        for entry in self._entries.all():
+            keys.setdefault(layout.object_name(entry.digest), []).append(entry.key)
+        here = [name for name in files.listing(f"{self._root}/{layout.OBJECTS}") if is_object(name)]
+        in_use = self._leases.in_use()
+        found = []
+        for name in dict.fromkeys([*here, *keys]):
+            of = tuple(sorted(keys.get(name, ())))
+            held = self._held(name, of, in_use, wanted)
+            tree = tuple(_files(f"{self._root}/{layout.OBJECTS}/{name}"))
+            found.append(Candidate(name, of, tree, self._used(name, of), held))
+        return found
+
+    def _held(self, name: str, keys: tuple[str, ...], in_use: InUse, wanted: Container[str]) -> str:
+        if in_use.covers(name):
+            return LEASED
+        if any(self._pins.has(key) for key in keys):
+            return PINNED
+        return ELSEWHERE if any(key in wanted for key in keys) else ""
+
+    def _used(self, name: str, keys: tuple[str, ...]) -> float:
+        """Return when the object was last used: by its entries' stamps; without any, when it was stored or replaced."""
+        if keys:
+            return max(self._entries.used(key) for key in keys)
+        try:
+            return os.stat(f"{self._root}/{layout.OBJECTS}/{name}").st_mtime
+        except OSError:
+            return 0.0
+
+    def _left_over(self, now: float) -> Iterator[Item]:
+        """Yield what crashed processes left; lock files are not looked at, because a look would remove them."""
+        for bucket, kind in ((layout.STAGING, "staging"), (layout.TRASH, "trash")):
+            for name in files.listing(f"{self._root}/{bucket}"):
+                if process.is_dead(name) or (kind == "staging" and self._objects.is_void(name)):
+                    yield Item(kind, name, (), 0, now, "its process is gone")
+        for name in self._leases.abandoned():
+            yield Item("lease", name, (), 0, now, "its process is gone")
+        for name in files.listing(f"{self._root}/{layout.PARTIALS}"):
+            path = f"{self._root}/{layout.PARTIALS}/{name}"
+            if process.is_dead(name.partition(".")[2]) is False:
+                continue
+            used = max((_mtime(f"{place}/{file}") for place, _, inside in os.walk(path) for file in inside), default=0)
+            if abs(now - (used or _mtime(path))) > PARTIAL_S:
+                yield Item("partial", name, (), 0, used, "nobody has resumed it for a week")
+
+    def _limit(self, capacity: Capacity, used: int) -> int:
+        found = os.statvfs(self._root)
+        free = found.f_bavail * found.f_frsize
+        return min(capacity.limit(used=used, size=found.f_blocks * found.f_frsize, free=free), used + free)
+
+
+class Room:
+    """Keeps the cache at *root* within its capacity: makes room before a fetch."""
+
+    def __init__(self, root: str, capacity: Capacity, grace: float, on_event: Listener) -> None:
+        self._root, self._capacity, self._grace = root, capacity, grace
+        self._collector = Collector(root, on_event)
+
+    def __repr__(self) -> str:
+        """Return what two processes must have in common to be refused alike (`notes`)."""
+        return f"Room({self._capacity}, grace={self._grace:g})"
+
+    def make(self, key: str, needed: int) -> None:
+        """Make room for *needed* bytes more, of *key*, by evicting what was least recently used.
+
+        If another collector is at work, it is trusted to do the same.
+
+        Raises:
+            CapacityError: They do not fit, whatever may go; nothing was evicted.
+            NoLocksError: Something must go, and gc cannot run here.
+        """
+        if self._capacity.spare is not None:
+            found = os.statvfs(self._root)
+            if found.f_bavail * found.f_frsize - needed >= self._capacity.spare:
+                return  # Nothing needs to be counted.
+        for _ in range(_TRIES):
+            plan = self._collector.plan(grace=self._grace, capacity=self._capacity, needed=needed, wanted={key})
+            if plan.limit_bytes is None:
+                return  # There is no cache yet.
+            if plan.used_bytes <= plan.limit_bytes:
+                return
+            if plan.missing_bytes:
+                break
+            try:
+                plan.execute()
+            except LockTimeoutError:
+                return
+        assert plan.limit_bytes is not None
+        raise CapacityError(
+            what=key, needed=needed, capacity=plan.limit_bytes + needed, used=plan.used_bytes, kept=plan.kept
+        )
+
+
+def is_object(name: str) -> bool:
+    """Tell whether *name* is that of an object of any kind, as ``sha256-`` and 64 hexadecimal digits."""
+    kind, _, digits = name.partition("-")
+    return bool(kind) and len(digits) == 64 and set(digits) <= set("0123456789abcdef")
+
+
+def _item(choice: Choice) -> Item:
+    one = choice.candidate
+    return Item("object", one.name, one.keys, choice.freed, one.used, choice.reason)
+
+
+def _path(root: str, item: Item) -> str:
+    bucket = {"partial": layout.PARTIALS, "staging": layout.STAGING, "trash": layout.TRASH, "lease": layout.LEASES}
+    return f"{root}/{bucket[item.kind]}/{item.name}"
+
+
+def _files(path: str) -> Iterator[File]:
+    """Yield the regular files at and under *path*; what goes meanwhile is passed over."""
+    try:
+        with os.scandir(path) as inside:
+            for one in inside:
+                if one.is_dir(follow_symlinks=False):
+                    yield from _files(one.path)
+                else:
+                    yield from _file(one.path)
+    except NotADirectoryError:
+        yield from _file(path)
+    except OSError:
+        return
+
+
+def _file(path: str) -> Iterator[File]:
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return
+    if stat.S_ISREG(found.st_mode):
+        yield File((found.st_dev, found.st_ino), found.st_size, found.st_nlink)
+
+
+def _mtime(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0

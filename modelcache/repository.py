@@ -1,0 +1,264 @@
+"""A tree from its source: listed once, its files fetched side by side, published as one (DESIGN.md section 9).
+
+The listing pins each file to one version, so that a repository that changes meanwhile is fetched as it was listed. What
+the cache holds already, in any object, is neither asked for nor stored again. Files that have come wait in partials: a
+fetch that is interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+from failpoints import fail_point
+
+from . import files, retry
+from .companions import check_companions
+from .config import RetryPolicy
+from .digest import Digest
+from .download import Download, Job, Means, reason
+from .errors import (
+    CancelledError,
+    DigestMismatchError,
+    ModelCacheError,
+    NoSpaceError,
+    NothingMatchesError,
+    SizeMismatchError,
+    storage_error,
+)
+from .events import Event
+from .jobs import run_all
+from .listing import Leaf, check_paths
+from .partials import Partial
+from .patterns import Patterns
+from .records import Entry
+from .retry import Deadline
+from .sources import RemoteFile, RemoteListing, Request
+from .staged import Present, StagedTree
+
+_SPACE_MARGIN_BYTES = 1 << 20
+_TELL_S = 0.1
+
+
+class TreeDownload:
+    """The fetch of one tree: *jobs* files at a time."""
+
+    def __init__(
+        self, means: Means, job: Job, patterns: Patterns, policy: RetryPolicy, deadline: Deadline, *, jobs: int
+    ) -> None:
+        self._means, self._job, self._patterns = means, job, patterns
+        self._policy, self._deadline, self._jobs = policy, deadline, jobs
+        self._kept: list[tuple[Partial, Leaf]] = []
+        self._first_error: ModelCacheError | None = None
+        self._guard = threading.Lock()
+        self._done: dict[str, int] = {}
+        self._total: int | None = None
+        self._told = 0.0
+        self._started = time.monotonic()
+
+    def run(self) -> Entry:
+        """Return the entry of the tree, whole and durable.
+
+        Raises:
+            ModelCacheError: Any leaf; nothing of the tree is visible, and files that have come are not asked for again.
+        """
+        listing = self._listed()
+        wanted = [file for file in listing.files if self._patterns.match(file.path)]
+        if not wanted:
+            raise NothingMatchesError(ref=self._job.ref.key, files=len(listing.files))
+        check_paths((file.path for file in wanted), ref=self._job.ref.key)
+        confirmed = self._confirmed(listing)
+        if confirmed is not None:
+            return confirmed
+        staged = None
+        try:
+            staged = StagedTree(self._means.root, self._job.ref.name, ref=self._job.ref.key)
+            self._fill(staged, wanted)
+            return self._publish(staged, listing)
+        except OSError as error:
+            if isinstance(error, ModelCacheError):
+                raise
+            raise storage_error(error, action="stage", path=self._means.root) from error
+        finally:
+            for partial, _ in self._kept:
+                partial.release()
+            if staged is not None:
+                staged.discard()
+
+    def _listed(self) -> RemoteListing:
+        source = self._means.registry.source(self._job.ref)
+        request = Request(self._job.ref.url, self._job.ref.key, self._means.timeout, self._deadline)
+
+        def attempt() -> RemoteListing:
+            self._deadline.check()
+            self._means.counts.requests += 1
+            return source.listing(request)
+
+        return retry.call(
+            attempt, policy=self._policy, deadline=self._deadline, progress=lambda: 0, on_retry=self._on_retry
+        )
+
+    def _on_retry(self, error: ModelCacheError, seconds: float) -> None:
+        self._means.counts.retries += 1
+        self._tell("retry", seconds=round(seconds, 3), detail=reason(error))
+
+    def _confirmed(self, listing: RemoteListing) -> Entry | None:
+        """Return what is known if the source still has the same version of it."""
+        known = self._job.known
+        if known is None or not self._job.unless_changed or listing.revision in {None, ""}:
+            return None
+        if known.revision != listing.revision:
+            return None
+        with self._means.objects.announced(known.digest):
+            if self._means.objects.find(known.digest, known.name) is None:
+                return None
+            self._means.counts.unchanged += 1
+            self._tell("unchanged", total=known.size)
+            return self._means.entries.confirm(known)
+
+    def _fill(self, staged: StagedTree, wanted: list[RemoteFile]) -> None:
+        present = Present(self._means.root)
+        missing = [file for file in wanted if not self._is_shared(staged, present, file)]
+        sizes = [file.size for file in missing]
+        self._total = None if None in sizes else sum(size or 0 for size in sizes)
+        if self._means.room is not None and self._total:
+            self._means.room.make(self._job.ref.key, self._total)
+        self._check_space()
+        self._tell("started", done=0, total=self._total)
+        run_all(missing, self._fetch, jobs=self._jobs, deadline=lambda _: self._deadline)
+        if self._first_error is not None:
+            raise self._first_error
+        for partial, leaf in self._kept:
+            staged.adopt(partial, leaf)
+
+    def _is_shared(self, staged: StagedTree, present: Present, file: RemoteFile) -> bool:
+        """Make *file* another name of what the cache holds already; False if it does not."""
+        self._deadline.check()
+        for existing, digest in self._same(present, file):
+            size = os.stat(existing).st_size if file.size is None else file.size
+            if staged.link(existing, Leaf(file.path, size, digest)):
+                return True
+        return False
+
+    def _same(self, present: Present, file: RemoteFile) -> Iterator[tuple[str, Digest]]:
+        """Yield files that hold the content of *file*, each read and hashed."""
+        if file.digest is not None:
+            existing = present.find(file.digest, executable=False)
+            if existing is not None:
+                yield existing, file.digest
+        elif file.blob is not None and file.size is not None:
+            for existing in present.at(file.path, file.size):
+                try:
+                    if blob_id(existing) == file.blob:
+                        yield existing, files.digest_of(existing)[0]
+                except OSError:
+                    continue  # It was removed this moment.
+
+    def _check_space(self) -> None:
+        if self._total is None:
+            return
+        found = os.statvfs(self._means.root)
+        free, needed = found.f_bavail * found.f_frsize, self._total + _SPACE_MARGIN_BYTES
+        if needed > free:
+            raise NoSpaceError(what=self._job.ref.key, needed=needed, free=free)
+
+    def _fetch(self, file: RemoteFile, deadline: Deadline) -> None:
+        """Fetch *file* into a partial. The first one that fails ends the others: their bytes are kept."""
+        if self._first_error is not None:
+            return
+        try:
+            means = copy.copy(self._means)
+            means.emit = lambda event: self._hear(file, event)
+            means.room = None  # It was made for all of them at once.
+            job = Job(file.ref, file.digest, file.size)
+            partial = Download(means, job, file.ref, self._policy, deadline).keep()
+            leaf = Leaf(file.path, partial.length, partial.digest)
+            with self._guard:
+                self._kept.append((partial, leaf))
+            self._check(file, partial)
+        except ModelCacheError as error:
+            with self._guard:
+                if self._first_error is None or isinstance(self._first_error, CancelledError):
+                    self._first_error = error
+            deadline.cancel()
+
+    def _check(self, file: RemoteFile, partial: Partial) -> None:
+        if file.size is not None and partial.length != file.size:
+            raise SizeMismatchError(ref=file.ref.key, expected=file.size, actual=partial.length)
+        if file.digest is None and file.blob is not None:
+            found = blob_id(partial.path)
+            if found != file.blob:
+                with self._guard:
+                    self._kept = [(one, leaf) for one, leaf in self._kept if one is not partial]
+                partial.discard()
+                raise DigestMismatchError(ref=file.ref.key, expected=f"git {file.blob}", actual=f"git {found}")
+
+    def _publish(self, staged: StagedTree, listing: RemoteListing) -> Entry:
+        job, objects = self._job, self._means.objects
+        found = staged.listing()
+        if job.digest is not None and found.digest != job.digest:
+            raise DigestMismatchError(ref=job.ref.key, expected=job.digest, actual=found.digest)
+        if self._patterns.all:
+            check_companions(staged.path, {leaf.path for leaf in found.files}, ref=job.ref.key)
+        staged.seal()
+        # Their files are the tree's by now, and what is published has no name where a writer could find it (I5).
+        for partial, _ in self._kept:
+            partial.discard()
+        with objects.announced(found.digest):
+            fail_point("repository.before-publish")
+            stored = staged.publish(objects)
+            now = int(time.time())
+            known = job.known if job.known is not None and job.known.digest == stored.digest else None
+            entry = Entry(
+                key=job.ref.key,
+                digest=stored.digest,
+                path=stored.path,
+                size=stored.size,
+                name=stored.name,
+                source=job.ref.key,
+                created=now if known is None else known.created,
+                checked=now,
+                mtime_ns=stored.mtime_ns,
+                revision=listing.revision,
+            )
+            if job.known is not None and known is None:
+                objects.touch(job.known.digest)
+            fail_point("repository.before-record")
+            self._means.entries.write(entry)
+        self._means.counts.fetched += 1
+        seconds = round(time.monotonic() - self._started, 3)
+        self._tell("fetched", done=stored.size, total=stored.size, seconds=seconds)
+        return entry
+
+    def _hear(self, file: RemoteFile, event: Event) -> None:
+        """Pass on what a file tells: progress as that of the whole tree, all else as it is."""
+        if event.kind not in {"started", "progress"}:
+            self._means.emit(event)
+            return
+        with self._guard:
+            self._done[file.path] = event.done or 0
+            now = time.monotonic()
+            if now - self._told < _TELL_S:
+                return
+            self._told = now
+            done = sum(self._done.values())
+        self._tell("progress", done=done, total=self._total)
+
+    def _tell(self, kind: str, **facts: object) -> None:
+        self._means.emit(Event(kind, self._job.ref.key, **facts))  # type: ignore[arg-type]
+
+
+def blob_id(path: str) -> str:
+    """Return the id that git gives the content of the file *path*: the SHA-1 of a header and the bytes; raise OSError.
+
+    It identifies, and proves nothing: SHA-1 is broken. What is stored is named by SHA-256.
+    """
+    with open(path, "rb") as file:
+        state = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size, usedforsecurity=False)
+        while chunk := file.read(files.CHUNK_BYTES):
+            state.update(chunk)
+    return state.hexdigest()

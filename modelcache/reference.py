@@ -84,6 +84,13 @@ class Ref:
     def __repr__(self) -> str:
         return f"Ref({self.key!r})"
 
+    def __eq__(self, other: object) -> bool:
+        # By what is asked for: with other credentials it may be another answer.
+        return self.url == other.url if isinstance(other, Ref) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.url)
+
     @property
     def name(self) -> str:
         """The file name that the model has in the cache: the last segment of the path, percent-decoded."""

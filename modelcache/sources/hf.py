@@ -417,7 +417,7 @@ def _token(given: str | Literal[False] | None, environ: Mapping[str, str]) -> st
     if text is None:
         if environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in _TRUE:
             return None
-        setting = next((name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if environ.get(name)), "")
+        setting = next((name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if environ.get(name, "").strip()), "")
         text = environ[setting] if setting else None
     if text is None:
         setting = path = _token_path(environ)

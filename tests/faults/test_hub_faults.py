@@ -241,6 +241,61 @@ def test_an_announcement_holds_for_the_rest_though_it_is_not_made_again(hub: Hub
     assert ranges(hub) == [None, "bytes=1000000-", None]
 
 
+def test_what_is_here_under_another_ref_does_not_come_again(hub: Hub, root: Path) -> None:
+    hub.add("org/name", {"model.onnx": CONTENT})
+    second = hub.add("org/name", {"model.onnx": CONTENT, "README.md": b"new"}, revision="v2")
+
+    with make(root, hub) as cache:
+        first = Path(cache.get(REF))
+        path = Path(cache.get("hf://org/name@v2/model.onnx"))
+        entry = cache.lookup("hf://org/name@v2/model.onnx")
+        assert cache.stats().bytes_received == len(CONTENT)
+        cache.remove(REF)
+
+    assert not first.exists() or first == path
+    assert path.read_bytes() == CONTENT
+    assert entry is not None
+    assert (entry.revision, entry.source) == (second, "hf://org/name@v2/model.onnx")
+    assert entry.checked > 0
+
+
+def test_what_is_here_is_not_taken_for_another_digest(hub: Hub, root: Path) -> None:
+    hub.add("org/name", {"model.onnx": CONTENT})
+    hub.add("org/name", {"model.onnx": CONTENT}, revision="v2")
+    get(root, hub)
+
+    with make(root, hub) as cache, pytest.raises(errors.DigestMismatchError):
+        cache.get("hf://org/name@v2/model.onnx", digest=Digest.of_bytes([b"something else"]))
+
+
+def test_what_is_here_and_damaged_comes_again(hub: Hub, root: Path) -> None:
+    hub.add("org/name", {"model.onnx": CONTENT}, revision="main")
+    hub.add("org/name", {"model.onnx": CONTENT}, revision="v2")
+    with make(root, hub) as cache:
+        damaged = Path(cache.get(REF))
+        damaged.chmod(0o644)
+        damaged.write_bytes(CONTENT[::-1])
+
+        path = Path(cache.get("hf://org/name@v2/model.onnx"))
+
+        assert path.read_bytes() == CONTENT
+        assert cache.stats().bytes_received == 2 * len(CONTENT)
+
+
+def test_a_partial_is_of_no_use_once_the_content_is_here_under_another_ref(hub: Hub, root: Path) -> None:
+    hub.add("org/name", {"model.onnx": CONTENT}, faults=[Fault(abort_after=1_000_000)])
+    hub.add("org/name", {"model.onnx": CONTENT, "x": b"x"}, revision="v2", faults=[Fault(abort_after=1_000_000)])
+    with pytest.raises(errors.InterruptedTransferError):
+        get(root, hub, attempts=1)
+    with make(root, hub) as cache:
+        cache.get("hf://org/name@v2/model.onnx")
+        received = cache.stats().bytes_received
+        assert Path(cache.get(REF)).read_bytes() == CONTENT
+        assert cache.stats().bytes_received == received
+
+    assert leftovers(root) == []
+
+
 def test_a_weak_or_unquoted_announcement_is_the_same_digest(hub: Hub, root: Path) -> None:
     digits = hashlib.sha256(CONTENT).hexdigest()
     for number, header in enumerate((f'W/"{digits}"', digits, digits.upper())):

@@ -175,6 +175,7 @@ def test_an_address_that_is_good_no_longer_is_asked_for_anew(hub: Hub) -> None:
         ({"HUGGING_FACE_HUB_TOKEN": TOKEN}, TOKEN),
         ({"HF_TOKEN": TOKEN, "HUGGING_FACE_HUB_TOKEN": "hf_other"}, TOKEN),
         ({"HF_TOKEN": "", "HUGGING_FACE_HUB_TOKEN": TOKEN}, TOKEN),
+        ({"HF_TOKEN": " \n"}, ".cache/huggingface/token"),
         ({"HF_TOKEN_PATH": "~/elsewhere"}, "elsewhere"),
         ({"HF_HOME": "$HOME/hf"}, "hf/token"),
         ({"XDG_CACHE_HOME": "~/xdg"}, "xdg/huggingface/token"),
@@ -266,6 +267,13 @@ def test_an_endpoint_that_makes_no_sense_is_refused_by_name(endpoint: str, monke
         HfSource()
 
     assert "s3cret" not in f"{caught.value} {caught.value!r}"
+
+
+def test_a_get_tells_an_endpoint_that_makes_no_sense(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "huggingface.co")
+
+    with pytest.raises(errors.ConfigurationError, match="HF_ENDPOINT"):
+        get(root, "hf://org/name/config.json")
 
 
 def test_an_endpoint_may_have_a_path_and_a_slash_at_its_end() -> None:
@@ -549,6 +557,14 @@ def test_what_was_listed_is_what_is_had_though_the_branch_has_moved(hub: Hub, ro
         files = {file.path: Path(cache.get(file.ref.key)).read_bytes() for file in found.files}
 
     assert files == FILES
+
+
+def test_two_listings_of_one_commit_are_equal_and_survive_pickling(hub: Hub) -> None:
+    hub.add("org/name", FILES)
+    found = listing()
+
+    assert found == listing() == pickle.loads(pickle.dumps(found))
+    assert len({file.ref for file in (*found.files, *listing().files)}) == 2
 
 
 def test_a_commit_is_listed_without_asking_what_it_stands_for(hub: Hub) -> None:

@@ -151,14 +151,16 @@ def test_a_mistake_is_caught(
 ) -> None:
     small_steps(monkeypatch)
     found = set()
-    for operation in operations:
-        for model in MODELS:
-            place = tmp_path / f"{operation.__name__}-{model}"
-            place.mkdir()
-            with Patch.context() as patch:
-                twin(patch)
-                wrong, _, _ = cut(operation, model, 60, server, place, seed=1)
-            found |= {kind for kind in ("corrupt", "lost", "dangling", "garbage", "stuck") for w in wrong if kind in w}
+    tries = [(operation, model, seed) for seed in range(1, 5) for operation in operations for model in MODELS]
+    for operation, model, seed in tries:  # As many as it takes: what is drawn differs from run to run.
+        place = tmp_path / f"{operation.__name__}-{model}-{seed}"
+        place.mkdir()
+        with Patch.context() as patch:
+            twin(patch)
+            wrong, _, _ = cut(operation, model, 60, server, place, seed=seed)
+        found |= {kind for kind in ("corrupt", "lost", "dangling", "garbage", "stuck") for w in wrong if kind in w}
+        if kinds <= found:
+            break
 
     print(f"{twin.__name__}: {sorted(found)}")
     assert kinds <= found

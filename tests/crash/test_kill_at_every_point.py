@@ -546,7 +546,8 @@ def test_a_kill_in_the_middle_of_a_write_is_no_other_than_one_before_it(
 def test_every_fail_point_was_reached_by_some_operation() -> None:
     if len(reached) == 0:
         pytest.skip("the operations above did not run in this session")
-    assert sorted(set(POINTS) - reached) == []
+    elsewhere = {point for point in POINTS if point.startswith("repository.")} | {"partials.before-give"}
+    assert sorted(set(POINTS) - reached - elsewhere) == []  # test_kill_in_a_tree.py comes by those.
 
 
 if __name__ == "__main__":

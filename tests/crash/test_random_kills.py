@@ -67,8 +67,8 @@ while True:
             acknowledge(f"got {which} {url}")
     except errors.NotFoundError:
         pass  # What was to be pinned has been removed.
-    except errors.LockTimeoutError:
-        pass  # Another one collects.
+    except (errors.LockTimeoutError, errors.NoLocksError):
+        pass  # Another one collects; or nobody may, where locks do nothing.
 """
 
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 from failpoints import fail_point
@@ -32,12 +33,14 @@ from .leases import InUse, Leases
 from .objects import Objects
 from .pins import Pins
 from .records import Entries
-from .sweep import is_needed, sweep
+from .sweep import needed, sweep
 
 PARTIAL_S = 7 * 86_400.0  # A partial that nobody has resumed for so long is given up.
 USED_SINCE = "used since it was planned"
 _TRIES = 3  # Each after the first needs others that use, at that very moment, what was to go.
-_STORED = (layout.OBJECTS, layout.STAGING, layout.TRASH, layout.QUARANTINE)
+# Objects that go together: their records are read twice for all of them. Whoever wants one waits for all, some 50 ms.
+_BATCH = 32
+_STORED = (layout.STAGING, layout.TRASH, layout.QUARANTINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +186,11 @@ class Collector:
         now = time.time() if now is None else now
         candidates = self._candidates(wanted)
         ledger = Ledger()
+        for candidate in candidates:
+            ledger.add(candidate.files)
+        for name in files.listing(f"{self._root}/{layout.OBJECTS}"):
+            if not is_object(name):
+                ledger.add(_files(f"{self._root}/{layout.OBJECTS}/{name}"))
         for bucket in _STORED:
             ledger.add(_files(f"{self._root}/{bucket}"))
         for name in files.listing(f"{self._root}/{layout.PARTIALS}"):
@@ -209,14 +217,17 @@ class Collector:
             return Collected((), {})
         with self._alone():
             fail_point("gc.before-collect")
-            for item in plan.items:
-                why = self._evict(item) if item.kind == "object" else self._clear(item)
-                if why:
-                    stayed[item.name] = why
-                    continue
-                removed.append(item)
-                for key in item.keys:
-                    self._tell(Event("evicted", key, done=item.size, detail=item.reason))
+            for batch in _batches(plan.items):
+                reasons = (
+                    self._evict(batch) if batch[0].kind == "object" else {one.name: self._clear(one) for one in batch}
+                )
+                for item in batch:
+                    if reasons[item.name]:
+                        stayed[item.name] = reasons[item.name]
+                        continue
+                    removed.append(item)
+                    for key in item.keys:
+                        self._tell(Event("evicted", key, done=item.size, detail=item.reason))
             sweep(self._root)
         return Collected(tuple(removed), stayed)
 
@@ -232,25 +243,25 @@ class Collector:
         except locks.LockUnavailableError as error:
             raise NoLocksError(path=self._root, reason=str(error)) from error
 
-    def _evict(self, item: Item) -> str:
-        """Remove an object and what names it; return why it stays, "" if it is gone."""
-        digest = Digest(item.name.replace("-", ":", 1))
-        why = "wanted by who is about to record it"
+    def _evict(self, items: Sequence[Item]) -> dict[str, str]:
+        """Remove objects and what names them; return why each stays, "" if it is gone, by name."""
+        by_digest = {Digest(item.name.replace("-", ":", 1)): item for item in items}
+        why = dict.fromkeys(by_digest, "wanted by who is about to record it")
 
-        def forget() -> bool:
-            nonlocal why
-            why = self._objection(item)
-            if why:
+        def forget(digest: Digest) -> bool:
+            item = by_digest[digest]
+            why[digest] = self._objection(item)
+            if not why[digest]:
+                fail_point("gc.before-forget")
+                why[digest] = self._forget(item, digest)
+            if why[digest]:
                 return False
-            fail_point("gc.before-forget")
-            why = self._forget(item, digest)
-            if why:
-                return False
-            why = "in use, or named, by somebody who came meanwhile"
+            why[digest] = "in use, or named, by somebody who came meanwhile"
             return True
 
-        gone = self._objects.remove(digest, is_named=is_needed(self._root), first=forget)
-        return "" if gone or not os.path.lexists(self._objects.path(digest)) else why
+        gone = self._objects.remove_all(list(by_digest), look=lambda: needed(self._root), first=forget)
+        here = {digest for digest in by_digest if digest not in gone and os.path.lexists(self._objects.path(digest))}
+        return {item.name: why[digest] if digest in here else "" for digest, item in by_digest.items()}
 
     def _forget(self, item: Item, digest: Digest) -> str:
         """Remove the records of *item*, durably; return why they are as before, "" if they are gone.
@@ -318,20 +329,14 @@ class Collector:
             keys.setdefault(layout.object_name(entry.digest), []).append(entry.key)
         here = [name for name in files.listing(f"{self._root}/{layout.OBJECTS}") if is_object(name)]
         in_use = self._leases.in_use()
+        pinned = set(files.listing(f"{self._root}/{layout.PINS}"))
         found = []
         for name in dict.fromkeys([*here, *keys]):
             of = tuple(sorted(keys.get(name, ())))
-            held = self._held(name, of, in_use, wanted)
+            held = _held(name, of, in_use, pinned, wanted)
             tree = tuple(_files(f"{self._root}/{layout.OBJECTS}/{name}"))
             found.append(Candidate(name, of, tree, self._used(name, of), held))
         return found
-
-    def _held(self, name: str, keys: tuple[str, ...], in_use: InUse, wanted: Container[str]) -> str:
-        if in_use.covers(name):
-            return LEASED
-        if any(self._pins.has(key) for key in keys):
-            return PINNED
-        return ELSEWHERE if any(key in wanted for key in keys) else ""
 
     def _used(self, name: str, keys: tuple[str, ...]) -> float:
         """Return when the object was last used: by its entries' stamps; without any, when it was stored or replaced."""
@@ -406,10 +411,26 @@ class Room:
         )
 
 
+def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """Yield *items* in their order, some at a time, all of a batch being objects or none."""
+    for _, run in groupby(items, key=lambda item: item.kind == "object"):
+        batch = list(run)
+        for start in range(0, len(batch), _BATCH):
+            yield batch[start : start + _BATCH]
+
+
 def is_object(name: str) -> bool:
     """Tell whether *name* is that of an object of any kind, as ``sha256-`` and 64 hexadecimal digits."""
     kind, _, digits = name.partition("-")
     return bool(kind) and len(digits) == 64 and set(digits) <= set("0123456789abcdef")
+
+
+def _held(name: str, keys: tuple[str, ...], in_use: InUse, pinned: Container[str], wanted: Container[str]) -> str:
+    if in_use.covers(name):
+        return LEASED
+    if pinned and any(layout.key_id(key) in pinned for key in keys):
+        return PINNED
+    return ELSEWHERE if any(key in wanted for key in keys) else ""
 
 
 def _item(choice: Choice) -> Item:
@@ -429,21 +450,19 @@ def _files(path: str) -> Iterator[File]:
             for one in inside:
                 if one.is_dir(follow_symlinks=False):
                     yield from _files(one.path)
-                else:
-                    yield from _file(one.path)
+                    continue
+                try:
+                    found = one.stat(follow_symlinks=False)
+                except OSError:
+                    continue
+                if stat.S_ISREG(found.st_mode):
+                    yield File((found.st_dev, found.st_ino), found.st_size, found.st_nlink)
     except NotADirectoryError:
-        yield from _file(path)
-    except OSError:
-        return
-
-
-def _file(path: str) -> Iterator[File]:
-    try:
         found = os.stat(path, follow_symlinks=False)
+        if stat.S_ISREG(found.st_mode):
+            yield File((found.st_dev, found.st_ino), found.st_size, found.st_nlink)
     except OSError:
         return
-    if stat.S_ISREG(found.st_mode):
-        yield File((found.st_dev, found.st_ino), found.st_size, found.st_nlink)
 
 
 def _mtime(path: str) -> float:

@@ -18,8 +18,8 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from . import commit, files, layout, process, trees
@@ -206,12 +206,8 @@ class Objects:
         while self._is_marked(digest, "removal") and time.monotonic() < until:
             time.sleep(_POLL_S)
 
-    def remove(
-        self, digest: Digest, *, is_named: Callable[[Digest], bool], first: Callable[[], bool] = lambda: True
-    ) -> bool:
+    def remove(self, digest: Digest, *, is_named: Callable[[Digest], bool]) -> bool:
         """Take the object out of sight, then delete it, unless *is_named* or an announcement says that it is wanted.
-
-        *first* is called once the removal is announced, to forget the records; nothing is removed if it says no.
 
         Returns:
             Whether it is gone now, by this call.
@@ -219,23 +215,64 @@ class Objects:
         Raises:
             StorageError, NoSpaceError
         """
-        trash = f"{self._root}/{layout.TRASH}/{process.token()}.{layout.object_name(digest)}"
-        with self._marked(digest, "removal"):
+        return bool(self.remove_all([digest], look=lambda: is_named))
+
+    def remove_all(
+        self,
+        digests: Sequence[Digest],
+        *,
+        look: Callable[[], Callable[[Digest], bool]],
+        first: Callable[[Digest], bool] = lambda _digest: True,
+    ) -> list[Digest]:
+        """Remove objects; return those that are gone now, by this call.
+
+        Each step is done for all of them before the next one, so that *look* is asked twice, however many they are.
+        Whoever announces one of them waits for all: they should be few enough for `_REMOVAL_S`.
+
+        Args:
+            digests: Of the objects.
+            look: Returns what tells, of this very moment, whether an object must stay.
+            first: Called once the removal of an object is announced, to forget its records; it stays if this says no.
+
+        Raises:
+            StorageError, NoSpaceError: Some may be gone; each of the others is where it was.
+        """
+        moved: dict[Digest, str] = {}
+        with ExitStack() as marks:
+            for digest in digests:
+                marks.enter_context(self._marked(digest, "removal"))
             try:
                 # In this order: who has taken back the announcement has written the record.
-                if self._is_marked(digest, "wanted") or not first() or is_named(digest):
-                    return False
-                try:
-                    commit.move_durably(self.path(digest), trash)
-                    return self._bury(trash, digest, is_named)
-                except OSError:
-                    if os.path.lexists(trash):
-                        commit.put_back(trash, self.path(digest))  # Whether it is wanted cannot be known.
-                    raise
-            except FileNotFoundError:
-                return False
-            except OSError as error:
-                raise storage_error(error, action="remove", path=self.path(digest)) from error
+                free = [digest for digest in digests if not self._is_marked(digest, "wanted") and first(digest)]
+                is_named = look() if free else None
+                for digest in free:
+                    if is_named is not None and not is_named(digest):
+                        self._move_away(digest, moved)
+                is_named = look() if moved else None
+                gone = []
+                while moved:
+                    digest, trash = next(iter(moved.items()))
+                    if is_named is not None and self._bury(trash, digest, is_named):
+                        gone.append(digest)
+                    del moved[digest]
+                return gone
+            except BaseException as error:
+                # Whether they are wanted cannot be known. One that cannot be put back now is by the next get, or sweep.
+                for digest, trash in moved.items():
+                    with suppress(OSError):
+                        if os.path.lexists(trash):
+                            commit.put_back(trash, self.path(digest))
+                if isinstance(error, OSError) and not isinstance(error, ModelCacheError):
+                    raise storage_error(error, action="remove", path=str(error.filename or self._root)) from error
+                raise
+
+    def _move_away(self, digest: Digest, moved: dict[Digest, str]) -> None:
+        """Move the object to trash, noting where in *moved* before that; one that is gone is not noted."""
+        moved[digest] = f"{self._root}/{layout.TRASH}/{process.token()}.{layout.object_name(digest)}"
+        try:
+            commit.move_durably(self.path(digest), moved[digest])
+        except FileNotFoundError:
+            del moved[digest]
 
     def touch(self, digest: Digest) -> None:
         """Note that an entry is about to name another object: this one was promised until now, and is kept a while."""

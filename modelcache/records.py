@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -179,20 +179,18 @@ class Entries:
             if entry is not None:
                 yield entry
 
-    def name_object(self, digest: Digest) -> bool:
-        """Tell whether any entry names the object *digest*. One that cannot be read may: what it names is kept."""
-        name = layout.object_name(digest).encode()
+    def named(self) -> Callable[[Digest], bool]:
+        """Return what tells whether any entry names an object now. One that cannot be read may: then all are kept."""
+        names = set()
         for identity in files.listing(self._directory):
             try:
                 data = files.read(f"{self._directory}/{identity}")
             except OSError:
-                return True
-            if data is not None and name not in data:
-                continue  # To decode it would cost as much again.
-            entry = None if data is None else self._decoded(identity, data)
-            if entry is not None and entry.digest == digest:
-                return True
-        return False
+                return lambda _digest: True
+            head = None if data is None else layout.decode_head(identity, data)
+            if head is not None:
+                names.add(head[0])
+        return lambda digest: layout.object_name(digest) in names
 
     def used(self, key: str) -> float:
         """Return when the entry was last used, in Unix seconds; 0 if there is none."""

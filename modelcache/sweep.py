@@ -15,19 +15,24 @@ from .objects import Objects
 from .records import Entries
 
 
+def needed(root: str) -> Callable[[Digest], bool]:
+    """Return what tells, of this moment, whether an object must stay: an entry names it, or a live process holds it."""
+    in_use, named = Leases(root).in_use(), Entries(root).named()
+    return lambda digest: in_use.covers(layout.object_name(digest)) or named(digest)
+
+
 def is_needed(root: str) -> Callable[[Digest], bool]:
-    """Return what tells whether an object must stay: an entry names it, or a live process holds a lease of it."""
-    entries, leases = Entries(root), Leases(root)
+    """Return what looks anew each time whether an object must stay."""
 
-    def needed(digest: Digest) -> bool:
-        return leases.in_use().covers(layout.object_name(digest)) or entries.name_object(digest)
+    def now(digest: Digest) -> bool:
+        return needed(root)(digest)
 
-    return needed
+    return now
 
 
 def sweep(root: str) -> int:
     """Delete the left-overs of dead processes under *root*; return how many there were."""
-    objects, needed = Objects(root), is_needed(root)
+    objects = Objects(root)
     swept = 0
     for name in files.listing(f"{root}/{layout.STAGING}"):
         if process.is_dead(name) or objects.is_void(name):
@@ -36,7 +41,7 @@ def sweep(root: str) -> int:
             swept += 1
     for name in files.listing(f"{root}/{layout.TRASH}"):
         if process.is_dead(name):
-            objects.bury(name, is_named=needed)
+            objects.bury(name, is_named=is_needed(root))
             swept += 1
     for name in files.listing(f"{root}/{layout.LOCKS}"):
         try:

@@ -13,6 +13,7 @@ import fasteners
 import pytest
 
 from modelcache import Cache, Entry, Event, commit, errors, gc, layout, locks, process
+from modelcache.digest import Digest
 from modelcache.download import Job
 from modelcache.gc import Plan
 from modelcache.leases import InUse, Leases
@@ -563,3 +564,50 @@ def test_marks_of_a_removal_are_there_before_anybody_is_asked(
 
     assert asked == [["removal"]]
     assert Objects(str(root)).all() is not None
+
+
+def test_the_work_of_a_collection_does_not_grow_with_what_goes_times_what_stays(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(70):
+        store(cache, f"n{number}", days=3)
+    plan = cache.plan_gc(capacity=1)
+    looks = 0
+    real = Entries.named
+
+    def named(entries: Entries) -> Callable[[Digest], bool]:
+        nonlocal looks
+        looks += 1
+        return real(entries)
+
+    monkeypatch.setattr(Entries, "named", named)
+
+    assert len(plan.execute().removed) == 70
+    assert looks <= 2 * 3, "twice for each batch of 32"
+
+
+def test_what_fails_half_way_leaves_each_object_where_it_was_or_gone(
+    cache: Cache, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        store(cache, f"n{number}", days=3)
+    plan = cache.plan_gc(capacity=1)
+    real, moved = commit.move_durably, []
+
+    def third_fails(source: str, target: str) -> None:
+        if "/objects-v1/" in source:
+            moved.append(source)
+            if len(moved) == 3:
+                raise OSError(errno.EIO, "Input/output error", source)
+        real(source, target)
+
+    monkeypatch.setattr(commit, "move_durably", third_fails)
+
+    with pytest.raises(errors.StorageError):
+        plan.execute()
+
+    assert all(os.path.isdir(path) for path in moved)
+    assert [violation for violation in check_cache(root) if violation.kind != "garbage"] == []
+    monkeypatch.undo()
+    assert cache.plan_gc().execute().removed
+    assert leftovers(root) == []

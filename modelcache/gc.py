@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -450,19 +450,21 @@ def _files(path: str) -> Iterator[File]:
             for one in inside:
                 if one.is_dir(follow_symlinks=False):
                     yield from _files(one.path)
-                    continue
-                try:
-                    found = one.stat(follow_symlinks=False)
-                except OSError:
-                    continue
-                if stat.S_ISREG(found.st_mode):
-                    yield File((found.st_dev, found.st_ino), found.st_size, found.st_nlink)
+                else:
+                    yield from _file(lambda: one.stat(follow_symlinks=False))  # noqa: B023  # Called at once.
     except NotADirectoryError:
-        found = os.stat(path, follow_symlinks=False)
-        if stat.S_ISREG(found.st_mode):
-            yield File((found.st_dev, found.st_ino), found.st_size, found.st_nlink)
+        yield from _file(lambda: os.stat(path, follow_symlinks=False))
     except OSError:
         return
+
+
+def _file(look: Callable[[], os.stat_result]) -> Iterator[File]:
+    try:
+        found = look()
+    except OSError:
+        return
+    if stat.S_ISREG(found.st_mode):
+        yield File((found.st_dev, found.st_ino), found.st_size, found.st_nlink)
 
 
 def _mtime(path: str) -> float:

@@ -611,3 +611,21 @@ def test_what_fails_half_way_leaves_each_object_where_it_was_or_gone(
     monkeypatch.undo()
     assert len(cache.plan_gc(grace=0).execute().removed) == 5
     assert leftovers(root) == []
+
+
+def test_a_file_that_goes_while_it_is_counted_is_passed_over(
+    cache: Cache, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / layout.STAGING).mkdir(parents=True)
+    (root / layout.STAGING / "file").write_bytes(b"x")
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if path.endswith("/file"):
+            os.unlink(path)
+            raise NotADirectoryError(errno.ENOTDIR, "Not a directory", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+    assert list(gc._files(str(root / layout.STAGING / "file"))) == []  # The race, held still.

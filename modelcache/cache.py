@@ -21,10 +21,8 @@ from .errors import (
     BatchError,
     ClosedError,
     EntryNotFoundError,
-    LeasedError,
     ModelCacheError,
     NoSourceError,
-    PinnedError,
     UsageError,
 )
 from .events import Event
@@ -227,11 +225,10 @@ class Cache:
             MissingCompanionError: A file needs one that the repository lacks.
             ModelCacheError: As `get`.
         """
-        self._check_open()
         ask = self._tree(
             ref, allow_patterns, ignore_patterns, digest, max_age, local_files_only, force_download, verify
         )
-        return _directory(self._getter.entry(ask, self._getter.deadline(ask.ref)))
+        return self._standing(ask) or self._tree_path(ask, self._getter.entry(ask, self._getter.deadline(ask.ref)))
 
     async def aget_tree(
         self,
@@ -246,11 +243,11 @@ class Cache:
         verify: str = "stat",
     ) -> str:
         """Do what `get_tree` does without blocking the event loop; a cancelled task gives up its interest."""
-        self._check_open()
         ask = self._tree(
             ref, allow_patterns, ignore_patterns, digest, max_age, local_files_only, force_download, verify
         )
-        return _directory(await self._getter.aentry(ask, self._getter.deadline(ask.ref)))
+        found = self._standing(ask)
+        return found or self._tree_path(ask, await self._getter.aentry(ask, self._getter.deadline(ask.ref)))
 
     def get_many(self, refs: Iterable[RefLike], *, jobs: int | None = None, **options: Any) -> dict[RefLike, str]:
         """Return the paths of *refs*, by ref as it was given, fetched *jobs* at a time; *options* are those of `get`.
@@ -444,31 +441,13 @@ class Cache:
             PinnedError: It is pinned, and *force* is false.
             LeasedError: A live process holds a lease of it, and *force* is false.
         """
-        from .objects import Objects
-        from .partials import Partials
-        from .pins import Pins
-        from .sweep import is_needed
+        from .retention import remove
 
         self._check_open()
-        parsed = reference.parse(ref)
-        pins = Pins(self.root)
-        if pins.has(parsed.key) and not force:
-            raise PinnedError(ref=parsed.key)
-        if not os.path.isdir(self.root):
-            return False
-        entry = self._entries.read(parsed.key)
-        if entry is not None and not force and self._leases().in_use().covers(layout.object_name(entry.digest)):
-            raise LeasedError(ref=parsed.key)
-        self._prepare()
-        # The pin first: what is pinned is there (I4). Then the record, then what it names (I2).
-        pins.remove(parsed.key)
-        removed = self._entries.remove(parsed.key)
-        pins.remove(parsed.key)  # One that was set meanwhile, on the record that was still there.
-        self._warm.forget(parsed.key)
-        partials = Partials(self.root).remove(parsed.key)
-        if entry is not None:
-            Objects(self.root).remove(entry.digest, is_named=is_needed(self.root))
-        return removed or partials > 0
+        key = reference.parse(ref).key
+        removed = remove(self.root, key, self._leases(), force=force)
+        self._warm.forget(key)
+        return removed
 
     def plan_gc(
         self,
@@ -509,17 +488,9 @@ class Cache:
         Raises:
             EntryNotFoundError: It is not in the cache.
         """
-        from .objects import Objects
-        from .pins import Pins
+        from .retention import pin
 
-        entry = self._recorded(ref)
-        self._prepare()
-        pins = Pins(self.root)
-        pins.add(entry.key)
-        Objects(self.root).await_removal(entry.digest)  # A gc that has not seen the pin has seen no use either.
-        if self._entries.read(entry.key) is None:
-            pins.remove(entry.key)  # It was removed between the look and the pin.
-            raise EntryNotFoundError(ref=entry.key, root=self.root)
+        pin(self.root, self._recorded(ref))
 
     def unpin(self, ref: RefLike) -> bool:
         """Take the pin off *ref*; False if it had none."""
@@ -628,7 +599,23 @@ class Cache:
     ) -> Ask:
         from .patterns import Patterns
 
+        self._check_open()
         return self._getter.ask(ref, digest, (), max_age, local, force, verify, patterns=Patterns.of(allow, ignore))
+
+    def _standing(self, ask: Ask) -> str | None:
+        """Return the path of the tree that *ask* wants, if it is remembered and stands; else the getter is asked."""
+        if ask.max_age is not None or ask.force or ask.verify != "stat":
+            return None
+        warm = self._warm.standing(ask.ref.key, ask.digest)
+        if warm is None or not warm.digest.is_tree:
+            return None
+        self._hits += 1
+        return warm.path
+
+    def _tree_path(self, ask: Ask, entry: Entry) -> str:
+        if not entry.digest.is_tree:
+            raise UsageError(problem=f"{entry.key} is a file, not a tree", hint="get() returns its path")
+        return self._warm.remember(ask.ref.key, entry)
 
     def _fetch_again(self, entry: Entry) -> None:
         if entry.source == "put":
@@ -672,12 +659,6 @@ class Cache:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(root=self.root)
-
-
-def _directory(entry: Entry) -> str:
-    if not entry.digest.is_tree:
-        raise UsageError(problem=f"{entry.key} is a file, not a tree", hint="get() returns its path")
-    return entry.path
 
 
 def _check_kind(name: str, value: object, kind: type) -> None:

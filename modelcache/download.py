@@ -32,7 +32,7 @@ from .errors import (
 from .events import Event, Listener
 from .gc import Room
 from .intake import link
-from .objects import Objects
+from .objects import Objects, Stored
 from .partials import Partial, Partials
 from .ranges import ParallelStream
 from .records import Entries, Entry
@@ -86,6 +86,37 @@ class Means:
         self.room: Room | None = None
         self.counts = Counts()
 
+    def entry(self, job: Job, stored: Stored, *, source: str, validators: Validators) -> Entry:
+        """Return the entry of what *job* has brought, not recorded yet. What it takes the place of is kept a while."""
+        now, known = int(time.time()), job.known
+        if known is not None and known.digest != stored.digest:
+            self.objects.touch(known.digest)
+            known = None
+        return Entry(
+            key=job.ref.key,
+            digest=stored.digest,
+            path=stored.path,
+            size=stored.size,
+            name=stored.name,
+            source=source,
+            created=now if known is None else known.created,
+            checked=now,
+            mtime_ns=stored.mtime_ns,
+            etag=validators.etag,
+            last_modified=validators.last_modified,
+            revision=validators.revision,
+            mirrors=tuple(mirror.key for mirror in job.mirrors),
+        )
+
+    def check_space(self, key: str, needed: int | None) -> None:
+        """Raise NoSpaceError if the disk has no room for *needed* bytes more, of *key*; None are as many as may come."""
+        if needed is None:
+            return
+        found = os.statvfs(self.root)
+        free, needed = found.f_bavail * found.f_frsize, needed + _SPACE_MARGIN_BYTES
+        if needed > free:
+            raise NoSpaceError(what=key, needed=needed, free=free)
+
 
 class Download:
     """The download of one job from one place: the attempts share a partial."""
@@ -97,6 +128,7 @@ class Download:
         self._partial: Partial | None = None
         self._reached = 0  # The most bytes that were ever here: progress is more than that.
         self._may_split = True
+        self._keeps = False  # The bytes are wanted, whoever has them too.
         self._started = time.monotonic()
 
     def run(self) -> Entry:
@@ -118,9 +150,10 @@ class Download:
         Raises:
             ModelCacheError: As `run`.
         """
+        self._keeps = True
         with self._claimed():
             found = self._received()
-            assert isinstance(found, Partial)  # Nothing was known, so nothing can have been confirmed.
+            assert isinstance(found, Partial)  # Nothing was known, and nothing is linked: no entry comes of it.
             found.close()
             self._partial = None
             return found
@@ -236,6 +269,8 @@ class Download:
         A digest that the source announces counts like a given one (DESIGN.md section 9); the object is hashed first.
         """
         job, digest, means = self._job, stream.digest, self._means
+        if self._keeps:
+            return None
         fits = job.digest in {None, digest} and job.size in {None, stream.total}
         stored = means.objects.find(digest) if digest is not None and fits else None
         if digest is None or stored is None or stream.total not in {None, stored.size}:
@@ -306,13 +341,13 @@ class Download:
         if self._means.room is not None and total is not None:
             self._means.room.make(self._job.ref.key, total - (self._partial.length if resumes and self._partial else 0))
         if self._partial is None:
-            self._check_space(total, 0)
+            self._means.check_space(self._job.ref.key, total)
             self._partial = self._means.partials.create(self._job.ref.key, self._job.ref.name)
         elif stream.start != self._partial.length:
             self._tell("restarted", detail="the source sends only the whole content")
             self._partial.restart()
         partial = self._partial
-        self._check_space(total, partial.length)
+        self._means.check_space(self._job.ref.key, None if total is None else total - partial.length)
         try:
             announced = stream.digest or (partial.facts.get("announced") if resumes else None)
             partial.describe({"place": self._place.key, "announced": announced, **asdict(stream.validators)}, total)
@@ -320,15 +355,6 @@ class Download:
             raise errors.storage_error(error, action="record", path=self._job.ref.key) from error
         self._tell("started", done=partial.length, total=partial.total)
         return partial
-
-    def _check_space(self, total: int | None, have: int) -> None:
-        if total is None:
-            return
-        found = os.statvfs(self._means.root)
-        free = found.f_bavail * found.f_frsize
-        needed = total - have + _SPACE_MARGIN_BYTES
-        if needed > free:
-            raise NoSpaceError(what=self._job.ref.key, needed=needed, free=free)
 
     def _splittable(self, stream: Stream) -> bool:
         """Tell whether parts of the content can be asked for, and be known to be parts of the same content."""
@@ -389,28 +415,10 @@ class Download:
 
     def _record(self, partial: Partial) -> Entry:
         """Make what was verified durable and visible."""
-        job, facts = self._job, partial.facts
+        job, validators = self._job, _validators_of(partial)
         stored = partial.publish(self._means.objects)
         self._partial = None
-        now = int(time.time())
-        known = job.known if job.known is not None and job.known.digest == stored.digest else None
-        entry = Entry(
-            key=job.ref.key,
-            digest=stored.digest,
-            path=stored.path,
-            size=stored.size,
-            name=stored.name,
-            source=self._place.key,
-            created=now if known is None else known.created,
-            checked=now,
-            mtime_ns=stored.mtime_ns,
-            etag=facts.get("etag"),
-            last_modified=facts.get("last_modified"),
-            revision=facts.get("revision"),
-            mirrors=tuple(mirror.key for mirror in job.mirrors),
-        )
-        if job.known is not None and known is None:
-            self._means.objects.touch(job.known.digest)
+        entry = self._means.entry(job, stored, source=self._place.key, validators=validators)
         fail_point("download.before-record")
         self._means.entries.write(entry)
         fail_point("download.after-record")

@@ -149,11 +149,12 @@ class Getter:
             raise UsageError(problem="force_download and local_files_only contradict each other")
         parsed = reference.parse(ref)
         _ = parsed.name  # Raises for a name that cannot be a file's.
-        if patterns is not None and listed(mirrors):
-            raise UsageError(problem=f"a tree comes from one source: no mirrors for {parsed.key}")
         wanted = None if digest is None else Digest.parse(digest)
         if patterns is not None and not parsed.scheme and not patterns.all:
-            raise UsageError(problem=f"{parsed.key} was put as it is; patterns choose from what a source has")
+            problem = (
+                f"patterns choose from what a source has, and {parsed.key!r} is a name, which stands for what was put"
+            )
+            raise UsageError(problem=problem)
         if parsed.selection or (patterns is None and parsed.is_tree):
             from .patterns import Patterns
 
@@ -162,6 +163,8 @@ class Getter:
             patterns = Patterns.parse(parsed.selection)
         elif patterns is not None and parsed.scheme:
             parsed = parsed.tree(patterns.text)
+        if patterns is not None and listed(mirrors):
+            raise UsageError(problem=f"a tree comes from one source: no mirrors for {parsed.key}")
         if wanted is not None and wanted.is_tree != (patterns is not None or parsed.is_tree) and parsed.scheme:
             kind = "a tree" if wanted.is_tree else "a file"
             raise UsageError(problem=f"{wanted} is the digest of {kind}, and {parsed.key} is none")

@@ -61,8 +61,7 @@ def put(root: str, content: Content, ref: Ref, digest: Digest | None = None) -> 
             fail_point("intake.before-publish")
             stored = objects.publish(staged, found, ref.name)
             staged = ""
-            entry = _entry(ref, stored, source="put", checked=int(time.time()))
-            _keep_a_while(root, ref, entry)
+            entry = _put_entry(root, ref, stored)
             fail_point("intake.before-record")
             Entries(root).write(entry)
             return entry
@@ -106,8 +105,7 @@ def put_tree(root: str, directory: str, ref: Ref, digest: Digest | None = None) 
         objects = Objects(root)
         with objects.announced(found):
             fail_point("intake.before-publish-tree")
-            entry = _entry(ref, staged.publish(objects), source="put", checked=int(time.time()))
-            _keep_a_while(root, ref, entry)
+            entry = _put_entry(root, ref, staged.publish(objects))
             fail_point("intake.before-record-tree")
             Entries(root).write(entry)
             return entry
@@ -120,11 +118,12 @@ def put_tree(root: str, directory: str, ref: Ref, digest: Digest | None = None) 
             staged.discard()
 
 
-def _keep_a_while(root: str, ref: Ref, entry: Entry) -> None:
-    """Note that the object which *ref* has stood for was promised until now, if *entry* names another one."""
+def _put_entry(root: str, ref: Ref, stored: Stored) -> Entry:
+    """Return the entry of what was put, not recorded yet. What *ref* stood for was promised until now: kept a while."""
     before = Entries(root).read(ref.key)
-    if before is not None and before.digest != entry.digest:
+    if before is not None and before.digest != stored.digest:
         Objects(root).touch(before.digest)
+    return _entry(ref, stored, source="put", checked=int(time.time()))
 
 
 def _seen(directory: str) -> dict[str, tuple[int, int, bool]]:

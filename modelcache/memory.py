@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from time import monotonic
 
+from . import hit
 from .getting import RefLike
 from .records import Entry
 
@@ -23,8 +24,7 @@ class Warm:
 
     def __init__(self, entry: Entry) -> None:
         self.key, self.digest, self.path = entry.key, entry.digest, entry.path
-        # Of a tree, ``stat`` says the size of the directory.
-        self.size = os.stat(entry.path).st_size if entry.digest.is_tree else entry.size
+        self.size = _directory_size(entry.path) if entry.digest.is_tree else entry.size
         self.mtime_ns = entry.mtime_ns
         self.until = monotonic() + MEMORY_S
 
@@ -42,7 +42,22 @@ class Memory(dict[RefLike, Warm]):
         self[ref] = Warm(entry)
         return entry.path
 
+    def standing(self, ref: RefLike, digest: str | None) -> Warm | None:
+        """Return the hit for *ref* if it is trusted and has *digest*, and is there: what `Cache.get` does inline."""
+        warm = self.get(ref)
+        if warm is None or digest not in {None, warm.digest} or monotonic() >= warm.until:
+            return None
+        return warm if hit.stands(warm.path, warm.size, warm.mtime_ns) else None
+
     def forget(self, key: str) -> None:
         """Forget every ref of *key*."""
         for ref in [ref for ref, warm in tuple(self.items()) if warm.key == key]:
             self.pop(ref, None)
+
+
+def _directory_size(path: str) -> int:
+    """Return what ``stat`` says is the size of a tree's directory; -1, which none has, if it has gone by now."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1

@@ -25,7 +25,6 @@ from .errors import (
     CancelledError,
     DigestMismatchError,
     ModelCacheError,
-    NoSpaceError,
     NothingMatchesError,
     SizeMismatchError,
     storage_error,
@@ -37,10 +36,9 @@ from .partials import Partial
 from .patterns import Patterns
 from .records import Entry
 from .retry import Deadline
-from .sources import RemoteFile, RemoteListing, Request
+from .sources import RemoteFile, RemoteListing, Request, Validators
 from .staged import Present, StagedTree
 
-_SPACE_MARGIN_BYTES = 1 << 20
 _TELL_S = 0.1
 
 
@@ -125,9 +123,10 @@ class TreeDownload:
         missing = [file for file in wanted if not self._is_shared(staged, present, file)]
         sizes = [file.size for file in missing]
         self._total = None if None in sizes else sum(size or 0 for size in sizes)
-        if self._means.room is not None and self._total:
-            self._means.room.make(self._job.ref.key, self._total)
-        self._check_space()
+        if self._total:
+            if self._means.room is not None:
+                self._means.room.make(self._job.ref.key, self._total)
+            self._means.check_space(self._job.ref.key, self._total)
         self._tell("started", done=0, total=self._total)
         run_all(missing, self._fetch, jobs=self._jobs, deadline=lambda _: self._deadline)
         if self._first_error is not None:
@@ -157,14 +156,6 @@ class TreeDownload:
                         yield existing, files.digest_of(existing)[0]
                 except OSError:
                     continue  # It was removed this moment.
-
-    def _check_space(self) -> None:
-        if self._total is None:
-            return
-        found = os.statvfs(self._means.root)
-        free, needed = found.f_bavail * found.f_frsize, self._total + _SPACE_MARGIN_BYTES
-        if needed > free:
-            raise NoSpaceError(what=self._job.ref.key, needed=needed, free=free)
 
     def _fetch(self, file: RemoteFile, deadline: Deadline) -> None:
         """Fetch *file* into a partial. The first one that fails ends the others: their bytes are kept."""
@@ -211,22 +202,7 @@ class TreeDownload:
         with objects.announced(found.digest):
             fail_point("repository.before-publish")
             stored = staged.publish(objects)
-            now = int(time.time())
-            known = job.known if job.known is not None and job.known.digest == stored.digest else None
-            entry = Entry(
-                key=job.ref.key,
-                digest=stored.digest,
-                path=stored.path,
-                size=stored.size,
-                name=stored.name,
-                source=job.ref.key,
-                created=now if known is None else known.created,
-                checked=now,
-                mtime_ns=stored.mtime_ns,
-                revision=listing.revision,
-            )
-            if job.known is not None and known is None:
-                objects.touch(job.known.digest)
+            entry = self._means.entry(job, stored, source=job.ref.key, validators=Validators(revision=listing.revision))
             fail_point("repository.before-record")
             self._means.entries.write(entry)
         self._means.counts.fetched += 1

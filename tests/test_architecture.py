@@ -26,7 +26,7 @@ FLOORS = [
     {"sources.hf"},
     {"sources"},
     {"promises", "ranges", "staged", "sweep", "transfer"},
-    {"gc", "verification"},
+    {"gc", "retention", "verification"},
     {"intake", "doctor"},
     {"download"},
     {"repository"},

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from modelcache import Cache, Event, RetryPolicy, Timeout, errors
+from modelcache import Cache, Entry, Event, RetryPolicy, Timeout, errors
 from modelcache.promises import check_cache
 from modelcache.testing import Fault, spawn
 from tests.support.hub import Answer, Asked, Hub
@@ -475,3 +477,68 @@ def test_a_leased_tree_stays_where_it_is(hub: Hub, root: Path) -> None:
     assert one.plan_gc(capacity=1).execute().freed_bytes >= sum(map(len, FILES.values()))
     assert one.entries() == []
     whole(root)
+
+
+def test_content_that_another_process_stores_meanwhile_is_no_entry_of_its_own(hub: Hub, root: Path) -> None:
+    hub.add("org/name", FILES)
+    stored = threading.Event()
+
+    def store(asked: Asked) -> Answer | None:
+        if "/resolve/" in asked.path and not stored.is_set():
+            stored.set()
+            for number, shard in enumerate(SHARDS[:2]):
+                cache(root).put(shard, name=f"shard{number}")
+        return None
+
+    hub.override = store
+
+    path = cache(root).get_tree(REF)
+
+    assert content_of(path) == FILES
+    assert sorted(entry.key for entry in cache(root).entries()) == [REF, "shard0", "shard1"]
+
+
+def test_a_tree_has_no_mirrors_however_it_is_asked_for(hub: Hub, root: Path) -> None:
+    with pytest.raises(errors.UsageError, match="mirrors"):
+        cache(root).get(REF, mirrors=["https://mirror.invalid/x"])
+
+    assert hub.seen() == []
+
+
+def test_a_tree_that_goes_while_it_is_remembered_is_no_error_of_the_one_who_got_it(
+    hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("org/name", FILES)
+    one = cache(root)
+    real = one._getter.entry  # The race, held still.
+
+    def gone(*arguments: Any) -> Entry:
+        entry = real(*arguments)
+        shutil.rmtree(entry.path)
+        return entry
+
+    monkeypatch.setattr(one._getter, "entry", gone)
+    lost = one.get(REF)
+    monkeypatch.undo()
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+
+    assert content_of(one.get(REF)) == FILES
+    assert lost
+
+
+def test_a_second_get_tree_of_a_cache_costs_one_stat(hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add("org/name", FILES)
+    one = cache(root)
+    path = one.get_tree(REF, allow_patterns="*.json")
+    opened: list[object] = []
+    real = os.open
+
+    def counted(path: str, *rest: int) -> int:
+        opened.append(path)
+        return real(path, *rest)
+
+    monkeypatch.setattr(os, "open", counted)
+
+    assert one.get_tree(REF, allow_patterns="*.json") == path
+    assert opened == []
+    assert one.get_tree(REF) != path

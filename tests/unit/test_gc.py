@@ -526,7 +526,7 @@ def test_what_must_stay_free_is_made_free(server: FaultServer, root: Path, monke
             return 12_500 - objects  # Others have the rest.
 
     monkeypatch.setattr(os, "statvfs", lambda path: Disk() if str(path) == str(root) else real(path))
-    monkeypatch.setattr("modelcache.download.Download._check_space", lambda *_: None)
+    monkeypatch.setattr("modelcache.download.Means.check_space", lambda *_: None)
 
     cache.get(server.add("/m.onnx", b"m" * SIZE))
 

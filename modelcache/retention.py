@@ -1,0 +1,46 @@
+"""What stays and what goes by a user's word: pins and removals. What goes by policy is `gc`'s."""
+
+from __future__ import annotations
+
+import os
+
+from . import commit, layout
+from .errors import EntryNotFoundError, LeasedError, PinnedError
+from .leases import Leases
+from .objects import Objects
+from .partials import Partials
+from .pins import Pins
+from .records import Entries, Entry
+from .sweep import is_needed
+
+
+def remove(root: str, key: str, leases: Leases, *, force: bool) -> bool:
+    """Do what `Cache.remove` says of *key*."""
+    pins, entries = Pins(root), Entries(root)
+    if pins.has(key) and not force:
+        raise PinnedError(ref=key)
+    if not os.path.isdir(root):
+        return False
+    entry = entries.read(key)
+    if entry is not None and not force and leases.in_use().covers(layout.object_name(entry.digest)):
+        raise LeasedError(ref=key)
+    commit.prepare_root(root)
+    # The pin first: what is pinned is there (I4). Then the record, then what it names (I2).
+    pins.remove(key)
+    removed = entries.remove(key)
+    pins.remove(key)  # One that was set meanwhile, on the record that was still there.
+    partials = Partials(root).remove(key)
+    if entry is not None:
+        Objects(root).remove(entry.digest, is_named=is_needed(root))
+    return removed or partials > 0
+
+
+def pin(root: str, entry: Entry) -> None:
+    """Do what `Cache.pin` says of *entry*."""
+    commit.prepare_root(root)
+    pins = Pins(root)
+    pins.add(entry.key)
+    Objects(root).await_removal(entry.digest)  # A gc that has not seen the pin has seen no use either.
+    if Entries(root).read(entry.key) is None:
+        pins.remove(entry.key)  # It was removed between the look and the pin.
+        raise EntryNotFoundError(ref=entry.key, root=root)

@@ -109,7 +109,7 @@ class Means:
         )
 
     def check_space(self, key: str, needed: int | None) -> None:
-        """Raise NoSpaceError if the disk has no room for *needed* bytes more, of *key*; None are as many as may come."""
+        """Raise NoSpaceError if the disk has no room for *needed* bytes more, of *key*; None: as many as may come."""
         if needed is None:
             return
         found = os.statvfs(self.root)

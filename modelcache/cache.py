@@ -9,41 +9,35 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from math import inf
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from . import hit, layout, reference
-from .config import SECONDS_MAX, Capacity, RetryPolicy, Settings, Timeout, is_seconds, is_whole
+from .config import SECONDS_MAX, Capacity, RetryPolicy, Settings, Timeout, is_seconds, is_whole, span
 from .digest import Digest
 from .errors import (
     BatchError,
-    ClosedError,
-    EntryNotFoundError,
     ModelCacheError,
     NoSourceError,
     UsageError,
 )
-from .events import Event
 from .getting import Ask, Getter, Limits, RefLike, listed
-from .memory import Memory
-from .records import Entries, Entry
-from .report import Health, Stats, Usage
+from .keeper import Keeper
+from .records import Entry
+from .report import Stats
 
 if TYPE_CHECKING:
-    from .gc import Plan
+    from .events import Event
     from .intake import Content
-    from .leases import Leases
     from .leasing import Lease
     from .manifest import LockedModel
     from .retry import Deadline
     from .sources import Source
-    from .verification import Finding, Report
     from .warmup import PrewarmReport
 
 
-class Cache:
+class Cache(Keeper):
     """A cache of models in one directory, shared with every process that names the same directory.
 
     Args:
@@ -89,9 +83,7 @@ class Cache:
         settings = Settings.from_environment(os.environ)
         if root is not None and not os.fspath(root):
             raise UsageError(problem="root is empty: give a directory, or leave it out for the default one")
-        self.root = layout.default_root(os.environ if root is None else {"MODELCACHE_DIR": os.fspath(root)})
-        self.offline = settings.offline if offline is None else offline
-        self._listener = on_event
+        root = layout.default_root(os.environ if root is None else {"MODELCACHE_DIR": os.fspath(root)})
         _check_kind("timeout", timeout, Timeout)
         _check_kind("retry", retry, RetryPolicy)
         _check_kind("offline", offline, bool)
@@ -99,26 +91,23 @@ class Cache:
             raise UsageError(problem=f"max_bandwidth={max_bandwidth!r} makes no sense: whole bytes per second, from 1")
         if lock_timeout is not None and not (is_seconds(lock_timeout) and lock_timeout >= 0):
             raise UsageError(problem=f"lock_timeout={lock_timeout!r} makes no sense: seconds from 0 to {SECONDS_MAX}")
-        if not hit.format_is_known(self.root):
+        if not hit.format_is_known(root):
             from .commit import check_format
 
-            check_format(self.root)
-        self._entries = Entries(self.root)
-        self._warm = Memory()
-        self._hits = 0  # Those answered from memory.
-        self._limits = Limits(
-            offline=self.offline,
+            check_format(root)
+        limits = Limits(
+            offline=settings.offline if offline is None else offline,
             retry=retry or settings.retry,
             timeout=timeout or settings.timeout,
             lock_timeout=settings.lock_timeout if lock_timeout is None else lock_timeout,
             concurrency=settings.concurrency,
             bandwidth=max_bandwidth,
             capacity=settings.capacity if capacity is None else Capacity.parse(capacity),
-            grace=settings.grace if grace is None else _span("grace", grace),
+            grace=settings.grace if grace is None else span("grace", grace),
         )
-        self._getter = Getter(self.root, self._limits, _sources(sources), self._tell)
-        self._leases_here: Leases | None = None
-        self._closed = False
+        super().__init__(root, limits, on_event)
+        self._getter = Getter(root, limits, _sources(sources), self._tell)
+        self._hits = 0  # Those answered from memory.
 
     # -- getting ---------------------------------------------------------------------------------------------------
 
@@ -383,7 +372,7 @@ class Cache:
         self._check_open()
         return self._getter.find(self._getter.ask(ref))
 
-    # -- storing and forgetting ------------------------------------------------------------------------------------
+    # -- storing ------------------------------------------------------------------------------------
 
     def put(self, content: Content, *, name: str, digest: str | None = None) -> Entry:
         """Store *content* under *name*, durably; it is a ref from then on. What was put under it before is replaced.
@@ -429,135 +418,10 @@ class Cache:
         self._warm.forget(parsed.key)
         return entry
 
-    def remove(self, ref: RefLike, *, force: bool = False) -> bool:
-        """Forget *ref* and delete what nothing else needs, partials included; False if there was nothing.
-
-        Args:
-            ref: What to forget.
-            force: Also if it is pinned, or in use: then its content stays until the last lease is over, and goes with
-                the next gc.
-
-        Raises:
-            PinnedError: It is pinned, and *force* is false.
-            LeasedError: A live process holds a lease of it, and *force* is false.
-        """
-        from .retention import remove
-
-        self._check_open()
-        key = reference.parse(ref).key
-        removed = remove(self.root, key, self._leases(), force=force)
-        self._warm.forget(key)
-        return removed
-
-    def plan_gc(
-        self,
-        *,
-        capacity: int | str | None = None,
-        unused_for: float | None = None,
-        grace: float | None = None,
-        now: float | None = None,
-    ) -> Plan:
-        """Return what a garbage collection would remove: ``print(plan.table())``, then ``plan.execute()``.
-
-        What nothing names and what crashed processes left goes in any case. What is pinned, leased, or was used within
-        the grace period stays in any case.
-
-        Args:
-            capacity: What the cache may use, as for `Cache`: more goes, least recently used first, until it does.
-            unused_for: All goes that has not been used for so many seconds.
-            grace: In place of the cache's own, in seconds; 0 keeps nothing for having been used just now.
-            now: In Unix seconds, in place of the clock.
-
-        Raises:
-            UsageError: An argument makes no sense.
-        """
-        from .gc import Collector
-
-        self._check_open()
-        limits = self._limits
-        return Collector(self.root, self._tell).plan(
-            grace=limits.grace if grace is None else _span("grace", grace),
-            capacity=limits.capacity if capacity is None else Capacity.parse(capacity),
-            unused_for=None if unused_for is None else _span("unused_for", unused_for),
-            now=now,
-        )
-
-    def pin(self, ref: RefLike) -> None:
-        """Keep *ref* until it is unpinned: `remove` refuses it, and nothing evicts it.
-
-        Raises:
-            EntryNotFoundError: It is not in the cache.
-        """
-        from .retention import pin
-
-        pin(self.root, self._recorded(ref))
-
-    def unpin(self, ref: RefLike) -> bool:
-        """Take the pin off *ref*; False if it had none."""
-        from .pins import Pins
-
-        return Pins(self.root).remove(reference.parse(ref).key)
-
-    # -- looking ---------------------------------------------------------------------------------------------------
-
-    def entries(self) -> list[Entry]:
-        """Return every entry, sorted by ref. Objects are not looked at."""
-        return sorted(self._entries.all(), key=lambda entry: entry.key)
-
-    def verify(
-        self,
-        *refs: RefLike,
-        repair: bool = False,
-        jobs: int | None = None,
-        on_finding: Callable[[Finding], object] | None = None,
-    ) -> Report:
-        """Read and hash the content of *refs*, of everything if none is given. What is corrupt is set aside.
-
-        Args:
-            refs: What to verify.
-            repair: Fetch again what is corrupt or missing, from where it came or a mirror; set aside broken records,
-                and corrupt objects that no entry names.
-            jobs: How many are hashed at a time. Default: one for each processor.
-            on_finding: Called with each finding as it is made.
-
-        Raises:
-            EntryNotFoundError: One of *refs* is not in the cache.
-        """
-        from .verification import verify
-
-        def found(finding: Finding) -> None:
-            if finding.state == "corrupt":
-                self._tell(Event("quarantined", finding.entry.key, detail=finding.moved_to))
-                self._warm.forget(finding.entry.key)
-            if on_finding is not None:
-                on_finding(finding)
-
-        self._check_open()
-        return verify(
-            self.root,
-            [self._recorded(ref) for ref in refs] if refs else self.entries(),
-            everything=not refs,
-            jobs=os.cpu_count() or 1 if jobs is None else self._jobs(jobs),
-            on_finding=found,
-            fetch_again=self._fetch_again if repair else None,
-        )
-
     def stats(self) -> Stats:
         """Return what this object has counted so far. Hits are counted without a lock: threads may lose a few."""
         getter = self._getter
         return Stats(hits=self._hits + getter.hits, misses=getter.misses, **asdict(getter.counts()))
-
-    def usage(self) -> Usage:
-        """Return what is on disk, counted; bytes that several names share are counted once."""
-        from .usage import measure
-
-        return measure(self.root)
-
-    def health(self) -> Health:
-        """Return whether the cache can do its work; nothing is written."""
-        from .doctor import health
-
-        return health(self.root, offline=self.offline)
 
     # -- lifetime --------------------------------------------------------------------------------------------------
 
@@ -622,54 +486,15 @@ class Cache:
             raise NoSourceError(ref=entry.key)
         self.get(entry.key, digest=entry.digest, mirrors=entry.mirrors, verify="full")
 
-    def _recorded(self, ref: RefLike) -> Entry:
-        key = reference.parse(ref).key
-        entry = self._entries.read(key)
-        if entry is None:
-            raise EntryNotFoundError(ref=key, root=self.root)
-        return entry
-
-    def _leases(self) -> Leases:
-        if self._leases_here is None:
-            from .leases import Leases
-
-            self._leases_here = Leases(self.root)
-        return self._leases_here
-
     def _prepare(self) -> None:
         from .commit import prepare_root
 
         prepare_root(self.root)
 
-    def _jobs(self, jobs: int | None) -> int:
-        if jobs is not None and not (is_whole(jobs) and jobs >= 1):
-            raise UsageError(problem=f"jobs={jobs!r} makes no sense: a whole number from 1")
-        return jobs or self._limits.concurrency
-
-    def _tell(self, event: Event) -> None:
-        if self._listener is None:
-            return
-        try:
-            self._listener(event)
-        except Exception:  # A listener's fault never costs a download.
-            import logging
-
-            logging.getLogger("modelcache").exception("on_event raised for %s", event)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError(root=self.root)
-
 
 def _check_kind(name: str, value: object, kind: type) -> None:
     if value is not None and not isinstance(value, kind):
         raise UsageError(problem=f"{name}={value!r} makes no sense: a {kind.__name__} is expected")
-
-
-def _span(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < inf:
-        raise UsageError(problem=f"{name}={value!r} makes no sense: seconds, from 0")
-    return value
 
 
 def _sources(sources: object) -> tuple[Source, ...]:

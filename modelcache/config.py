@@ -24,7 +24,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, UsageError
 
 SECONDS_MAX = 1_000_000  # Eleven days. Sockets and locks refuse, each at another number, to wait for much longer.
 GRACE_S = 3600.0
@@ -216,6 +216,13 @@ def parse_seconds(text: str, *, setting: str) -> float:
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
         raise ConfigurationError(setting=setting, value=text, expected="seconds from 0, or such as 30min, 12h or 30d")
+    return value
+
+
+def span(name: str, value: float) -> float:
+    """Return *value* if it is a span of time in seconds; else raise UsageError, which names the argument."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise UsageError(problem=f"{name}={value!r} makes no sense: seconds, from 0")
     return value
 
 

@@ -33,6 +33,7 @@ FLOORS = [
     {"fetch"},
     {"getting", "usage"},
     {"memory", "warmup"},
+    {"keeper"},
     {"cache"},
     {"api", "testing.server", "testing.victims", "cli.console"},
     {"cli.each"},

@@ -1,0 +1,204 @@
+"""What a cache does with what it holds: remove, collect, pin, list, verify. Every `Cache` is a `Keeper`.
+
+No algorithm of its own; each call imports the part that does the work.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from . import reference
+from .config import Capacity, is_whole, span
+from .errors import ClosedError, EntryNotFoundError, UsageError
+from .events import Event
+from .getting import Limits, RefLike
+from .memory import Memory
+from .records import Entries, Entry
+from .report import Health, Usage
+
+if TYPE_CHECKING:
+    from .gc import Plan
+    from .leases import Leases
+    from .verification import Finding, Report
+
+
+class Keeper(ABC):
+    """The half of a `Cache` that needs no source.
+
+    Attributes:
+        root: The directory.
+        offline: Whether no connection is ever opened.
+    """
+
+    def __init__(self, root: str, limits: Limits, on_event: Callable[[Event], object] | None) -> None:
+        self.root, self.offline = root, limits.offline
+        self._limits, self._listener = limits, on_event
+        self._entries = Entries(root)
+        self._warm = Memory()
+        self._leases_here: Leases | None = None
+        self._closed = False
+
+    def remove(self, ref: RefLike, *, force: bool = False) -> bool:
+        """Forget *ref* and delete what nothing else needs, partials included; False if there was nothing.
+
+        Args:
+            ref: What to forget.
+            force: Also if it is pinned, or in use: then its content stays until the last lease is over, and goes with
+                the next gc.
+
+        Raises:
+            PinnedError: It is pinned, and *force* is false.
+            LeasedError: A live process holds a lease of it, and *force* is false.
+        """
+        from .retention import remove
+
+        self._check_open()
+        key = reference.parse(ref).key
+        removed = remove(self.root, key, self._leases(), force=force)
+        self._warm.forget(key)
+        return removed
+
+    def plan_gc(
+        self,
+        *,
+        capacity: int | str | None = None,
+        unused_for: float | None = None,
+        grace: float | None = None,
+        now: float | None = None,
+    ) -> Plan:
+        """Return what a garbage collection would remove: ``print(plan.table())``, then ``plan.execute()``.
+
+        What nothing names and what crashed processes left goes in any case. What is pinned, leased, or was used within
+        the grace period stays in any case.
+
+        Args:
+            capacity: What the cache may use, as for `Cache`: more goes, least recently used first, until it does.
+            unused_for: All goes that has not been used for so many seconds.
+            grace: In place of the cache's own, in seconds; 0 keeps nothing for having been used just now.
+            now: In Unix seconds, in place of the clock.
+
+        Raises:
+            UsageError: An argument makes no sense.
+        """
+        from .gc import Collector
+
+        self._check_open()
+        limits = self._limits
+        return Collector(self.root, self._tell).plan(
+            grace=limits.grace if grace is None else span("grace", grace),
+            capacity=limits.capacity if capacity is None else Capacity.parse(capacity),
+            unused_for=None if unused_for is None else span("unused_for", unused_for),
+            now=now,
+        )
+
+    def pin(self, ref: RefLike) -> None:
+        """Keep *ref* until it is unpinned: `remove` refuses it, and nothing evicts it.
+
+        Raises:
+            EntryNotFoundError: It is not in the cache.
+        """
+        from .retention import pin
+
+        pin(self.root, self._recorded(ref))
+
+    def unpin(self, ref: RefLike) -> bool:
+        """Take the pin off *ref*; False if it had none."""
+        from .pins import Pins
+
+        return Pins(self.root).remove(reference.parse(ref).key)
+
+    def entries(self) -> list[Entry]:
+        """Return every entry, sorted by ref. Objects are not looked at."""
+        return sorted(self._entries.all(), key=lambda entry: entry.key)
+
+    def verify(
+        self,
+        *refs: RefLike,
+        repair: bool = False,
+        jobs: int | None = None,
+        on_finding: Callable[[Finding], object] | None = None,
+    ) -> Report:
+        """Read and hash the content of *refs*, of everything if none is given. What is corrupt is set aside.
+
+        Args:
+            refs: What to verify.
+            repair: Fetch again what is corrupt or missing, from where it came or a mirror; set aside broken records,
+                and corrupt objects that no entry names.
+            jobs: How many are hashed at a time. Default: one for each processor.
+            on_finding: Called with each finding as it is made.
+
+        Raises:
+            EntryNotFoundError: One of *refs* is not in the cache.
+        """
+        from .verification import verify
+
+        def found(finding: Finding) -> None:
+            if finding.state == "corrupt":
+                self._tell(Event("quarantined", finding.entry.key, detail=finding.moved_to))
+                self._warm.forget(finding.entry.key)
+            if on_finding is not None:
+                on_finding(finding)
+
+        self._check_open()
+        return verify(
+            self.root,
+            [self._recorded(ref) for ref in refs] if refs else self.entries(),
+            everything=not refs,
+            jobs=os.cpu_count() or 1 if jobs is None else self._jobs(jobs),
+            on_finding=found,
+            fetch_again=self._fetch_again if repair else None,
+        )
+
+    def usage(self) -> Usage:
+        """Return what is on disk, counted; bytes that several names share are counted once."""
+        from .usage import measure
+
+        return measure(self.root)
+
+    def health(self) -> Health:
+        """Return whether the cache can do its work; nothing is written."""
+        from .doctor import health
+
+        return health(self.root, offline=self.offline)
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _fetch_again(self, entry: Entry) -> None:
+        """Fetch what *entry* names, from where it came."""
+
+    def _recorded(self, ref: RefLike) -> Entry:
+        key = reference.parse(ref).key
+        entry = self._entries.read(key)
+        if entry is None:
+            raise EntryNotFoundError(ref=key, root=self.root)
+        return entry
+
+    def _leases(self) -> Leases:
+        if self._leases_here is None:
+            from .leases import Leases
+
+            self._leases_here = Leases(self.root)
+        return self._leases_here
+
+    def _jobs(self, jobs: int | None) -> int:
+        if jobs is not None and not (is_whole(jobs) and jobs >= 1):
+            raise UsageError(problem=f"jobs={jobs!r} makes no sense: a whole number from 1")
+        return jobs or self._limits.concurrency
+
+    def _tell(self, event: Event) -> None:
+        if self._listener is None:
+            return
+        try:
+            self._listener(event)
+        except Exception:  # A listener's fault never costs a download.
+            import logging
+
+            logging.getLogger("modelcache").exception("on_event raised for %s", event)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(root=self.root)

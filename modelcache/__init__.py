@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .report import Stats as Stats
     from .sources.hf import HfSource as HfSource
     from .sources.http import HttpSource as HttpSource
+    from .tiers import Tier as Tier
 
 _HOMES = {
     "Cache": "cache",
@@ -46,6 +47,7 @@ _HOMES = {
     "ModelCacheError": "errors",
     "RetryPolicy": "config",
     "Stats": "report",
+    "Tier": "tiers",
     "Timeout": "config",
     "aget": "api",
     "aget_many": "api",

@@ -18,6 +18,7 @@ from .config import SECONDS_MAX, Capacity, RetryPolicy, Settings, Timeout, is_se
 from .digest import Digest
 from .errors import (
     BatchError,
+    EntryNotFoundError,
     ModelCacheError,
     NoSourceError,
     UsageError,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .manifest import LockedModel
     from .retry import Deadline
     from .sources import Source
+    from .tiers import Tier, TierState
     from .warmup import PrewarmReport
 
 
@@ -55,6 +57,10 @@ class Cache(Keeper):
             until there is room. Default: ``MODELCACHE_CAPACITY``, else no limit.
         grace: For how many seconds a path that `get` returned is certain to stay, without a lease, at least. Default:
             ``MODELCACHE_GRACE``, else an hour.
+        tiers: Directories that are asked, in order, before any source: roots of other caches, or ``"huggingface"``, the
+            cache of huggingface_hub. They are never written to. What the first has is served where it is, that of the
+            second is copied; ``",promote"`` or ``",in-place"`` after the path says it otherwise, as `Tier` does.
+            Default: ``MODELCACHE_TIERS``, else none.
         on_event: Called with each `Event`, in the thread that caused it.
 
     The environment is read here, once. All methods may be called from any thread; a Cache may be used after a fork.
@@ -78,6 +84,7 @@ class Cache(Keeper):
         max_bandwidth: int | None = None,
         capacity: int | str | None = None,
         grace: float | None = None,
+        tiers: Iterable[RefLike | Tier] | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
         settings = Settings.from_environment(os.environ)
@@ -104,6 +111,7 @@ class Cache(Keeper):
             bandwidth=max_bandwidth,
             capacity=settings.capacity if capacity is None else Capacity.parse(capacity),
             grace=settings.grace if grace is None else span("grace", grace),
+            tiers=_tiers(settings.tiers if tiers is None else tiers),
         )
         super().__init__(root, limits, on_event)
         self._getter = Getter(root, limits, _sources(sources), self._tell)
@@ -372,6 +380,12 @@ class Cache(Keeper):
         self._check_open()
         return self._getter.find(self._getter.ask(ref))
 
+    def tiers(self) -> list[TierState]:
+        """Return the tiers in the order in which they are asked, and how each is now."""
+        from .tiers import Tiers
+
+        return Tiers(self._limits.tiers).states()
+
     # -- storing ------------------------------------------------------------------------------------
 
     def put(self, content: Content, *, name: str, digest: str | None = None) -> Entry:
@@ -482,9 +496,11 @@ class Cache(Keeper):
         return self._warm.remember(ask.ref.key, entry)
 
     def _fetch_again(self, entry: Entry) -> None:
-        if entry.source == "put":
-            raise NoSourceError(ref=entry.key)
-        self.get(entry.key, digest=entry.digest, mirrors=entry.mirrors, verify="full")
+        ask = self._getter.ask(entry.key, entry.digest, entry.mirrors, verify="full", promote=True)
+        try:
+            self._getter.entry(ask, self._getter.deadline(ask.ref))
+        except EntryNotFoundError as error:
+            raise NoSourceError(ref=entry.key) from error
 
     def _prepare(self) -> None:
         from .commit import prepare_root
@@ -504,6 +520,17 @@ def _sources(sources: object) -> tuple[Source, ...]:
     if not isinstance(sources, Iterable):
         raise UsageError(problem=f"sources is a list of sources, not a single {type(sources).__name__}")
     return tuple(sources)
+
+
+def _tiers(tiers: object) -> tuple[Tier, ...]:
+    if isinstance(tiers, str | os.PathLike) or not isinstance(tiers, Iterable):
+        raise UsageError(problem=f"tiers is a list of tiers, not a single {type(tiers).__name__}")
+    texts = list(tiers)
+    if not texts:
+        return ()
+    from .tiers import Tier
+
+    return tuple(Tier.parse(text, os.environ) for text in texts)
 
 
 def _ref(ref: RefLike) -> RefLike:

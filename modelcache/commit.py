@@ -141,6 +141,12 @@ def create_file(path: str, *, executable: bool = False) -> int:
     return os.open(path, _CREATE, _FILE_MODE | (_EXECUTABLE if executable else 0))
 
 
+def make_executable(path: str) -> None:
+    """Let the staged file *path* be executed."""
+    fail_point("commit.before-make-executable")
+    os.chmod(path, _FILE_MODE | _EXECUTABLE, follow_symlinks=False)
+
+
 def make_staged(directory: str) -> None:
     """Make *directory*, and its parents, below a staged directory of ours."""
     fail_point("commit.before-make-staged")

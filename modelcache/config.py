@@ -14,6 +14,7 @@ variable                       sets                                             
 ``MODELCACHE_LOCK_TIMEOUT``    longest wait for another process, in seconds                    600
 ``MODELCACHE_CONCURRENCY``     models fetched at once by ``get_many`` and ``prewarm``          8
 ``MODELCACHE_CAPACITY``        what the cache may use of the disk (`Capacity`)                 no limit
+``MODELCACHE_TIERS``           directories that are asked before a source, parted by ``:``     none
 ``MODELCACHE_GRACE``           seconds for which a path that ``get`` returned is kept          3600
 =============================  ==============================================================  =========
 """
@@ -21,6 +22,7 @@ variable                       sets                                             
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -153,6 +155,7 @@ class Settings:
     concurrency: int
     capacity: Capacity | None
     grace: float
+    tiers: tuple[str, ...]
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Settings:
@@ -176,6 +179,7 @@ class Settings:
             lock_timeout=_seconds(environ, "MODELCACHE_LOCK_TIMEOUT") or 600.0,
             concurrency=_whole(environ, "MODELCACHE_CONCURRENCY", 1, 8),
             capacity=Capacity.parse(capacity, setting="MODELCACHE_CAPACITY") if capacity else None,
+            tiers=tuple(text for text in environ.get("MODELCACHE_TIERS", "").split(os.pathsep) if text.strip()),
             grace=GRACE_S if not grace else parse_seconds(grace, setting="MODELCACHE_GRACE"),
         )
 

@@ -40,6 +40,7 @@ from .reference import Ref
 from .report import Counts
 from .retry import Deadline
 from .sources import Registry, Request, Source, Stream, Validators
+from .tiers import Offer, Tiers
 from .transfer import Throttle, Transfer
 
 _SPACE_MARGIN_BYTES = 1 << 20  # Records, the state of the partial, and the blocks of directories.
@@ -58,6 +59,8 @@ class Job:
         refresh: Ask the source in any case, also if a partial holds all bytes already.
         unless_changed: Ask only for content that differs from ``known``.
         no_news: What was on record could not be read, so that what is on record now may be what will not do.
+        offer: What a tier has of it.
+        local: Ask no source: what the tier has, or nothing.
     """
 
     ref: Ref
@@ -68,11 +71,13 @@ class Job:
     refresh: bool = False
     unless_changed: bool = False
     no_news: bool = False
+    offer: Offer | None = None
+    local: bool = False
 
     @property
     def places(self) -> tuple[Ref, ...]:
         """Whom to ask, in order."""
-        return (self.ref, *self.mirrors)
+        return () if self.local else (self.ref, *self.mirrors)
 
 
 class Means:
@@ -84,6 +89,7 @@ class Means:
         self.backoff = Backoff(root)
         self.throttle: Throttle | None = None
         self.room: Room | None = None
+        self.tiers: Tiers | None = None
         self.counts = Counts()
 
     def entry(self, job: Job, stored: Stored, *, source: str, validators: Validators) -> Entry:
@@ -92,6 +98,11 @@ class Means:
         if known is not None and known.digest != stored.digest:
             self.objects.touch(known.digest)
             known = None
+        if job.offer is not None and job.offer.entry is not None:
+            told = job.offer.entry  # By the source, to the tier.
+            return replace(
+                told, path=stored.path, name=stored.name, mtime_ns=stored.mtime_ns, created=told.created or now
+            )
         return Entry(
             key=job.ref.key,
             digest=stored.digest,

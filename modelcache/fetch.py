@@ -27,10 +27,12 @@ from .errors import (
 from .events import Event, Listener
 from .patterns import Patterns
 from .records import Entry
+from .reference import parse
 from .repository import TreeDownload
 from .retry import Deadline
-from .sources import Registry
+from .sources import Registry, RemoteListing
 from .sweep import sweep
+from .tiers import Offer
 
 _BRIEF_S = 5.0  # A host that asks to wait longer is left for a mirror, where there is one.
 
@@ -58,7 +60,12 @@ class Fetcher:
         Raises:
             ModelCacheError: Any leaf; nothing half-written is visible, and what had come can be resumed.
         """
-        return self._once(job, deadline, lambda: self._fetch(job, deadline))
+
+        def promote(job: Job, offer: Offer) -> Entry:
+            assert offer.entry is not None
+            return Download(self.means, job, parse(offer.entry.path), self._policy, deadline).run()
+
+        return self._once(job, deadline, lambda: self._promoted(job, promote, lambda job: self._fetch(job, deadline)))
 
     def fetch_tree(self, job: Job, patterns: Patterns, deadline: Deadline, *, jobs: int) -> Entry:
         """Do what `fetch` does for a tree: of the files at its source those that *patterns* let through.
@@ -66,8 +73,14 @@ class Fetcher:
         Raises:
             ModelCacheError: As `fetch`.
         """
-        tree = TreeDownload(self.means, job, patterns, self._policy, deadline, jobs=jobs)
-        return self._once(job, deadline, tree.run)
+
+        def work(job: Job, listing: RemoteListing | None = None) -> Entry:
+            return TreeDownload(self.means, job, patterns, self._policy, deadline, jobs=jobs, listing=listing).run()
+
+        def promote(job: Job, offer: Offer) -> Entry:
+            return work(job, offer.listing)
+
+        return self._once(job, deadline, lambda: self._promoted(job, promote, work))
 
     def _once(self, job: Job, deadline: Deadline, work: Callable[[], Entry]) -> Entry:
         """Return what *work* brings, or what another process has brought meanwhile."""
@@ -135,6 +148,7 @@ class Fetcher:
         return [
             *(f"{place.key} at {source.host(place.key)}" for source, place in sources),
             f"digest={job.digest}, size={job.size}, {self.means.timeout}, {self._policy}, {self.means.room}",
+            "tiers only" if job.local else "sources",
             "with credentials" if personal else "without credentials",
         ]
 
@@ -151,6 +165,26 @@ class Fetcher:
         if job.known is not None and entry.serial == job.known.serial:
             return None  # It is still the one that will not do.
         return entry if hit.stands(entry.path, entry.size, entry.mtime_ns) else None
+
+    def _promoted(self, job: Job, promote: Callable[[Job, Offer], Entry], ask: Callable[[Job], Entry]) -> Entry:
+        """Return what *promote* makes of what a tier has; what *ask* brings if there is nothing, or it will not do."""
+        if job.offer is None:
+            return ask(job)
+        entry = job.offer.entry
+        digest, size = (job.digest, job.size) if entry is None else (entry.digest, entry.size)
+        here = replace(job, digest=digest, size=size, known=None, refresh=False, unless_changed=False)
+        try:
+            found = promote(here, job.offer)
+        except (CancelledError, StorageError, NoSpaceError):
+            raise
+        except ModelCacheError as error:
+            if job.local:
+                raise
+            self._tell(job, "mirror", detail=f"{reason(error)}; {job.ref.key} is asked")
+            return ask(replace(job, offer=None))
+        if job.local or not job.refresh:
+            return found
+        return ask(replace(job, offer=None, known=found, unless_changed=True))
 
     def _fetch(self, job: Job, deadline: Deadline) -> Entry:
         """Ask the places of *job* in order."""

@@ -80,6 +80,18 @@ def digest_of(path: str) -> tuple[Digest, os.stat_result]:
         return Digest(f"{ALGORITHM}:{hashlib.file_digest(file, ALGORITHM).hexdigest()}"), os.fstat(file.fileno())
 
 
+def blob_id(path: str) -> str:
+    """Return the id that git gives the content of the file *path*: the SHA-1 of a header and the bytes; raise OSError.
+
+    It identifies, and proves nothing: SHA-1 is broken. What is stored is named by SHA-256.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        state = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size, usedforsecurity=False)
+        while chunk := file.read(CHUNK_BYTES):
+            state.update(chunk)
+    return state.hexdigest()
+
+
 def age(path: str) -> float:
     """Return the seconds since *path* was last written, whichever way the clock went; infinite if it is not there."""
     try:

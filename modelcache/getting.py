@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .patterns import Patterns
     from .retry import Deadline
     from .sources import Source
+    from .tiers import Offer, Tier, Tiers
 
 _VERIFY = ("stat", "full")
 _THREADS_MAX = 64
@@ -54,8 +55,9 @@ RefLike = str | os.PathLike[str]
 class Ask:
     """What a get asks for, checked.
 
-    The last three are filled in by the look: ``record`` is what was on record for the key, ``known`` is what was found
-    whole, whether it is fresh enough or not, ``unread`` says that there was a record, and that it could not be read.
+    With ``promote``, what a tier has is copied here in any case. The last four are filled in by the look: ``record`` is
+    what was on record for the key, ``known`` is what was found whole, whether it is fresh enough or not, ``unread``
+    says that there was a record, and that it could not be read, ``offer`` is what a tier has, if it is not here.
     """
 
     ref: Ref
@@ -67,9 +69,11 @@ class Ask:
     verify: str
     size: int | None
     patterns: Patterns | None = None  # Of a tree.
+    promote: bool = False
     record: Entry | None = None
     known: Entry | None = None
     unread: bool = False
+    offer: Offer | None = None
 
     @property
     def flight(self) -> tuple[object, ...]:
@@ -82,6 +86,7 @@ class Ask:
             self.size,
             self.force,
             tuple(mirror.url for mirror in self.mirrors),
+            self.local,
         )
 
     def is_stale(self, entry: Entry) -> bool:
@@ -108,6 +113,7 @@ class Limits:
     bandwidth: int | None
     capacity: Capacity | None = None
     grace: float = GRACE_S
+    tiers: tuple[Tier, ...] = ()
 
 
 class Getter:
@@ -118,6 +124,11 @@ class Getter:
         self.hits = self.misses = 0
         self._sources, self._tell = sources, tell
         self._entries = Entries(root)
+        self._tiers: Tiers | None = None
+        if limits.tiers:
+            from .tiers import Tiers
+
+            self._tiers = Tiers(limits.tiers)
         self._closed = False
         renew_after_fork(self)
         self._fetching: tuple[Fetcher, Flights[Entry]] | None = None
@@ -139,6 +150,7 @@ class Getter:
         verify: str = "stat",
         size: int | None = None,
         patterns: Patterns | None = None,
+        promote: bool = False,
     ) -> Ask:
         """Return the question, checked before any I/O; with *patterns*, it is one for a tree."""
         if max_age is not None and not (isinstance(max_age, int | float) and max_age >= 0):  # inf is "never ask".
@@ -178,6 +190,7 @@ class Getter:
             verify=verify,
             size=size,
             patterns=patterns,
+            promote=promote,
         )
 
     def entry(self, ask: Ask, deadline: Deadline) -> Entry:
@@ -214,7 +227,8 @@ class Getter:
         """
         entry = ask.known = self.find(ask)
         named = not ask.ref.scheme
-        if entry is not None and ask.takes(entry) and self._entries.stamp_use(entry.key) and not self._stays(entry):
+        used = entry is not None and ask.offer is None and ask.takes(entry)
+        if entry is not None and used and self._entries.stamp_use(entry.key) and not self._stays(entry):
             entry = ask.known = self.find(ask)  # It went just before its use was on record.
         if entry is not None and ask.takes(entry):
             if ask.force and ask.local:
@@ -226,6 +240,8 @@ class Getter:
             self.hits += 1
             return entry
         self.misses += 1
+        if ask.offer is not None and not (ask.force and ask.local):
+            return None  # It is promoted.
         if named:
             other = self._entries.read(ask.ref.key)
             if other is not None and ask.digest not in {None, other.digest}:
@@ -237,7 +253,15 @@ class Getter:
         return None
 
     def find(self, ask: Ask) -> Entry | None:
-        """Return the entry that holds what *ask* names, whole; None if there is none."""
+        """Return the entry that holds what *ask* names, whole, here or in a tier; None if there is none."""
+        entry = self._find(ask)
+        if entry is not None or self._tiers is None:
+            return entry
+        ask.offer = self._tiers.find(ask.ref, ask.digest)
+        return ask.offer.entry if ask.offer is not None and ask.offer.in_place and not ask.promote else None
+
+    def _find(self, ask: Ask) -> Entry | None:
+        """Return the entry that holds what *ask* names, whole, and here."""
         entry = ask.record = self._entries.read(ask.ref.key)
         ask.unread = entry is None and os.path.lexists(self._entries.path(ask.ref.key))
         if entry is None or (ask.digest is not None and entry.digest != ask.digest):
@@ -319,21 +343,30 @@ class Getter:
     def _work(self, ask: Ask) -> Callable[[Deadline], Entry]:
         from .download import Job
 
-        refresh = ask.force or ask.known is not None
+        told = None if ask.offer is None else ask.offer.entry
+        aged = ask.offer is not None and ask.max_age is not None and (told is None or ask.is_stale(told))
+        refresh = ask.force or ask.known is not None or aged
         conditional = ask.known is not None
         job = Job(
             ask.ref, ask.digest, ask.size, ask.mirrors, ask.record, refresh,
             unless_changed=conditional, no_news=ask.force and ask.unread,
+            offer=ask.offer, local=ask.local or not ask.ref.scheme,
         )  # fmt: skip
         self._flights()
         assert self._fetching is not None
         fetcher, patterns = self._fetching[0], ask.patterns
+        if patterns is None and ask.offer is not None and ask.offer.listing is not None:
+            from .patterns import Patterns
+
+            patterns = Patterns.of(None, None)  # A name, which does not say that it is a tree's.
         if patterns is None:
             return lambda deadline: fetcher.fetch(job, deadline)
         return lambda deadline: fetcher.fetch_tree(job, patterns, deadline, jobs=self.limits.concurrency)
 
     def _stale(self, ask: Ask, error: ModelCacheError) -> Entry:
         """Return what is cached where only its age asked for a fetch that failed; else raise *error*."""
+        if ask.known is None and ask.offer is not None and not ask.force:
+            ask.known = self._find(ask)  # It was promoted, and then its source was asked.
         if ask.known is None or ask.force:
             raise error
         logging.getLogger("modelcache").warning("%s; the cached content of %s is served", error.summary, ask.ref.key)
@@ -365,6 +398,7 @@ class Getter:
                     fetcher.means.throttle = Throttle(self.limits.bandwidth)
                 if self.limits.capacity is not None:
                     fetcher.means.room = Room(self.root, self.limits.capacity, self.limits.grace, self._tell)
+                fetcher.means.tiers = self._tiers
                 self._fetching = fetcher, Flights()
             return self._fetching[1]
 

@@ -23,8 +23,9 @@ class Lease:
 
     Attributes:
         path: Of the content, as `get` returns it.
-        protected: False in a cache that this user may not write: then no lease can be written, and none is needed
-            against this user's own collections; those of who may write there do not know of it.
+        protected: False in a cache that this user may not write, and for what a tier serves in place: then no lease can
+            be written, and none is needed against this user's own collections; those of who may write there do not
+            know of it.
     """
 
     __slots__ = ("_leases", "_name", "path", "protected")
@@ -57,15 +58,16 @@ def take(root: str, leases: Leases, path: str) -> Lease | None:
     Raises:
         StorageError, NoSpaceError: It could not be leased.
     """
+    if not path.startswith(f"{root}/{layout.OBJECTS}/"):
+        _warn(path, "it is served from a tier, where nothing can be leased; `promote` the tier to hold what it has")
+        return Lease(path, None, "") if _stands(path) else None
     name = path[len(root) :].split("/", 3)[2]
     try:
         leases.hold(name)
     except StorageError as error:
         if os.access(f"{root}/{layout.STAGING}", os.W_OK):
             raise
-        if root not in _complained:
-            _complained.add(root)
-            _log.warning("%s cannot be written, so that what is in use there cannot be leased: %s", root, error.summary)
+        _warn(root, f"it cannot be written, so that what is in use there cannot be leased: {error.summary}")
         return Lease(path, None, name) if _stands(path) else None
     lease = Lease(path, leases, name)
     try:
@@ -78,6 +80,12 @@ def take(root: str, leases: Leases, path: str) -> Lease | None:
         return lease
     lease.release()
     return None
+
+
+def _warn(place: str, why: str) -> None:
+    if place not in _complained:
+        _complained.add(place)
+        _log.warning("%s: %s", place, why)
 
 
 def _stands(path: str) -> bool:

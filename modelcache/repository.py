@@ -8,7 +8,6 @@ fetch that is interrupted goes on where it was.
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import threading
 import time
@@ -25,8 +24,10 @@ from .errors import (
     CancelledError,
     DigestMismatchError,
     ModelCacheError,
+    NoSpaceError,
     NothingMatchesError,
     SizeMismatchError,
+    StorageError,
     storage_error,
 )
 from .events import Event
@@ -43,11 +44,20 @@ _TELL_S = 0.1
 
 
 class TreeDownload:
-    """The fetch of one tree: *jobs* files at a time."""
+    """The fetch of one tree: *jobs* files at a time; of those that its source lists, unless a *listing* is given."""
 
     def __init__(
-        self, means: Means, job: Job, patterns: Patterns, policy: RetryPolicy, deadline: Deadline, *, jobs: int
+        self,
+        means: Means,
+        job: Job,
+        patterns: Patterns,
+        policy: RetryPolicy,
+        deadline: Deadline,
+        *,
+        jobs: int,
+        listing: RemoteListing | None = None,
     ) -> None:
+        self._listing = listing
         self._means, self._job, self._patterns = means, job, patterns
         self._policy, self._deadline, self._jobs = policy, deadline, jobs
         self._kept: list[tuple[Partial, Leaf]] = []
@@ -64,7 +74,7 @@ class TreeDownload:
         Raises:
             ModelCacheError: Any leaf; nothing of the tree is visible, and files that have come are not asked for again.
         """
-        listing = self._listed()
+        listing = self._listing or self._listed()
         wanted = [file for file in listing.files if self._patterns.match(file.path)]
         if not wanted:
             raise NothingMatchesError(ref=self._job.ref.key, files=len(listing.files))
@@ -139,20 +149,20 @@ class TreeDownload:
         self._deadline.check()
         for existing, digest in self._same(present, file):
             size = os.stat(existing).st_size if file.size is None else file.size
-            if staged.link(existing, Leaf(file.path, size, digest)):
+            if staged.link(existing, Leaf(file.path, size, digest, file.executable)):
                 return True
         return False
 
     def _same(self, present: Present, file: RemoteFile) -> Iterator[tuple[str, Digest]]:
         """Yield files that hold the content of *file*, each read and hashed."""
         if file.digest is not None:
-            existing = present.find(file.digest, executable=False)
+            existing = present.find(file.digest, executable=file.executable)
             if existing is not None:
                 yield existing, file.digest
         elif file.blob is not None and file.size is not None:
             for existing in present.at(file.path, file.size):
                 try:
-                    if blob_id(existing) == file.blob:
+                    if files.blob_id(existing) == file.blob:
                         yield existing, files.digest_of(existing)[0]
                 except OSError:
                     continue  # It was removed this moment.
@@ -165,9 +175,8 @@ class TreeDownload:
             means = copy.copy(self._means)
             means.emit = lambda event: self._hear(file, event)
             means.room = None  # It was made for all of them at once.
-            job = Job(file.ref, file.digest, file.size)
-            partial = Download(means, job, file.ref, self._policy, deadline).keep()
-            leaf = Leaf(file.path, partial.length, partial.digest)
+            partial = self._partial(means, file, deadline)
+            leaf = Leaf(file.path, partial.length, partial.digest, file.executable)
             with self._guard:
                 self._kept.append((partial, leaf))
             self._check(file, partial)
@@ -177,11 +186,24 @@ class TreeDownload:
                     self._first_error = error
             deadline.cancel()
 
+    def _partial(self, means: Means, file: RemoteFile, deadline: Deadline) -> Partial:
+        """Return the content of *file*: from a tier that has it, else from its source."""
+        job = Job(file.ref, file.digest, file.size)
+        copy_of = None if means.tiers is None else means.tiers.copy_of(file)
+        if copy_of is not None:
+            try:
+                return Download(means, job, copy_of, self._policy, deadline).keep()
+            except (CancelledError, StorageError, NoSpaceError):
+                raise
+            except ModelCacheError as error:
+                self._tell("mirror", detail=f"{reason(error)}; {file.ref.key} is asked")
+        return Download(means, job, file.ref, self._policy, deadline).keep()
+
     def _check(self, file: RemoteFile, partial: Partial) -> None:
         if file.size is not None and partial.length != file.size:
             raise SizeMismatchError(ref=file.ref.key, expected=file.size, actual=partial.length)
         if file.digest is None and file.blob is not None:
-            found = blob_id(partial.path)
+            found = files.blob_id(partial.path)
             if found != file.blob:
                 with self._guard:
                     self._kept = [(one, leaf) for one, leaf in self._kept if one is not partial]
@@ -226,15 +248,3 @@ class TreeDownload:
 
     def _tell(self, kind: str, **facts: object) -> None:
         self._means.emit(Event(kind, self._job.ref.key, **facts))  # type: ignore[arg-type]
-
-
-def blob_id(path: str) -> str:
-    """Return the id that git gives the content of the file *path*: the SHA-1 of a header and the bytes; raise OSError.
-
-    It identifies, and proves nothing: SHA-1 is broken. What is stored is named by SHA-256.
-    """
-    with open(path, "rb") as file:
-        state = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size, usedforsecurity=False)
-        while chunk := file.read(files.CHUNK_BYTES):
-            state.update(chunk)
-    return state.hexdigest()

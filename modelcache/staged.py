@@ -131,7 +131,10 @@ class StagedTree:
 
     def adopt(self, partial: Partial, leaf: Leaf) -> None:
         """Make *leaf* what *partial* holds; the partial stays the caller's."""
-        partial.give(self._place(leaf.path))
+        place = self._place(leaf.path)
+        partial.give(place)
+        if leaf.executable:
+            commit.make_executable(place)
         self._leaves.append(leaf)
 
     def seal(self) -> None:

@@ -97,7 +97,7 @@ def prewarm(
         started = time.monotonic()
         key = reference.parse(item.ref).key
         try:
-            ask = getter.ask(item.ref, item.digest, item.mirrors, size=item.size)
+            ask = getter.ask(item.ref, item.digest, item.mirrors, size=item.size, promote=item.pin)
             entry = getter.look(ask)
             state = "cached" if entry is not None else "fetched"
             entry = entry or getter.fetched(ask, deadline)

@@ -30,6 +30,7 @@ COMMANDS = {
     "pin": "keep a model until it is unpinned",
     "unpin": "take a pin off",
     "gc": "remove what nothing names, what crashes left, and what is beyond a limit",
+    "tiers": "show the caches below this one, and how each is",
     "stats": "count what is on disk",
     "doctor": "examine the cache directory and its file system",
 }

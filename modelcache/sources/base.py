@@ -125,6 +125,7 @@ class RemoteFile:
         digest: Of its content, None if the source does not say.
         blob: The id of its content in git (a SHA-1 over a header and the content), None if it has none.
         ref: By which this very version of it is had.
+        executable: Whether it may be executed.
     """
 
     path: str
@@ -132,6 +133,7 @@ class RemoteFile:
     digest: Digest | None
     blob: str | None
     ref: Ref
+    executable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

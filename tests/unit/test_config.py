@@ -19,6 +19,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
         concurrency=8,
         capacity=None,
         grace=3600.0,
+        tiers=(),
     )
 
 

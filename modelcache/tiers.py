@@ -1,0 +1,335 @@
+"""Tiers: caches below this one, directories that are read and never written (DESIGN.md section 1).
+
+A tier is the root of another modelcache (a shared disk, a layer of an image), or the cache of huggingface_hub. What it
+has is *served in place*, or *promoted*: copied into this cache, verified, by the same download that fetches from a
+source; a tree then shares what this cache holds already.
+
+A tier is somebody else's. One that is not there, or does not answer in time, is passed over, and that is said once. In
+one that everybody may write to, records mean nothing: only content whose digest the caller gives is taken from it, and
+hashed. huggingface_hub's cache is promoted from unless told otherwise, because nobody has verified it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import TypeVar
+
+from . import files, hit, hubcache, layout, reference, trees
+from .config import is_seconds
+from .digest import Digest
+from .errors import ModelCacheError, UsageError
+from .objects import Objects
+from .records import Entries, Entry
+from .reference import HubPlace, Ref
+from .sources.base import RemoteFile, RemoteListing
+
+HUB = "huggingface"
+_PROMOTE, _IN_PLACE = ",promote", ",in-place"
+_DOWN_S = 60.0  # A tier that has not answered is left alone for so long.
+_log = logging.getLogger("modelcache")
+_complained: set[tuple[str, str]] = set()
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """A directory that is asked before any source.
+
+    Attributes:
+        path: Of it, absolute.
+        promote: Whether what it has is copied here when it is first asked for. None: what another modelcache holds is
+            served in place, what huggingface_hub holds is promoted.
+        timeout: How long it may take to say whether it has something, in seconds.
+    """
+
+    path: str
+    promote: bool | None = None
+    timeout: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.path, str) and os.path.isabs(self.path)):
+            raise UsageError(problem=f"the tier {self.path!r} makes no sense: the absolute path of a directory")
+        if not (is_seconds(self.timeout) and self.timeout > 0):
+            raise UsageError(problem=f"timeout={self.timeout!r} of {self.path} makes no sense: seconds above 0")
+        if self.promote not in {None, True, False}:
+            raise UsageError(problem=f"promote={self.promote!r} of {self.path} makes no sense: True, False or None")
+
+    @classmethod
+    def parse(cls, text: object, environ: Mapping[str, str]) -> Tier:
+        """Return the tier that *text* says: a directory, or ``huggingface``; then ``,promote`` or ``,in-place``.
+
+        Raises:
+            UsageError: It makes no sense.
+        """
+        if isinstance(text, Tier):
+            return text
+        if not isinstance(text, str | os.PathLike):
+            raise UsageError(problem=f"a tier is a Tier or a path, not {type(text).__name__}")
+        path, promote = str(os.fspath(text)), None
+        for ending, value in ((_PROMOTE, True), (_IN_PLACE, False)):
+            if path.endswith(ending):
+                path, promote = path.removesuffix(ending), value
+        if not path.strip():
+            raise UsageError(problem="a tier is empty: name a directory")
+        if path == HUB:
+            return cls(hubcache.default_directory(environ), promote)
+        return cls(os.path.abspath(os.path.expanduser(path)), promote)
+
+    def __str__(self) -> str:
+        return self.path + {None: "", True: _PROMOTE, False: _IN_PLACE}[self.promote]
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a tier has for a question.
+
+    Attributes:
+        tier: Which.
+        entry: What is known of it, its path in the tier; None of a snapshot, which is no tree yet.
+        listing: The files of a tree, each with the ref of where it is.
+        in_place: Whether ``entry`` may be used where it is.
+    """
+
+    tier: Tier
+    entry: Entry | None
+    listing: RemoteListing | None
+    in_place: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TierState:
+    """How a tier is now.
+
+    Attributes:
+        path: Of it.
+        kind: ``modelcache``, ``huggingface_hub``, or ``unknown``: there is nothing in it that says so.
+        promote: Whether what it has is copied here.
+        problem: What keeps it from being used, or its records from being believed; empty if nothing does.
+    """
+
+    path: str
+    kind: str
+    promote: bool
+    problem: str
+
+
+class Tiers:
+    """The tiers of a cache, in order."""
+
+    def __init__(self, tiers: tuple[Tier, ...]) -> None:
+        self._levels = tuple(_Level(tier) for tier in tiers)
+
+    def find(self, ref: Ref, digest: Digest | None) -> Offer | None:
+        """Return what the first tier offers that has *ref*, or anything with *digest*; None if none has."""
+        for level in self._levels:
+            found = level.find(ref, digest)
+            if found is not None:
+                return found
+        return None
+
+    def copy_of(self, file: RemoteFile) -> Ref | None:
+        """Return where a tier has the content of *file*, None if none has. Who takes it from there hashes it."""
+        for level in self._levels:
+            found = level.copy_of(file)
+            if found is not None:
+                return found
+        return None
+
+    def states(self) -> list[TierState]:
+        """Return how each is now."""
+        return [level.state() for level in self._levels]
+
+
+class _Level:
+    def __init__(self, tier: Tier) -> None:
+        self.tier = tier
+        self._down_until = 0.0
+        self._hashed: dict[tuple[str, int, int, int], Digest] = {}
+
+    def find(self, ref: Ref, digest: Digest | None) -> Offer | None:
+        return self._within(lambda: self._find(ref, digest))
+
+    def copy_of(self, file: RemoteFile) -> Ref | None:
+        return self._within(lambda: self._copy_of(file))
+
+    def state(self) -> TierState:
+        def look() -> TierState:
+            top = self.tier.path
+            ours = os.path.isdir(f"{top}/{layout.ENTRIES}")
+            names = [] if ours else files.listing(top)
+            hub = any(name.startswith(("models--", "datasets--", "spaces--")) for name in names)
+            kind = "modelcache" if ours else "huggingface_hub" if hub else "unknown"
+            promote = self.tier.promote if self.tier.promote is not None else hub
+            problem = _why_not(top) or _why_not_believed(top)
+            if not problem and kind == "unknown":
+                problem = "holds neither a cache of modelcache nor one of huggingface_hub"
+            return TierState(top, kind, promote, problem)
+
+        slow = TierState(self.tier.path, "unknown", bool(self.tier.promote), "does not answer")
+        return self._within(look) or slow
+
+    def _within(self, look: Callable[[], T | None]) -> T | None:
+        """Return what *look* returns; None if that fails, or takes too long: a network disk may hang for ever."""
+        if monotonic() < self._down_until:
+            return None
+        outcome: list[T | None] = []
+
+        def run() -> None:
+            try:
+                outcome.append(look())
+            except (OSError, ModelCacheError) as error:
+                self._complain(getattr(error, "summary", None) or str(error))
+                outcome.append(None)
+
+        thread = threading.Thread(target=run, name="modelcache-tier", daemon=True)
+        thread.start()
+        thread.join(self.tier.timeout)
+        if thread.is_alive():
+            self._down_until = monotonic() + _DOWN_S
+            self._complain(f"it has not answered for {self.tier.timeout:g} s, and is left alone for {_DOWN_S:g} s")
+        return outcome[0] if outcome else None
+
+    def _complain(self, why: str) -> None:
+        if (self.tier.path, why) not in _complained:
+            _complained.add((self.tier.path, why))
+            _log.warning("the tier %s is passed over: %s", self.tier.path, why)
+
+    def _find(self, ref: Ref, digest: Digest | None) -> Offer | None:
+        top = self.tier.path
+        problem = _why_not(top)
+        if problem:
+            self._complain(f"it {problem}")
+            return None
+        believed = True
+        doubt = _why_not_believed(top)
+        if doubt:
+            believed = False
+            self._complain(f"it {doubt}; only content whose digest is given is taken from it")
+        if believed:
+            found = self._recorded(ref, digest) or self._of_hub(ref, digest)
+            if found is not None:
+                return found
+        return None if digest is None else self._with_digest(ref, digest)
+
+    def _recorded(self, ref: Ref, digest: Digest | None) -> Offer | None:
+        """Return what is recorded for *ref* in another modelcache."""
+        entry = Entries(self.tier.path).read(ref.key)
+        if entry is None or digest not in {None, entry.digest}:
+            return None
+        found = os.lstat(entry.path)
+        if not hit.is_same(found, entry.size, entry.mtime_ns):
+            if entry.digest.is_tree or self._digest(entry.path) != entry.digest:
+                self._complain(f"what it has for {ref.key} is not what was stored")
+                return None
+            entry = replace(entry, mtime_ns=found.st_mtime_ns)  # Touched, and whole.
+        return Offer(self.tier, entry, self._listing(ref, entry), in_place=not self.tier.promote)
+
+    def _with_digest(self, ref: Ref, digest: Digest) -> Offer | None:
+        """Return the object with *digest*, whatever it is called there: it comes here under its new name."""
+        stored = Objects(self.tier.path).find(digest, ref.name) or Objects(self.tier.path).find(digest)
+        if stored is None:
+            return None
+        entry = Entry(
+            key=ref.key, digest=digest, path=stored.path, size=stored.size, name=stored.name, source=ref.key,
+            created=0, checked=0, mtime_ns=stored.mtime_ns,
+        )  # fmt: skip
+        return Offer(self.tier, entry, self._listing(ref, entry), in_place=False)
+
+    def _listing(self, ref: Ref, entry: Entry) -> RemoteListing | None:
+        if not entry.digest.is_tree:
+            return None
+        listing = trees.listing_on_record(Objects(self.tier.path).path(entry.digest), entry.digest)
+        if listing is None:
+            return None
+        found = (
+            RemoteFile(
+                leaf.path, leaf.size, leaf.digest, None, reference.parse(f"{entry.path}/{leaf.path}"), leaf.executable
+            )
+            for leaf in listing.files
+        )
+        return RemoteListing(ref, entry.revision, tuple(found))
+
+    def _of_hub(self, ref: Ref, digest: Digest | None) -> Offer | None:
+        """Return what huggingface_hub has: of a tree only what it knows to be complete."""
+        place = self._place(ref)
+        snapshot = None if place is None else hubcache.snapshot(self.tier.path, place)
+        if place is None or snapshot is None:
+            return None
+        if not place.path or ref.is_tree:
+            found = snapshot.files()
+            if found is None:
+                return None
+            listed = tuple(
+                RemoteFile(file.inside, file.size, file.digest, file.blob, reference.parse(file.path)) for file in found
+            )
+            return Offer(self.tier, None, RemoteListing(ref, snapshot.commit, listed), in_place=False)
+        file = snapshot.file(place.path)
+        if file is None:
+            return None
+        in_place = self.tier.promote is False
+        named = file.digest
+        if named is None or in_place:
+            if file.blob is not None and files.blob_id(file.path) != file.blob:
+                self._complain(f"what it has for {ref.key} is not what its name says")
+                return None
+            actual = self._digest(file.path)
+            if named not in {None, actual}:
+                self._complain(f"what it has for {ref.key} is not what its name says")
+                return None
+            named = actual
+        if digest not in {None, named}:
+            return None
+        entry = Entry(
+            key=ref.key, digest=named, path=file.path, size=file.size, name=ref.name, source=ref.key,
+            created=snapshot.named, checked=snapshot.named, mtime_ns=file.mtime_ns, revision=snapshot.commit,
+        )  # fmt: skip
+        return Offer(self.tier, entry, None, in_place=in_place)
+
+    def _place(self, ref: Ref) -> HubPlace | None:
+        place = ref.hub if ref.scheme == "hf" else None
+        return place if place is not None and hubcache.has(self.tier.path, place) else None
+
+    def _copy_of(self, file: RemoteFile) -> Ref | None:
+        place = self._place(file.ref)
+        identity = file.digest.hex if file.digest is not None else file.blob
+        path = hubcache.blob(self.tier.path, place, identity) if place is not None and identity is not None else None
+        if path is not None and file.blob is not None and file.digest is None and files.blob_id(path) != file.blob:
+            path = None
+        if path is None and file.digest is not None:
+            stored = Objects(self.tier.path).find(file.digest)
+            path = None if stored is None else stored.path
+        return None if path is None else reference.parse(path)
+
+    def _digest(self, path: str) -> Digest:
+        """Return the digest of the file *path*, read once as long as it does not change."""
+        found = os.stat(path)
+        known = path, found.st_ino, found.st_size, found.st_mtime_ns
+        if known not in self._hashed:
+            self._hashed[known] = files.digest_of(path)[0]
+        return self._hashed[known]
+
+
+def _why_not(top: str) -> str:
+    """Return why the tier *top* cannot be used at all; empty if it can."""
+    if not os.path.isdir(top):
+        return "is not a directory" if os.path.lexists(top) else "is not there"
+    if not os.access(top, os.R_OK | os.X_OK):
+        return "may not be read by this user"
+    return "" if hit.format_is_known(top) else "was written by a newer modelcache, or is not readable"
+
+
+def _why_not_believed(top: str) -> str:
+    """Return why what is on record in the tier *top* cannot be believed; empty if it can."""
+    for directory in (top, f"{top}/{layout.ENTRIES}", f"{top}/{layout.OBJECTS}"):
+        try:
+            if os.stat(directory).st_mode & stat.S_IWOTH:
+                return "can be written by everybody"
+        except FileNotFoundError:
+            continue
+    return ""

@@ -44,6 +44,7 @@ from tests.crash.world import (
     judge,
     leased,
     pin_and_unpin,
+    promote,
     put,
     put_again,
     put_tree,
@@ -86,7 +87,7 @@ def interrupted_get(world: World) -> Act:
 
 OPERATIONS: list[Operation] = [
     cold_get, resumed_get, interrupted_get, refresh, put, put_again, hit_by_digest, remove, remove_one_of_two_names,
-    pin_and_unpin, put_tree, second_name_of_a_tree, remove_tree, leased, collect, collect_for_room,
+    pin_and_unpin, put_tree, second_name_of_a_tree, remove_tree, promote, leased, collect, collect_for_room,
 ]  # fmt: skip
 
 

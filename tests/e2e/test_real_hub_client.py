@@ -115,3 +115,26 @@ def test_both_clients_see_the_same_files_of_the_same_commit(
     assert theirs["errors"] == [
         "RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError", "RemoteEntryNotFoundError",
     ]  # fmt: skip
+
+
+def test_what_huggingface_hub_has_cached_is_served_from_there_without_the_hub(
+    hub: Hub, root: Path, tmp_path: Path
+) -> None:
+    commit = hub.add("org/name", FILES)
+    hub.add("org/gated", FILES, gated=True)
+    theirs = client(hub, tmp_path / "hf", "model", "org/name", "main")
+
+    with Cache(root, tiers=[tmp_path / "hf" / "hub"], offline=True) as cache:
+        tree = Path(cache.get_tree("hf://org/name"))
+        one = cache.get("hf://org/name/onnx/a b.onnx")
+        state = cache.tiers()[0]
+        entry = cache.lookup("hf://org/name")
+
+    files = [path for path in tree.rglob("*") if path.is_file()]
+    assert {str(path.relative_to(tree)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files} == theirs[
+        "files"
+    ]
+    assert Path(one).read_bytes() == LARGE
+    assert (state.kind, state.promote, state.problem) == ("huggingface_hub", True, "")
+    assert entry is not None
+    assert entry.revision == commit

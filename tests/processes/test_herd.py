@@ -62,6 +62,25 @@ def finish(processes: list[subprocess.Popen[str]]) -> list[list[str]]:
     return outcomes
 
 
+def test_a_herd_promotes_what_a_tier_has_once(
+    server: FaultServer, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    with Cache(tmp_path / "below") as below:
+        below.get(url)
+    monkeypatch.setenv("MODELCACHE_TIERS", f"{tmp_path / 'below'},promote")
+    processes = [start(root, url) for _ in range(16)]
+
+    let_go(processes)
+    outcomes = finish(processes)
+
+    assert [outcome[:2] for outcome in outcomes] == [["got", hashlib.sha256(CONTENT).hexdigest()]] * 16
+    assert sum(int(outcome[2]) for outcome in outcomes) == 1
+    assert len(server.seen()) == 1
+    assert leftovers(root) == []
+    assert wrong_objects(root) == []
+
+
 @pytest.mark.parametrize("count", [2, 8, 32, 64])
 def test_one_cold_model_is_downloaded_once_however_many_ask(count: int, server: FaultServer, root: Path) -> None:
     url = server.add("/m.onnx", CONTENT)

@@ -130,6 +130,12 @@ def test_offline_a_tier_serves_and_a_miss_is_told(root: Path, below: Path, serve
                 upper.get(f"{url}.none")
             with pytest.raises(errors.LocalNotFoundError):
                 upper.get("https://host.invalid/x", force_download=True)
+    for name in ("", ",promote"):
+        with cache(root / "other", f"{below}{name}", offline=True) as upper:
+            with pytest.raises(errors.LocalNotFoundError):
+                upper.get(url, force_download=True)
+            assert Path(upper.get(url, max_age=0)).read_bytes() == CONTENT
+    assert len(server.seen()) == 1
 
 
 def test_a_name_that_was_put_in_a_tier_is_served_from_it(root: Path, below: Path, tmp_path: Path) -> None:
@@ -167,6 +173,17 @@ def test_content_with_the_digest_that_is_asked_for_is_taken_whatever_its_name(
     assert Path(path).name == "model.onnx"
     assert Path(path).is_relative_to(root)
     whole(root)
+
+
+@pytest.mark.parametrize("suffix", ["", ",promote"])
+def test_what_a_tier_has_of_another_digest_is_not_taken(
+    root: Path, below: Path, server: FaultServer, suffix: str
+) -> None:
+    url = stored(below, server, OTHER)
+    server.add("/model.onnx", CONTENT)
+    with cache(root, f"{below}{suffix}") as upper:
+        path = upper.get(url, digest=f"sha256:{hashlib.sha256(CONTENT).hexdigest()}")
+    assert Path(path).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("suffix", ["", ",promote"])
@@ -223,6 +240,8 @@ def test_a_touched_object_is_hashed_once_and_served(
 
     with cache(root, below) as upper:
         assert upper.get(url) == str(path)
+        assert upper.get(url) == str(path)
+        assert upper._hits == 1  # From memory, by its stat.
         upper._warm.clear()
         assert upper.get(url) == str(path)
     assert reads == [str(path)]
@@ -481,6 +500,15 @@ def test_a_repository_that_is_not_known_to_be_whole_is_none(root: Path, hub_cach
             with cache(root, f"{hub_cache}{suffix}", offline=True) as upper, pytest.raises(errors.ModelCacheError):
                 upper.get("hf://org/name/sub/model.onnx")
     assert list(root.glob("entries-v1/*")) == []
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("suffix", ["", ",in-place"])
+def test_a_small_file_that_is_not_what_its_git_id_says_is_not_taken(root: Path, hub_cache: Path, suffix: str) -> None:
+    link = hub_cache / "models--org--name" / "snapshots" / COMMIT / "config.json"
+    link.resolve().write_bytes(b'{"a": 2}')
+    with cache(root, f"{hub_cache}{suffix}", offline=True) as upper, pytest.raises(errors.LocalNotFoundError):
+        upper.get("hf://org/name/config.json")
 
 
 @pytest.fixture

@@ -31,14 +31,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO
-
-import fasteners
+from typing import IO, TYPE_CHECKING
 
 from failpoints import fail_point
 
 from . import commit, process
 from .errors import LockTimeoutError
+
+if TYPE_CHECKING:
+    import fasteners
 
 _POLL_S = 0.005
 _SAY_AFTER_S = 1.0  # I11: whoever waits longer than this is told for whom.
@@ -388,6 +389,8 @@ def _nap(seconds_max: float) -> None:
 
 def _try(path: str) -> fasteners.InterProcessLock:
     """Return the lock, acquired if nobody has it; else its file stays open for a wait."""
+    import fasteners  # 5 ms, which who only leases, or sweeps, does not need.
+
     lock = fasteners.InterProcessLock(path)
     while True:
         try:

@@ -89,6 +89,16 @@ def start_time(pid: int) -> str:
 
 
 _own_starts: dict[int, str] = {}
+_own_namespaces: dict[int, str] = {}
+
+
+def _forget() -> None:
+    """In a forked child: one that is the first of a name space of its own may have its parent's pid."""
+    _own_starts.clear()
+    _own_namespaces.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _own_start(pid: int) -> str:
@@ -102,10 +112,14 @@ def _own_start(pid: int) -> str:
 
 
 def _namespace() -> str:
-    try:
-        return str(os.stat("/proc/self/ns/pid").st_ino)
-    except OSError:
-        return "0"
+    """Return which process-id name space this process is in, which no call changes for the process that makes it."""
+    pid = os.getpid()
+    if pid not in _own_namespaces:
+        try:
+            _own_namespaces[pid] = str(os.stat("/proc/self/ns/pid").st_ino)
+        except OSError:
+            _own_namespaces[pid] = "0"
+    return _own_namespaces[pid]
 
 
 def _read(path: str) -> str:

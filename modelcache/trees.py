@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 from . import files, layout
 from .digest import TREE, Digest
@@ -42,6 +41,8 @@ def listing_of(directory: str) -> Listing:
     def leaf(item: tuple[str, os.stat_result]) -> Leaf:
         digest, facts = files.digest_of(f"{directory}/{item[0]}")
         return Leaf(item[0], facts.st_size, digest, is_executable(facts))
+
+    from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(jobs, thread_name_prefix="modelcache-hash") as pool:
         return Listing(pool.map(leaf, found), ref=directory)

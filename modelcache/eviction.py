@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # Uses are recorded once an hour (`hit.USE_STAMP_S`) and remembered for some seconds without a look (`memory`): a stamp
 # may be that much older than the last use.
@@ -17,8 +18,7 @@ STAMP_LAG_S = 3600.0 + 60.0
 PINNED, LEASED, IN_GRACE, ELSEWHERE = "pinned", "leased", "used within the grace period", "wanted by a fetch"
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(NamedTuple):  # As cheap as can be: a plan makes one of each file there is.
     """One name of an inode. ``links`` is how many names it has in all."""
 
     inode: tuple[int, int]
@@ -26,20 +26,19 @@ class File:
     links: int
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """An object, and what speaks for it.
 
     Attributes:
         name: Of its directory under ``objects-v1``.
-        keys: Of the entries that name it; empty for one that nothing names.
+        records: The names of the records that name it; empty for one that nothing names.
         files: What it consists of.
         used: When it was last used, in Unix seconds, as far as is on record.
         held: Why it must stay whatever its age; empty if nothing says so.
     """
 
     name: str
-    keys: tuple[str, ...]
+    records: tuple[str, ...]
     files: tuple[File, ...]
     used: float
     held: str = ""
@@ -115,10 +114,10 @@ def choose(
         limit: Then more goes until no more than so many bytes are left, or nothing more may go.
     """
     free = [one for one in candidates if not one.stays(now, grace)]
-    free.sort(key=lambda one: (bool(one.keys), -one.age(now), one.name))
+    free.sort(key=lambda one: (bool(one.records), -one.age(now), one.name))
     chosen = []
     for one in free:
-        if not one.keys:
+        if not one.records:
             reason = "nothing names it"
         elif unused_for is not None and one.age(now) >= unused_for:
             reason = "unused for too long"

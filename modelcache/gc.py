@@ -13,12 +13,14 @@ has resumed for a week.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from failpoints import fail_point
@@ -40,6 +42,7 @@ USED_SINCE = "used since it was planned"
 _TRIES = 3  # Each after the first needs others that use, at that very moment, what was to go.
 # Objects that go together: their records are read twice for all of them. Whoever wants one waits for all, some 50 ms.
 _BATCH = 32
+_OBJECT = re.compile("[^-]+-[0-9a-f]{64}")
 _STORED = (layout.STAGING, layout.TRASH, layout.QUARANTINE)
 
 
@@ -170,7 +173,7 @@ class Collector:
         capacity: Capacity | None = None,
         needed: int = 0,
         unused_for: float | None = None,
-        wanted: Container[str] = (),
+        wanted: Collection[str] = (),
         now: float | None = None,
     ) -> Plan:
         """Return what would go; nothing is changed.
@@ -201,14 +204,14 @@ class Collector:
             limit = self._limit(capacity, used) - needed
         left = [replace(item, size=ledger.drop(_files(_path(self._root, item)))) for item in self._left_over(now)]
         chosen = choose(candidates, ledger, now=now, grace=grace, unused_for=unused_for, limit=limit)
-        gone = {choice.candidate.name for choice in chosen}
+        items = [item for choice in chosen if (item := self._item(choice)) is not None]
+        gone = {item.name for item in items}
         kept = dict.fromkeys((PINNED, LEASED, IN_GRACE, ELSEWHERE), 0)
         for one in candidates:
             why = one.stays(now, grace)
             if why and one.name not in gone:
                 kept[why] += one.size
-        items = (*left, *map(_item, chosen))
-        return Plan(self._root, items, used, limit, kept, _collector=self)
+        return Plan(self._root, (*left, *items), used, limit, kept, _collector=self)
 
     def execute(self, plan: Plan) -> Collected:
         """Do what *plan* says, where it still holds. See `Plan.execute`."""
@@ -322,30 +325,40 @@ class Collector:
             commit.remove_quietly(_path(self._root, item))
         return ""
 
-    def _candidates(self, wanted: Container[str]) -> list[Candidate]:
+    def _candidates(self, wanted: Collection[str]) -> list[Candidate]:
         """Return every object and every entry, by object, with what speaks for it."""
-        keys: dict[str, list[str]] = {}
-        for entry in self._entries.all():
-            keys.setdefault(layout.object_name(entry.digest), []).append(entry.key)
-        here = [name for name in files.listing(f"{self._root}/{layout.OBJECTS}") if is_object(name)]
+        records: dict[str, tuple[str, ...]] = {}
+        used: dict[str, float] = {}
+        names: dict[str, str] = {}
+        for head in self._entries.heads():
+            records[head.object] = (*records.get(head.object, ()), head.identity)
+            names[head.object] = head.name
+            used[head.object] = max(used.get(head.object, 0.0), head.used)
+        objects = f"{self._root}/{layout.OBJECTS}"
+        here = [name for name in files.listing(objects) if is_object(name)]
         in_use = self._leases.in_use()
-        pinned = set(files.listing(f"{self._root}/{layout.PINS}"))
+        pinned = frozenset(files.listing(f"{self._root}/{layout.PINS}"))
+        wanted = frozenset(layout.key_id(key) for key in wanted)
         found = []
-        for name in dict.fromkeys([*here, *keys]):
-            of = tuple(sorted(keys.get(name, ())))
-            held = _held(name, of, in_use, pinned, wanted)
-            tree = tuple(_files(f"{self._root}/{layout.OBJECTS}/{name}"))
-            found.append(Candidate(name, of, tree, self._used(name, of), held))
+        for name in dict.fromkeys([*here, *records]):
+            of = records.get(name, ())
+            tree = _only_file(f"{objects}/{name}/{names.get(name, '')}") or tuple(_files(f"{objects}/{name}"))
+            last = used[name] if of else _mtime(f"{objects}/{name}")
+            found.append(Candidate(name, of, tree, last, _held(name, of, in_use, pinned, wanted)))
         return found
+
+    def _item(self, choice: Choice) -> Item | None:
+        """Return what goes; None if one of its records is broken: that is a miss, and still names it."""
+        one = choice.candidate
+        entries = [self._entries.load(identity) for identity in one.records]
+        keys = tuple(sorted(entry.key for entry in entries if entry is not None))
+        return Item("object", one.name, keys, choice.freed, one.used, choice.reason) if None not in entries else None
 
     def _used(self, name: str, keys: tuple[str, ...]) -> float:
         """Return when the object was last used: by its entries' stamps; without any, when it was stored or replaced."""
         if keys:
             return max(self._entries.used(key) for key in keys)
-        try:
-            return os.stat(f"{self._root}/{layout.OBJECTS}/{name}").st_mtime
-        except OSError:
-            return 0.0
+        return _mtime(f"{self._root}/{layout.OBJECTS}/{name}")
 
     def _left_over(self, now: float) -> Iterator[Item]:
         """Yield what crashed processes left; lock files are not looked at, because a look would remove them."""
@@ -421,21 +434,15 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 
 def is_object(name: str) -> bool:
     """Tell whether *name* is that of an object of any kind, as ``sha256-`` and 64 hexadecimal digits."""
-    kind, _, digits = name.partition("-")
-    return bool(kind) and len(digits) == 64 and set(digits) <= set("0123456789abcdef")
+    return _OBJECT.fullmatch(name) is not None
 
 
-def _held(name: str, keys: tuple[str, ...], in_use: InUse, pinned: Container[str], wanted: Container[str]) -> str:
+def _held(name: str, records: tuple[str, ...], in_use: InUse, pinned: frozenset[str], wanted: frozenset[str]) -> str:
     if in_use.covers(name):
         return LEASED
-    if pinned and any(layout.key_id(key) in pinned for key in keys):
+    if not pinned.isdisjoint(records):
         return PINNED
-    return ELSEWHERE if any(key in wanted for key in keys) else ""
-
-
-def _item(choice: Choice) -> Item:
-    one = choice.candidate
-    return Item("object", one.name, one.keys, choice.freed, one.used, choice.reason)
+    return "" if wanted.isdisjoint(records) else ELSEWHERE
 
 
 def _path(root: str, item: Item) -> str:
@@ -443,28 +450,40 @@ def _path(root: str, item: Item) -> str:
     return f"{root}/{bucket[item.kind]}/{item.name}"
 
 
-def _files(path: str) -> Iterator[File]:
-    """Yield the regular files at and under *path*; what goes meanwhile is passed over."""
+def _only_file(path: str) -> tuple[File, ...]:
+    """Return the file *path* of an object if it is all that the object has; nothing if that takes a closer look."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return ()
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        return ()  # A tree; or all names of a file object are links of one inode.
+    return (File((found.st_dev, found.st_ino), found.st_size, 1),)
+
+
+def _files(path: str) -> list[File]:
+    """Return the regular files at and under *path*; what goes meanwhile is passed over."""
+    found: list[File] = []
     try:
         with os.scandir(path) as inside:
             for one in inside:
                 if one.is_dir(follow_symlinks=False):
-                    yield from _files(one.path)
+                    found += _files(one.path)
                 else:
-                    yield from _file(lambda: one.stat(follow_symlinks=False))  # noqa: B023  # Called at once.
+                    found += _file(one)
     except NotADirectoryError:
-        yield from _file(lambda: os.stat(path, follow_symlinks=False))
+        found += _file(Path(path))
     except OSError:
-        return
+        pass
+    return found
 
 
-def _file(look: Callable[[], os.stat_result]) -> Iterator[File]:
+def _file(one: os.DirEntry[str] | Path) -> tuple[File, ...]:
     try:
-        found = look()
+        found = one.stat(follow_symlinks=False)
     except OSError:
-        return
-    if stat.S_ISREG(found.st_mode):
-        yield File((found.st_dev, found.st_ino), found.st_size, found.st_nlink)
+        return ()
+    return (File((found.st_dev, found.st_ino), found.st_size, found.st_nlink),) if stat.S_ISREG(found.st_mode) else ()
 
 
 def _mtime(path: str) -> float:

@@ -11,7 +11,7 @@ from time import time
 from .layout import ENTRIES, FORMAT, OBJECTS, decode_head, key_id
 
 # A head is some 190 bytes and a name; what a longer one has in excess is read by the slow path.
-_HEAD_BYTES_MAX = 1024
+HEAD_BYTES_MAX = 1024
 USE_STAMP_S = 3600.0  # Uses are recorded at most this often, in seconds.
 
 
@@ -53,7 +53,7 @@ def look(root: str, key: str, *, recently: bool = False) -> "Hit | None":
     except OSError:
         return None
     try:
-        head = decode_head(identity, os.read(descriptor, _HEAD_BYTES_MAX))
+        head = decode_head(identity, os.read(descriptor, HEAD_BYTES_MAX))
         if head is None:
             return None
         if recently and abs(time() - os.fstat(descriptor).st_mtime) > USE_STAMP_S and os.access(path, os.W_OK):

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import commit, files, hit, layout, process
 from .digest import Digest
@@ -67,6 +67,18 @@ class Entry:
     def as_dict(self) -> dict[str, Any]:
         """Return the entry as a JSON-ready dict."""
         return {"ref": self.key, **asdict(self), "mirrors": list(self.mirrors)}
+
+
+class Head(NamedTuple):
+    """What the first line of a record says: the object that it names, and under which name it has the file.
+
+    ``used`` is its last use, in Unix seconds.
+    """
+
+    identity: str
+    object: str
+    name: str
+    used: float
 
 
 class Entries:
@@ -178,6 +190,23 @@ class Entries:
             entry = self.load(identity)
             if entry is not None:
                 yield entry
+
+    def heads(self) -> Iterator[Head]:
+        """Yield the head of every record that has a whole one: a third of the price of `all`."""
+        for identity in files.listing(self._directory):
+            try:
+                descriptor = os.open(f"{self._directory}/{identity}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            except OSError:
+                continue
+            try:
+                head = layout.decode_head(identity, os.read(descriptor, hit.HEAD_BYTES_MAX))
+                used = os.fstat(descriptor).st_mtime
+            except OSError:
+                continue
+            finally:
+                os.close(descriptor)
+            if head is not None:
+                yield Head(identity, head[0], head[4], used)
 
     def named(self) -> Callable[[Digest], bool]:
         """Return what tells whether any entry names an object now. One that cannot be read may: then all are kept."""

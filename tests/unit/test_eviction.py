@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -47,22 +46,22 @@ A, B, C = one("a", OLDEST), one("b", OLDER), one("c", OLD)
         ([C, A, B], {"limit": 19}, "ab"),
         ([C, A, B], {"limit": 0}, "abc"),
         ([C, A, B], {"limit": -1}, "abc"),
-        ([replace(A, held=PINNED), B, C], {"limit": 20}, "b"),
-        ([replace(A, held=LEASED), B, C], {"limit": 0}, "bc"),
-        ([A, B, replace(C, used=NOW)], {"limit": 0}, "ab"),
-        ([replace(A, used=NOW), B, C], {"limit": 0, "grace": 0.0}, "bca"),
+        ([A._replace(held=PINNED), B, C], {"limit": 20}, "b"),
+        ([A._replace(held=LEASED), B, C], {"limit": 0}, "bc"),
+        ([A, B, C._replace(used=NOW)], {"limit": 0}, "ab"),
+        ([A._replace(used=NOW), B, C], {"limit": 0, "grace": 0.0}, "bca"),
         ([A, B, C], {"unused_for": 20 * HOUR}, "ab"),
         ([A, B, C], {"unused_for": 20 * HOUR + 1}, "a"),
         ([A, B, C], {"unused_for": 20 * HOUR, "limit": 0}, "abc"),
-        ([replace(A, held=PINNED), B, C], {"unused_for": 0.0}, "bc"),
-        ([A, replace(B, keys=()), C], {}, "b"),
-        ([A, replace(B, keys=()), C], {"limit": 20}, "b"),  # What nothing names goes first, and may be enough.
-        ([A, replace(B, keys=(), held=LEASED), C], {}, ""),
-        ([A, replace(B, keys=(), used=NOW), C], {}, ""),
-        ([replace(A, used=NOW + 30 * HOUR), B, C], {"limit": 20}, "a"),  # A clock that jumped.
-        ([replace(A, used=NOW + 60), B, C], {"limit": 0}, "bc"),
-        ([replace(A, files=()), B, C], {"limit": 19}, "b"),  # It frees nothing.
-        ([replace(A, files=()), B, C], {"unused_for": 0.0}, "abc"),
+        ([A._replace(held=PINNED), B, C], {"unused_for": 0.0}, "bc"),
+        ([A, B._replace(records=()), C], {}, "b"),
+        ([A, B._replace(records=()), C], {"limit": 20}, "b"),  # What nothing names goes first, and may be enough.
+        ([A, B._replace(records=(), held=LEASED), C], {}, ""),
+        ([A, B._replace(records=(), used=NOW), C], {}, ""),
+        ([A._replace(used=NOW + 30 * HOUR), B, C], {"limit": 20}, "a"),  # A clock that jumped.
+        ([A._replace(used=NOW + 60), B, C], {"limit": 0}, "bc"),
+        ([A._replace(files=()), B, C], {"limit": 19}, "b"),  # It frees nothing.
+        ([A._replace(files=()), B, C], {"unused_for": 0.0}, "abc"),
     ],
 )
 def test_what_goes_is_what_may_go_and_was_least_recently_used(
@@ -139,7 +138,7 @@ def test_nothing_goes_that_must_stay_and_a_limit_is_kept_unless_all_the_rest_mus
     rest = [one for one in found if one.name not in names]
     if limit is not None and ledger.total > limit:
         assert all(one.stays(NOW, grace) or not one.files for one in rest)
-    assert all(one.stays(NOW, grace) or one.keys for one in rest)
+    assert all(one.stays(NOW, grace) or one.records for one in rest)
     if unused_for is not None:
         assert all(one.stays(NOW, grace) or one.age(NOW) < unused_for for one in rest)
     lru = [choice.candidate for choice in gone if choice.reason == "least recently used"]

@@ -45,10 +45,11 @@ def get(
     local_files_only: bool = False,
     force_download: bool = False,
     verify: str = "stat",
+    ttl: "float | None" = None,
 ) -> str:
     """Return the path of the model *ref*, fetched if it is not here. See `Cache.get`."""
     global _asked
-    if not _asked and digest is None and max_age is None and not force_download and verify == "stat":
+    if not _asked and digest is None and max_age is None and not force_download and verify == "stat" and ttl is None:
         # The first get of a process, as a rule its only one: a hit needs no Cache, which takes 20 ms to import.
         _asked = True
         root = layout.default_root(os.environ)
@@ -63,6 +64,7 @@ def get(
         local_files_only=local_files_only,
         force_download=force_download,
         verify=verify,
+        ttl=ttl,
     )
 
 
@@ -101,24 +103,25 @@ def entries() -> "list[Entry]":
     return default_cache().entries()
 
 
-def put(content: "Content", *, name: str, digest: "str | None" = None) -> "Entry":
+def put(content: "Content", *, name: str, digest: "str | None" = None, ttl: "float | None" = None) -> "Entry":
     """Store *content* under *name*. See `Cache.put`."""
-    return default_cache().put(content, name=name, digest=digest)
+    return default_cache().put(content, name=name, digest=digest, ttl=ttl)
 
 
-def put_tree(directory: "str | os.PathLike[str]", *, name: str, digest: "str | None" = None) -> "Entry":
+def put_tree(directory: "str | os.PathLike[str]", *, name: str, **options: "Any") -> "Entry":
     """Store *directory* and all files in it under *name*. See `Cache.put_tree`."""
-    return default_cache().put_tree(directory, name=name, digest=digest)
+    return default_cache().put_tree(directory, name=name, **options)
 
 
 def verify(
     *refs: "RefLike",
     repair: bool = False,
     jobs: "int | None" = None,
+    since: "float | None" = None,
     on_finding: "Callable[[Finding], object] | None" = None,
 ) -> "Report":
     """Read and hash what is cached. See `Cache.verify`."""
-    return default_cache().verify(*refs, repair=repair, jobs=jobs, on_finding=on_finding)
+    return default_cache().verify(*refs, repair=repair, jobs=jobs, since=since, on_finding=on_finding)
 
 
 def prewarm(

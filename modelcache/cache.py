@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from . import hit, layout, reference
-from .config import SECONDS_MAX, Capacity, RetryPolicy, Settings, Timeout, is_seconds, is_whole, span
+from .config import SECONDS_MAX, Capacity, RetryPolicy, Settings, Timeout, is_seconds, is_whole, lifetime, span
 from .digest import Digest
 from .errors import (
     BatchError,
@@ -129,6 +129,7 @@ class Cache(Keeper):
         local_files_only: bool = False,
         force_download: bool = False,
         verify: str = "stat",
+        ttl: float | None = None,
     ) -> str:
         """Return the path of the model *ref*, fetched if it is not here.
 
@@ -143,7 +144,10 @@ class Cache(Keeper):
             local_files_only: Open no connection; as if the cache were offline.
             force_download: Ask the source in any case: with a conditional request where what is cached has
                 validators. Its failure is raised.
-            verify: ``stat`` compares size and mtime with the record; ``full`` reads and hashes the content.
+            verify: ``stat`` compares size and mtime with the record; ``sample`` reads a mebibyte of it as well, always
+                the same blocks (the first time all); ``full`` reads and hashes the content.
+            ttl: For how long the content is wanted after it came, or was last confirmed, in seconds. Then a get asks
+                the source as by *max_age*, and gc removes it, unless it is in use. It holds until another is given.
 
         Raises:
             UsageError: An argument makes no sense; nothing was read or written.
@@ -159,6 +163,7 @@ class Cache(Keeper):
             and max_age is None
             and not force_download
             and verify == "stat"
+            and ttl is None
             and monotonic() < warm.until
         ):
             try:
@@ -170,7 +175,7 @@ class Cache(Keeper):
                     self._hits += 1
                     return warm.path
         self._check_open()
-        ask = self._getter.ask(ref, digest, mirrors, max_age, local_files_only, force_download, verify)
+        ask = self._getter.ask(ref, digest, mirrors, max_age, local_files_only, force_download, verify, ttl=ttl)
         return self._warm.remember(ref, self._getter.entry(ask, self._getter.deadline(ask.ref)))
 
     async def aget(
@@ -183,10 +188,11 @@ class Cache(Keeper):
         local_files_only: bool = False,
         force_download: bool = False,
         verify: str = "stat",
+        ttl: float | None = None,
     ) -> str:
         """Do what `get` does without blocking the event loop; a cancelled task gives up its interest in the fetch."""
         self._check_open()
-        ask = self._getter.ask(ref, digest, mirrors, max_age, local_files_only, force_download, verify)
+        ask = self._getter.ask(ref, digest, mirrors, max_age, local_files_only, force_download, verify, ttl=ttl)
         entry = await self._getter.aentry(ask, self._getter.deadline(ask.ref))
         return self._warm.remember(ref, entry)
 
@@ -201,6 +207,7 @@ class Cache(Keeper):
         local_files_only: bool = False,
         force_download: bool = False,
         verify: str = "stat",
+        ttl: float | None = None,
     ) -> str:
         """Return the path of the directory that *ref* names, fetched if it is not here: complete, or not there at all.
 
@@ -215,7 +222,9 @@ class Cache(Keeper):
             max_age: See `get`; the source is asked for its version, and sends nothing if that is what is here.
             local_files_only: See `get`.
             force_download: See `get`.
-            verify: See `get`; ``stat`` compares the time of the directory, ``full`` reads and hashes every file.
+            verify: See `get`; ``stat`` compares the time of the directory, ``sample`` looks for every file, and
+                ``full`` reads and hashes them.
+            ttl: See `get`.
 
         Raises:
             NothingMatchesError: No file is wanted.
@@ -223,7 +232,7 @@ class Cache(Keeper):
             ModelCacheError: As `get`.
         """
         ask = self._tree(
-            ref, allow_patterns, ignore_patterns, digest, max_age, local_files_only, force_download, verify
+            ref, allow_patterns, ignore_patterns, digest, max_age, local_files_only, force_download, verify, ttl
         )
         return self._standing(ask) or self._tree_path(ask, self._getter.entry(ask, self._getter.deadline(ask.ref)))
 
@@ -238,10 +247,11 @@ class Cache(Keeper):
         local_files_only: bool = False,
         force_download: bool = False,
         verify: str = "stat",
+        ttl: float | None = None,
     ) -> str:
         """Do what `get_tree` does without blocking the event loop; a cancelled task gives up its interest."""
         ask = self._tree(
-            ref, allow_patterns, ignore_patterns, digest, max_age, local_files_only, force_download, verify
+            ref, allow_patterns, ignore_patterns, digest, max_age, local_files_only, force_download, verify, ttl
         )
         found = self._standing(ask)
         return found or self._tree_path(ask, await self._getter.aentry(ask, self._getter.deadline(ask.ref)))
@@ -388,13 +398,14 @@ class Cache(Keeper):
 
     # -- storing ------------------------------------------------------------------------------------
 
-    def put(self, content: Content, *, name: str, digest: str | None = None) -> Entry:
+    def put(self, content: Content, *, name: str, digest: str | None = None, ttl: float | None = None) -> Entry:
         """Store *content* under *name*, durably; it is a ref from then on. What was put under it before is replaced.
 
         Args:
             content: Bytes, the path of a file, or an open binary file.
             name: Such as ``resnet50.onnx`` or ``vision/resnet50.onnx``; its last part becomes the file's name.
             digest: What the content must be.
+            ttl: For how long it is wanted, in seconds; then gc removes it, unless it is in use.
 
         Raises:
             InvalidReferenceError, NotFoundError, DigestMismatchError, NoSpaceError, StorageError
@@ -403,12 +414,20 @@ class Cache(Keeper):
 
         self._check_open()
         parsed = reference.parse(name)
+        wanted, ttl = None if digest is None else Digest.parse(digest), None if ttl is None else lifetime(ttl)
         self._prepare()
-        entry = put(self.root, content, parsed, Digest.parse(digest) if digest is not None else None)
+        entry = put(self.root, content, parsed, wanted, ttl)
         self._warm.forget(parsed.key)
         return entry
 
-    def put_tree(self, directory: str | os.PathLike[str], *, name: str, digest: str | None = None) -> Entry:
+    def put_tree(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        name: str,
+        digest: str | None = None,
+        ttl: float | None = None,
+    ) -> Entry:
         """Store *directory* and all files in it under *name*, durably, as one; it is a ref from then on.
 
         Files that the cache holds already are not stored again. Links to files are followed; empty directories are
@@ -418,6 +437,7 @@ class Cache(Keeper):
             directory: Its path.
             name: Such as ``Net.mlpackage``; its last part becomes the directory's name.
             digest: What the content must be, ``tree:<hex>``.
+            ttl: See `put`.
 
         Raises:
             InvalidReferenceError, NotFoundError, UsageError, EmptyContentError, MissingCompanionError,
@@ -427,8 +447,9 @@ class Cache(Keeper):
 
         self._check_open()
         parsed = reference.parse(name)
+        wanted, ttl = None if digest is None else Digest.parse(digest), None if ttl is None else lifetime(ttl)
         self._prepare()
-        entry = put_tree(self.root, os.fspath(directory), parsed, None if digest is None else Digest.parse(digest))
+        entry = put_tree(self.root, os.fspath(directory), parsed, wanted, ttl)
         self._warm.forget(parsed.key)
         return entry
 
@@ -474,15 +495,17 @@ class Cache(Keeper):
         local: bool,
         force: bool,
         verify: str,
+        ttl: float | None,
     ) -> Ask:
         from .patterns import Patterns
 
         self._check_open()
-        return self._getter.ask(ref, digest, (), max_age, local, force, verify, patterns=Patterns.of(allow, ignore))
+        patterns = Patterns.of(allow, ignore)
+        return self._getter.ask(ref, digest, (), max_age, local, force, verify, patterns=patterns, ttl=ttl)
 
     def _standing(self, ask: Ask) -> str | None:
         """Return the path of the tree that *ask* wants, if it is remembered and stands; else the getter is asked."""
-        if ask.max_age is not None or ask.force or ask.verify != "stat":
+        if ask.max_age is not None or ask.force or ask.verify != "stat" or ask.ttl is not None:
             return None
         warm = self._warm.standing(ask.ref.key, ask.digest)
         if warm is None or not warm.digest.is_tree:

@@ -223,11 +223,39 @@ def parse_seconds(text: str, *, setting: str) -> float:
     return value
 
 
+def lifetime(ttl: float) -> float:
+    """Return *ttl* if it is a time, in seconds, for which content can be wanted; else raise UsageError."""
+    if span("ttl", ttl) == 0:
+        raise UsageError(problem="ttl=0 makes no sense: seconds, above 0", hint="`max_age=0` asks the source each time")
+    return ttl
+
+
 def span(name: str, value: float) -> float:
     """Return *value* if it is a span of time in seconds; else raise UsageError, which names the argument."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise UsageError(problem=f"{name}={value!r} makes no sense: seconds, from 0")
     return value
+
+
+def parse_moment(text: str, *, now: float, setting: str) -> float:
+    """Return the time that *text* means, in Unix seconds: a date, with a time if need be (ISO 8601), or so long ago.
+
+    Without an offset it is local time.
+
+    Raises:
+        ConfigurationError: *text* is anything else; the error names *setting*.
+    """
+    from datetime import datetime  # Not on the path of a hit.
+
+    try:
+        return datetime.fromisoformat(text.strip()).timestamp()
+    except (ValueError, OverflowError):
+        pass
+    try:
+        return now - parse_seconds(text, setting=setting)
+    except ConfigurationError as error:
+        expected = "a date such as 2026-11-21 or 2026-11-21T08:00, or a time ago such as 12h or 2d"
+        raise ConfigurationError(setting=setting, value=text, expected=expected) from error
 
 
 def _flag(environ: Mapping[str, str], name: str) -> bool:

@@ -61,6 +61,7 @@ class Job:
         no_news: What was on record could not be read, so that what is on record now may be what will not do.
         offer: What a tier has of it.
         local: Ask no source: what the tier has, or nothing.
+        ttl: For how long it is wanted, in seconds; None leaves what is on record.
     """
 
     ref: Ref
@@ -73,6 +74,7 @@ class Job:
     no_news: bool = False
     offer: Offer | None = None
     local: bool = False
+    ttl: float | None = None
 
     @property
     def places(self) -> tuple[Ref, ...]:
@@ -95,6 +97,7 @@ class Means:
     def entry(self, job: Job, stored: Stored, *, source: str, validators: Validators) -> Entry:
         """Return the entry of what *job* has brought, not recorded yet. What it takes the place of is kept a while."""
         now, known = int(time.time()), job.known
+        ttl = job.ttl if job.ttl is not None or known is None else known.ttl
         if known is not None and known.digest != stored.digest:
             self.objects.touch(known.digest)
             known = None
@@ -117,6 +120,7 @@ class Means:
             last_modified=validators.last_modified,
             revision=validators.revision,
             mirrors=tuple(mirror.key for mirror in job.mirrors),
+            ttl=ttl,
         )
 
     def check_space(self, key: str, needed: int | None) -> None:

@@ -34,6 +34,7 @@ class Candidate(NamedTuple):
         records: The names of the records that name it; empty for one that nothing names.
         files: What it consists of.
         used: When it was last used, in Unix seconds, as far as is on record.
+        expires: When the time of all its entries is over, in Unix seconds; 0 if that never comes.
         held: Why it must stay whatever its age; empty if nothing says so.
     """
 
@@ -42,6 +43,7 @@ class Candidate(NamedTuple):
     files: tuple[File, ...]
     used: float
     held: str = ""
+    expires: int = 0
 
     @property
     def size(self) -> int:
@@ -119,6 +121,8 @@ def choose(
     for one in free:
         if not one.records:
             reason = "nothing names it"
+        elif 0 < one.expires <= now:
+            reason = "its time is over"
         elif unused_for is not None and one.age(now) >= unused_for:
             reason = "unused for too long"
         elif limit is not None and ledger.total > limit and one.files:

@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from failpoints import fail_point
@@ -30,7 +28,8 @@ from .config import Capacity
 from .digest import Digest
 from .errors import CapacityError, LockTimeoutError, ModelCacheError, NoLocksError, storage_error
 from .events import Event, Listener, ignore
-from .eviction import ELSEWHERE, IN_GRACE, LEASED, PINNED, Candidate, Choice, File, Ledger, choose
+from .eviction import ELSEWHERE, IN_GRACE, LEASED, PINNED, Candidate, Choice, Ledger, choose
+from .footprint import files_at, object_files
 from .leases import InUse, Leases
 from .objects import Objects
 from .pins import Pins
@@ -193,16 +192,16 @@ class Collector:
             ledger.add(candidate.files)
         for name in files.listing(f"{self._root}/{layout.OBJECTS}"):
             if not is_object(name):
-                ledger.add(_files(f"{self._root}/{layout.OBJECTS}/{name}"))
+                ledger.add(files_at(f"{self._root}/{layout.OBJECTS}/{name}"))
         for bucket in _STORED:
-            ledger.add(_files(f"{self._root}/{bucket}"))
+            ledger.add(files_at(f"{self._root}/{bucket}"))
         for name in files.listing(f"{self._root}/{layout.PARTIALS}"):
-            ledger.add(_files(f"{self._root}/{layout.PARTIALS}/{name}/object"))  # Without the notes beside it.
+            ledger.add(files_at(f"{self._root}/{layout.PARTIALS}/{name}/object"))  # Without the notes beside it.
         used = ledger.total
         limit = None
         if capacity is not None and os.path.isdir(self._root):
             limit = self._limit(capacity, used) - needed
-        left = [replace(item, size=ledger.drop(_files(_path(self._root, item)))) for item in self._left_over(now)]
+        left = [replace(item, size=ledger.drop(files_at(_path(self._root, item)))) for item in self._left_over(now)]
         chosen = choose(candidates, ledger, now=now, grace=grace, unused_for=unused_for, limit=limit)
         items = [item for choice in chosen if (item := self._item(choice)) is not None]
         gone = {item.name for item in items}
@@ -330,9 +329,14 @@ class Collector:
         records: dict[str, tuple[str, ...]] = {}
         used: dict[str, float] = {}
         names: dict[str, str] = {}
+        expires: dict[str, int] = {}
         for head in self._entries.heads():
             records[head.object] = (*records.get(head.object, ()), head.identity)
             names[head.object] = head.name
+            others = expires.get(head.object, head.expires)
+            expires[head.object] = (
+                max(others, head.expires) if others and head.expires else 0
+            )  # As long as any wants it.
             used[head.object] = max(used.get(head.object, 0.0), head.used)
         objects = f"{self._root}/{layout.OBJECTS}"
         here = [name for name in files.listing(objects) if is_object(name)]
@@ -342,9 +346,10 @@ class Collector:
         found = []
         for name in dict.fromkeys([*here, *records]):
             of = records.get(name, ())
-            tree = _only_file(f"{objects}/{name}/{names.get(name, '')}") or tuple(_files(f"{objects}/{name}"))
+            tree = object_files(f"{objects}/{name}", names.get(name, ""))
             last = used[name] if of else _mtime(f"{objects}/{name}")
-            found.append(Candidate(name, of, tree, last, _held(name, of, in_use, pinned, wanted)))
+            held = _held(name, of, in_use, pinned, wanted)
+            found.append(Candidate(name, of, tree, last, held, expires.get(name, 0)))
         return found
 
     def _item(self, choice: Choice) -> Item | None:
@@ -448,42 +453,6 @@ def _held(name: str, records: tuple[str, ...], in_use: InUse, pinned: frozenset[
 def _path(root: str, item: Item) -> str:
     bucket = {"partial": layout.PARTIALS, "staging": layout.STAGING, "trash": layout.TRASH, "lease": layout.LEASES}
     return f"{root}/{bucket[item.kind]}/{item.name}"
-
-
-def _only_file(path: str) -> tuple[File, ...]:
-    """Return the file *path* of an object if it is all that the object has; nothing if that takes a closer look."""
-    try:
-        found = os.stat(path, follow_symlinks=False)
-    except OSError:
-        return ()
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-        return ()  # A tree; or all names of a file object are links of one inode.
-    return (File((found.st_dev, found.st_ino), found.st_size, 1),)
-
-
-def _files(path: str) -> list[File]:
-    """Return the regular files at and under *path*; what goes meanwhile is passed over."""
-    found: list[File] = []
-    try:
-        with os.scandir(path) as inside:
-            for one in inside:
-                if one.is_dir(follow_symlinks=False):
-                    found += _files(one.path)
-                else:
-                    found += _file(one)
-    except NotADirectoryError:
-        found += _file(Path(path))
-    except OSError:
-        pass
-    return found
-
-
-def _file(one: os.DirEntry[str] | Path) -> tuple[File, ...]:
-    try:
-        found = one.stat(follow_symlinks=False)
-    except OSError:
-        return ()
-    return (File((found.st_dev, found.st_ino), found.st_size, found.st_nlink),) if stat.S_ISREG(found.st_mode) else ()
 
 
 def _mtime(path: str) -> float:

@@ -11,12 +11,12 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import time
 from typing import TYPE_CHECKING
 
 from . import files, hit, layout, reference
-from .config import GRACE_S, Capacity, RetryPolicy, Timeout
+from .config import GRACE_S, Capacity, RetryPolicy, Timeout, lifetime
 from .digest import Digest
 from .errors import (
     ClosedError,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from .sources import Source
     from .tiers import Offer, Tier, Tiers
 
-_VERIFY = ("stat", "full")
+_VERIFY = ("stat", "sample", "full")
 _THREADS_MAX = 64
 RefLike = str | os.PathLike[str]
 
@@ -69,6 +69,7 @@ class Ask:
     verify: str
     size: int | None
     patterns: Patterns | None = None  # Of a tree.
+    ttl: float | None = None
     promote: bool = False
     record: Entry | None = None
     known: Entry | None = None
@@ -91,7 +92,8 @@ class Ask:
 
     def is_stale(self, entry: Entry) -> bool:
         """Tell whether *entry* was confirmed too long ago, or in a future that a clock has taken back."""
-        return self.max_age is not None and not 0 <= time() - entry.checked <= self.max_age
+        age = time() - entry.checked
+        return (self.max_age is not None and not 0 <= age <= self.max_age) or 0 < entry.expires <= time()
 
     def takes(self, entry: Entry) -> bool:
         """Tell whether *entry*, which is here, will do without a word from its source."""
@@ -151,6 +153,7 @@ class Getter:
         size: int | None = None,
         patterns: Patterns | None = None,
         promote: bool = False,
+        ttl: float | None = None,
     ) -> Ask:
         """Return the question, checked before any I/O; with *patterns*, it is one for a tree."""
         if max_age is not None and not (isinstance(max_age, int | float) and max_age >= 0):  # inf is "never ask".
@@ -191,6 +194,7 @@ class Getter:
             size=size,
             patterns=patterns,
             promote=promote,
+            ttl=None if ttl is None else lifetime(ttl),
         )
 
     def entry(self, ask: Ask, deadline: Deadline) -> Entry:
@@ -200,9 +204,10 @@ class Getter:
     def fetched(self, ask: Ask, deadline: Deadline) -> Entry:
         """Return what a fetch brings; `look` came to nothing."""
         try:
-            return self._flights().run(ask.flight, self._work(ask), deadline)
+            entry = self._flights().run(ask.flight, self._work(ask), deadline)
         except (NetworkError, StorageError, NoSpaceError) as error:
             return self._stale(ask, error)
+        return self._wanted_for(ask, entry)
 
     async def aentry(self, ask: Ask, deadline: Deadline) -> Entry:
         """Do what `entry` does without blocking the event loop."""
@@ -215,9 +220,30 @@ class Getter:
         if entry is not None:
             return entry
         try:
-            return await self._flights().arun(ask.flight, self._work(ask), deadline, self._threads())
+            entry = await self._flights().arun(ask.flight, self._work(ask), deadline, self._threads())
         except (NetworkError, StorageError, NoSpaceError) as error:
             return self._stale(ask, error)
+        return self._wanted_for(ask, entry)
+
+    def _wanted_for(self, ask: Ask, entry: Entry) -> Entry:
+        """Return *entry* with the time that *ask* wants it for on record; a tier's keeps its own."""
+        if ask.ttl in {None, entry.ttl} or not entry.path.startswith(f"{self.root}/"):
+            return entry
+        return self._noted(replace(entry, ttl=ask.ttl))
+
+    def _noted(self, entry: Entry) -> Entry:
+        """Return *entry*, which is on record but for something new; unless it cannot be written, it is then whole."""
+        from .objects import Objects
+
+        objects = Objects(self.root)
+        try:
+            with objects.announced(entry.digest):
+                now = self._entries.read(entry.key)
+                if now is not None and now.digest == entry.digest and objects.find(entry.digest, now.name):
+                    self._entries.write(replace(now, ttl=entry.ttl, sample=entry.sample))
+        except ModelCacheError as error:
+            logging.getLogger("modelcache").warning("%s cannot be noted on record: %s", entry.key, error.summary)
+        return entry
 
     def look(self, ask: Ask) -> Entry | None:
         """Return the entry that answers *ask* without a fetch, None if one is needed.
@@ -238,7 +264,7 @@ class Getter:
                     reason="force_download needs a connection, but the cache is offline",
                 )
             self.hits += 1
-            return entry
+            return self._wanted_for(ask, entry)
         self.misses += 1
         if ask.offer is not None and not (ask.force and ask.local):
             return None  # It is promoted.
@@ -279,12 +305,16 @@ class Getter:
             return link(self.root, ask.ref, entry.digest, lost=entry)
         if ask.verify == "stat" and hit.is_same(found, entry.size, entry.mtime_ns):
             return entry
-        from .verification import examine
+        from .verification import examine, is_sampled, sample
 
+        if ask.verify == "sample" and is_sampled(self.root, entry) and hit.is_same(found, entry.size, entry.mtime_ns):
+            return entry
         finding = examine(self.root, entry)
         if finding.state == "corrupt":
             self._tell(Event("quarantined", entry.key, detail=finding.moved_to))
-        return entry if finding.state == "ok" else None
+        if finding.state != "ok":
+            return None
+        return self._noted(replace(entry, sample=sample(self.root, entry))) if ask.verify == "sample" else entry
 
     def _stat(self, entry: Entry) -> os.stat_result | None:
         try:
@@ -344,13 +374,13 @@ class Getter:
         from .download import Job
 
         told = None if ask.offer is None else ask.offer.entry
-        aged = ask.offer is not None and ask.max_age is not None and (told is None or ask.is_stale(told))
+        aged = ask.offer is not None and (ask.max_age is not None if told is None else ask.is_stale(told))
         refresh = ask.force or ask.known is not None or aged
         conditional = ask.known is not None
         job = Job(
             ask.ref, ask.digest, ask.size, ask.mirrors, ask.record, refresh,
             unless_changed=conditional, no_news=ask.force and ask.unread,
-            offer=ask.offer, local=ask.local or not ask.ref.scheme,
+            offer=ask.offer, local=ask.local or not ask.ref.scheme, ttl=ask.ttl,
         )  # fmt: skip
         self._flights()
         assert self._fetching is not None

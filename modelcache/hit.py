@@ -18,10 +18,10 @@ USE_STAMP_S = 3600.0  # Uses are recorded at most this often, in seconds.
 class Hit:
     """A whole object that may be used now: what the head of its record says."""
 
-    __slots__ = ("checked", "mtime_ns", "name", "object", "path", "size")
+    __slots__ = ("checked", "expires", "mtime_ns", "name", "object", "path", "size")
 
-    def __init__(self, root: str, head: tuple[str, int, int, int, str]) -> None:
-        self.object, self.size, self.mtime_ns, self.checked, self.name = head
+    def __init__(self, root: str, head: tuple[str, int, int, int, str, int]) -> None:
+        self.object, self.size, self.mtime_ns, self.checked, self.name, self.expires = head
         self.path = f"{root}/{OBJECTS}/{self.object}/{self.name}"
 
 
@@ -41,7 +41,7 @@ def is_same(found: os.stat_result, size: int, mtime_ns: int) -> bool:
 
 
 def look(root: str, key: str, *, recently: bool = False) -> "Hit | None":
-    """Return the hit for *key*, or None.
+    """Return the hit for *key*, or None, also if its time is over.
 
     With *recently*, a hit whose last use is on record as more than an hour old is left to the slow path, which records
     the use (DESIGN.md section 6); unless the record cannot be written anyhow.
@@ -54,7 +54,7 @@ def look(root: str, key: str, *, recently: bool = False) -> "Hit | None":
         return None
     try:
         head = decode_head(identity, os.read(descriptor, HEAD_BYTES_MAX))
-        if head is None:
+        if head is None or (head[5] and head[5] <= time()):
             return None
         if recently and abs(time() - os.fstat(descriptor).st_mtime) > USE_STAMP_S and os.access(path, os.W_OK):
             return None

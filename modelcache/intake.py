@@ -33,7 +33,7 @@ from .staged import Present, StagedTree, of_file, written
 Content = bytes | bytearray | memoryview | str | os.PathLike[str] | BinaryIO
 
 
-def put(root: str, content: Content, ref: Ref, digest: Digest | None = None) -> Entry:
+def put(root: str, content: Content, ref: Ref, digest: Digest | None = None, ttl: float | None = None) -> Entry:
     """Store *content* (bytes, a path, or an open binary file) under the name *ref*; return its entry.
 
     Raises:
@@ -61,7 +61,7 @@ def put(root: str, content: Content, ref: Ref, digest: Digest | None = None) -> 
             fail_point("intake.before-publish")
             stored = objects.publish(staged, found, ref.name)
             staged = ""
-            entry = _put_entry(root, ref, stored)
+            entry = _put_entry(root, ref, stored, ttl)
             fail_point("intake.before-record")
             Entries(root).write(entry)
             return entry
@@ -74,7 +74,7 @@ def put(root: str, content: Content, ref: Ref, digest: Digest | None = None) -> 
             commit.discard(staged)
 
 
-def put_tree(root: str, directory: str, ref: Ref, digest: Digest | None = None) -> Entry:
+def put_tree(root: str, directory: str, ref: Ref, digest: Digest | None = None, ttl: float | None = None) -> Entry:
     """Store *directory* with all files in it under the name *ref*; return its entry.
 
     Links to files are followed, as a huggingface_hub snapshot is made of them; empty directories are left out.
@@ -105,7 +105,7 @@ def put_tree(root: str, directory: str, ref: Ref, digest: Digest | None = None) 
         objects = Objects(root)
         with objects.announced(found):
             fail_point("intake.before-publish-tree")
-            entry = _put_entry(root, ref, staged.publish(objects))
+            entry = _put_entry(root, ref, staged.publish(objects), ttl)
             fail_point("intake.before-record-tree")
             Entries(root).write(entry)
             return entry
@@ -118,12 +118,12 @@ def put_tree(root: str, directory: str, ref: Ref, digest: Digest | None = None) 
             staged.discard()
 
 
-def _put_entry(root: str, ref: Ref, stored: Stored) -> Entry:
+def _put_entry(root: str, ref: Ref, stored: Stored, ttl: float | None) -> Entry:
     """Return the entry of what was put, not recorded yet. What *ref* stood for was promised until now: kept a while."""
     before = Entries(root).read(ref.key)
     if before is not None and before.digest != stored.digest:
         Objects(root).touch(before.digest)
-    return _entry(ref, stored, source="put", checked=int(time.time()))
+    return replace(_entry(ref, stored, source="put", checked=int(time.time())), ttl=ttl)
 
 
 def _seen(directory: str) -> dict[str, tuple[int, int, bool]]:

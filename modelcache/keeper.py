@@ -17,7 +17,7 @@ from .events import Event
 from .getting import Limits, RefLike
 from .memory import Memory
 from .records import Entries, Entry
-from .report import Health, Usage
+from .report import Health, ModelUsage, Usage
 
 if TYPE_CHECKING:
     from .gc import Plan
@@ -119,6 +119,7 @@ class Keeper(ABC):
         *refs: RefLike,
         repair: bool = False,
         jobs: int | None = None,
+        since: float | None = None,
         on_finding: Callable[[Finding], object] | None = None,
     ) -> Report:
         """Read and hash the content of *refs*, of everything if none is given. What is corrupt is set aside.
@@ -128,6 +129,7 @@ class Keeper(ABC):
             repair: Fetch again what is corrupt or missing, from where it came or a mirror; set aside broken records,
                 and corrupt objects that no entry names.
             jobs: How many are hashed at a time. Default: one for each processor.
+            since: Only content that came here at that time, in Unix seconds, or later; and nothing that no entry names.
             on_finding: Called with each finding as it is made.
 
         Raises:
@@ -143,10 +145,11 @@ class Keeper(ABC):
                 on_finding(finding)
 
         self._check_open()
+        entries = [self._recorded(ref) for ref in refs] if refs else self.entries()
         return verify(
             self.root,
-            [self._recorded(ref) for ref in refs] if refs else self.entries(),
-            everything=not refs,
+            [entry for entry in entries if since is None or entry.created >= since],
+            everything=not refs and since is None,
             jobs=os.cpu_count() or 1 if jobs is None else self._jobs(jobs),
             on_finding=found,
             fetch_again=self._fetch_again if repair else None,
@@ -157,6 +160,12 @@ class Keeper(ABC):
         from .usage import measure
 
         return measure(self.root)
+
+    def usage_by_model(self) -> tuple[list[ModelUsage], int]:
+        """Return what each object takes of the disk, the largest first, and the bytes of all, each counted once."""
+        from .usage import measure_models
+
+        return measure_models(self.root)
 
     def health(self) -> Health:
         """Return whether the cache can do its work; nothing is written."""

@@ -8,7 +8,8 @@ the tree. The first line of a record (its *head*) alone answers a hit, so that i
 *sum* is the first 16 hexadecimal digits of the SHA-256 of the record's own file name and the rest of the line: a
 record that was torn, edited or moved to another key reads as a miss (I6). *object* is a directory of ``objects-v1``,
 *size* (bytes) and *mtime* (nanoseconds) are what ``stat`` must find there, *checked* (Unix seconds) is when the source
-last confirmed the content, *name* is the file's own name and may hold spaces. Of a tree, *size* is that of all files.
+last confirmed the content, with ``,`` and when its time is over behind it if that comes, *name* is the file's own name
+and may hold spaces. Of a tree, *size* is that of all files.
 
 This module is on the path of a warm hit in a new process: it imports nothing that the interpreter has not loaded.
 """
@@ -81,14 +82,14 @@ def object_name(digest: str) -> str:
     return digest.replace(":", "-", 1)
 
 
-def encode_head(identity: str, obj: str, size: int, mtime_ns: int, checked: int, name: str) -> bytes:
-    """Return the head of the record whose file is called *identity*, with its line end."""
-    rest = f"{obj} {size} {mtime_ns} {checked} {name}"
+def encode_head(identity: str, obj: str, size: int, mtime_ns: int, checked: int, name: str, expires: int = 0) -> bytes:
+    """Return the head of the record whose file is called *identity*, with its line end; 0 never *expires*."""
+    rest = f"{obj} {size} {mtime_ns} {checked}{f',{expires}' if expires else ''} {name}"
     return f"{_MAGIC} {_sum(identity, rest)} {rest}\n".encode()
 
 
-def decode_head(identity: str, data: bytes) -> tuple[str, int, int, int, str] | None:
-    """Return (object, size, mtime_ns, checked, name) from the head of *data*, or None if it is not whole."""
+def decode_head(identity: str, data: bytes) -> tuple[str, int, int, int, str, int] | None:
+    """Return (object, size, mtime_ns, checked, name, expires) from the head of *data*, or None if it is not whole."""
     line, end, _ = data.partition(b"\n")
     try:
         magic, found, rest = line.decode().split(" ", 2)
@@ -97,7 +98,8 @@ def decode_head(identity: str, data: bytes) -> tuple[str, int, int, int, str] | 
         obj, size, mtime_ns, checked, name = rest.split(" ", 4)
         if "/" in name or "/" in obj:
             return None  # It would lead out of the object's directory (I5).
-        return obj, int(size), int(mtime_ns), int(checked), name
+        checked, _, expires = checked.partition(",")
+        return obj, int(size), int(mtime_ns), int(checked), name, int(expires or 0)
     except ValueError:  # Too few fields, not UTF-8, not a number.
         return None
 

@@ -7,6 +7,7 @@
     digest = "sha256:…"                           # optional: what the bytes must be
     mirrors = ["https://mirror.example.org/…"]    # optional: asked in order after ref
     pin = true                                    # optional: kept by gc until unpinned
+    ttl = "30d"                                   # optional: how long it is wanted after it came, or was confirmed
 
     [[model]]
     ref = "hf://org/name@revision"                # a whole repository, as one directory
@@ -31,6 +32,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import reference
+from .config import lifetime, parse_seconds
 from .digest import Digest
 from .errors import InvalidReferenceError, LockDriftError, ManifestError, ModelCacheError
 from .patterns import Patterns
@@ -38,18 +40,23 @@ from .patterns import Patterns
 LOCK_VERSION = 1
 _MODEL_KEYS = {
     "ref": str, "digest": str, "mirrors": list, "pin": bool, "allow_patterns": list, "ignore_patterns": list,
+    "ttl": str,
 }  # fmt: skip
 _LOCK_KEYS = {"ref": str, "digest": str, "size": int, "revision": str}
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model of a manifest. ``mirrors`` are refs, asked in order after ``ref``; patterns are a part of it."""
+    """One model of a manifest. ``mirrors`` are refs, asked in order after ``ref``; patterns are a part of it.
+
+    ``ttl`` is in seconds.
+    """
 
     ref: str
     digest: Digest | None = None
     mirrors: tuple[str, ...] = ()
     pin: bool = False
+    ttl: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,7 @@ def parse_manifest(text: str, *, file: str) -> tuple[Model, ...]:
                 digest=table.digest("digest") if "digest" in table else None,
                 mirrors=tuple(table.ref("mirrors", mirror, base) for mirror in mirrors),
                 pin=table.get("pin", False),
+                ttl=table.span("ttl") if "ttl" in table else None,
             )
         )
     return tuple(models)
@@ -185,6 +193,12 @@ class _Table(dict[str, Any]):
         if parsed.is_tree == bool(parsed.selection):
             raise self.error("ref", "is no repository, such as hf://org/name, that patterns could choose from")
         return parsed.tree(patterns.text).key
+
+    def span(self, key: str) -> float:
+        try:
+            return lifetime(parse_seconds(self[key], setting=key))
+        except ModelCacheError as error:
+            raise self.error(key, error.summary) from None
 
     def digest(self, key: str) -> Digest:
         try:

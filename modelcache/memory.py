@@ -7,7 +7,7 @@ is seen here soon; an object that is gone or altered is seen at once.
 from __future__ import annotations
 
 import os
-from time import monotonic
+from time import monotonic, time
 
 from . import hit
 from .getting import RefLike
@@ -26,7 +26,8 @@ class Warm:
         self.key, self.digest, self.path = entry.key, entry.digest, entry.path
         self.size = _directory_size(entry.path) if entry.digest.is_tree else entry.size
         self.mtime_ns = entry.mtime_ns
-        self.until = monotonic() + MEMORY_S
+        left = MEMORY_S if entry.ttl is None else min(MEMORY_S, entry.expires - time())
+        self.until = monotonic() + left
 
 
 class Memory(dict[RefLike, Warm]):

@@ -8,6 +8,7 @@ own mtime is when the entry was last used, written at most once an hour; atime i
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,8 @@ class Entry:
         last_modified: HTTP date of the content at its source.
         revision: The source's own name of this version.
         mirrors: Refs that may serve the same content.
+        ttl: For how long it is wanted after it came, or was last confirmed, in seconds; None for as long as it may.
+        sample: What a quick look at the content found (`sampling`), once one was made.
         serial: New at each write of the record; what tells whether somebody has written it meanwhile.
         mtime_ns: What ``stat`` must find; anything else means that a tool touched the file.
     """
@@ -57,12 +60,19 @@ class Entry:
     last_modified: str | None = None
     revision: str | None = None
     mirrors: tuple[str, ...] = ()
+    ttl: float | None = None
+    sample: str | None = None
     serial: str = field(default="", compare=False)
 
     @property
     def ref(self) -> str:
         """The ref under which `get` serves this entry."""
         return self.key
+
+    @property
+    def expires(self) -> int:
+        """When its time is over, in Unix seconds; 0 if that never comes."""
+        return 0 if self.ttl is None else max(self.created, self.checked) + math.ceil(self.ttl)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the entry as a JSON-ready dict."""
@@ -72,13 +82,14 @@ class Entry:
 class Head(NamedTuple):
     """What the first line of a record says: the object that it names, and under which name it has the file.
 
-    ``used`` is its last use, in Unix seconds.
+    ``used`` is its last use, and ``expires`` when its time is over (0: never), in Unix seconds.
     """
 
     identity: str
     object: str
     name: str
     used: float
+    expires: int
 
 
 class Entries:
@@ -105,8 +116,9 @@ class Entries:
         """
         identity = layout.key_id(entry.key)
         head = layout.encode_head(
-            identity, layout.object_name(entry.digest), entry.size, entry.mtime_ns, entry.checked, entry.name
-        )
+            identity, layout.object_name(entry.digest), entry.size, entry.mtime_ns, entry.checked, entry.name,
+            entry.expires,
+        )  # fmt: skip
         body = {
             "key": entry.key,
             "source": entry.source,
@@ -115,6 +127,8 @@ class Entries:
             "last_modified": entry.last_modified,
             "revision": entry.revision,
             "mirrors": list(entry.mirrors),
+            "ttl": entry.ttl,
+            "sample": entry.sample,
             "serial": os.urandom(8).hex(),
         }
         try:
@@ -206,7 +220,7 @@ class Entries:
             finally:
                 os.close(descriptor)
             if head is not None:
-                yield Head(identity, head[0], head[4], used)
+                yield Head(identity, head[0], head[4], used, head[5])
 
     def named(self) -> Callable[[Digest], bool]:
         """Return what tells whether any entry names an object now. One that cannot be read may: then all are kept."""
@@ -278,6 +292,8 @@ class Entries:
                 last_modified=body["last_modified"],
                 revision=body["revision"],
                 mirrors=tuple(body["mirrors"]),
+                ttl=body.get("ttl"),
+                sample=body.get("sample"),
                 serial=body["serial"],
             )
         except (KeyError, TypeError, AttributeError, InvalidDigestError):  # Whole, but not of the form written here.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -43,6 +44,27 @@ class Stats(Counts):
     def as_dict(self) -> dict[str, int]:
         """Return the counts as a JSON-ready dict."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUsage:
+    """What one object takes of the disk.
+
+    Attributes:
+        object: Its name under ``objects-v1``.
+        refs: Of the entries that name it; empty if nothing does.
+        own_bytes: Of files that no other object has: about what is free when it goes.
+        shared_bytes: Of files that other objects have as well.
+    """
+
+    object: str
+    refs: tuple[str, ...]
+    own_bytes: int
+    shared_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as a JSON-ready dict."""
+        return {**asdict(self), "refs": list(self.refs)}
 
 
 @dataclass(frozen=True, slots=True)

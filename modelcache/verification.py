@@ -18,6 +18,7 @@ from .objects import Objects
 from .pins import Pins
 from .promises import Violation, check_cache
 from .records import Entries, Entry
+from .sampling import sample_of
 
 _LOOKS = 3  # Each after the first needs another process that replaces the object at that moment.
 
@@ -114,6 +115,20 @@ def examine(root: str, entry: Entry) -> Finding:
         except OSError:
             pass  # Not ours to write: it is served all the same, and hashed each time.
     return Finding(entry, "ok")
+
+
+def sample(root: str, entry: Entry) -> str | None:
+    """Return what a quick look at the content of *entry* finds, None if it cannot be had."""
+    try:
+        listing = trees.listing_on_record(Objects(root).path(entry.digest), entry.digest)
+        return sample_of(entry.path, entry.digest, listing)
+    except OSError:
+        return None
+
+
+def is_sampled(root: str, entry: Entry) -> bool:
+    """Tell whether a quick look finds what the one before has found."""
+    return entry.sample is not None and sample(root, entry) == entry.sample
 
 
 def corrupt_error(finding: Finding) -> CorruptObjectError:

@@ -35,6 +35,7 @@ class Wanted:
     size: int | None
     mirrors: tuple[str, ...]
     pin: bool
+    ttl: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def prewarm(
         started = time.monotonic()
         key = reference.parse(item.ref).key
         try:
-            ask = getter.ask(item.ref, item.digest, item.mirrors, size=item.size, promote=item.pin)
+            ask = getter.ask(item.ref, item.digest, item.mirrors, size=item.size, promote=item.pin, ttl=item.ttl)
             entry = getter.look(ask)
             state = "cached" if entry is not None else "fetched"
             entry = entry or getter.fetched(ask, deadline)
@@ -177,12 +178,12 @@ def wanted(path: str | os.PathLike[str], *, locked: bool) -> list[Wanted]:
     """
     models = read_manifest(path)
     if not locked:
-        return [Wanted(model.ref, model.digest, None, model.mirrors, model.pin) for model in models]
+        return [Wanted(model.ref, model.digest, None, model.mirrors, model.pin, model.ttl) for model in models]
     lock = read_lock(lock_path(path))
     manifests.check_drift(models, lock, file=lock_path(path))
     exactly = {reference.parse(model.ref).key: model for model in lock}
     both = [(model, exactly[reference.parse(model.ref).key]) for model in models]
-    return [Wanted(model.ref, exact.digest, exact.size, model.mirrors, model.pin) for model, exact in both]
+    return [Wanted(model.ref, exact.digest, exact.size, model.mirrors, model.pin, model.ttl) for model, exact in both]
 
 
 def as_drift(error: ModelCacheError, path: str | os.PathLike[str]) -> ModelCacheError:

@@ -24,6 +24,7 @@ COMMANDS = {
     "prewarm": "fetch every model of a manifest",
     "lock": "write models.lock: the exact bytes that a manifest means",
     "ls": "list what is cached",
+    "du": "show what each model takes of the disk",
     "info": "show everything known of one model",
     "verify": "read and hash what is cached; set aside what is corrupt",
     "rm": "remove models from the cache",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..cache import Cache
-from ..config import parse_bytes
+from ..config import parse_bytes, parse_seconds
 from .console import Console
 
 
@@ -28,8 +28,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="ask the source in any case")
     parser.add_argument("--offline", action="store_true", help="open no connection")
     parser.add_argument(
-        "--verify", choices=("stat", "full"), default="stat", help="how a hit is checked (default: stat)"
+        "--verify", choices=("stat", "sample", "full"), default="stat", help="how a hit is checked (default: stat)"
     )
+    parser.add_argument("--ttl", metavar="SPAN", help="how long it is wanted, such as 30d; then gc removes it")
     parser.add_argument("--max-bandwidth", metavar="BYTES", help="limit per second, such as 20MB")
 
 
@@ -47,6 +48,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             "max_age": arguments.max_age,
             "force_download": arguments.force,
             "verify": arguments.verify,
+            "ttl": parse_seconds(arguments.ttl, setting="--ttl") if arguments.ttl else None,
         }
         if arguments.include or arguments.exclude:
             path = cache.get_tree(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import time
 
 from ..cache import Cache
+from ..config import parse_moment
 from ..errors import IntegrityError, ModelCacheError
 from ..verification import Finding, Report
 from .console import Console, size
@@ -14,13 +16,19 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("refs", nargs="*", metavar="REF", help="default: everything")
     parser.add_argument("--repair", action="store_true", help="fetch again what is corrupt or missing")
+    parser.add_argument(
+        "--since",
+        metavar="WHEN",
+        help="only what came since then: a date, 2d or 12h ago",
+    )
     parser.add_argument("-j", "--jobs", type=int, metavar="N", help="files hashed at a time (default: one a processor)")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Verify; 0 if all is well or repaired, 7 if not."""
     with Cache(arguments.root, on_event=console.event) as cache:
-        report = cache.verify(*arguments.refs, repair=arguments.repair, jobs=arguments.jobs)
+        since = None if arguments.since is None else parse_moment(arguments.since, now=time.time(), setting="--since")
+        report = cache.verify(*arguments.refs, repair=arguments.repair, jobs=arguments.jobs, since=since)
     console.close()
     if console.json:
         console.data_json(

@@ -670,3 +670,39 @@ def test_what_is_done_to_several_goes_on_after_a_failure(
     assert ended.returncode == 3
     assert json.loads(ended.stdout) == {done: [first, last]}
     assert missing in ended.stderr
+
+
+def test_ls_filters_and_sorts_and_du_counts_what_is_shared_once(run: Run, root: Path) -> None:
+    with Cache(root) as cache:
+        cache.put(b"x" * 3000, name="large.onnx", ttl=86_400)
+        cache.put(b"y" * 20, name="small.onnx")
+        cache.put(b"y" * 20, name="again.bin")
+        cache.pin("small.onnx")
+
+    def names(*arguments: str) -> list[str]:
+        return [line.split()[-1] for line in run("ls", *arguments).stdout.splitlines()[1:]]
+
+    assert names() == ["again.bin", "large.onnx", "small.onnx"]
+    assert names("--sort", "size") == ["large.onnx", "again.bin", "small.onnx"]
+    assert names("--sort", "size", "--reverse")[-1] == "large.onnx"
+    assert names("--filter", "size<1kB", "--filter", "ref=*.onnx") == ["small.onnx"]
+    assert names("--filter", "pinned") == ["small.onnx"]
+    assert "no entry passes" in run("ls", "--filter", "tree").stderr
+    assert run("ls", "--filter", "size>").returncode == 2
+    assert run("ls", "--sort", "colour").returncode == 2
+
+    assert [line.split()[-1] for line in run("du").stdout.splitlines()[1:]] == ["large.onnx", "small.onnx"]
+    told = json.loads(run("du", "--json", "again.bin").stdout)
+    assert told["total_bytes"] == 3020
+    assert [(one["refs"], one["own_bytes"]) for one in told["models"]] == [(["again.bin", "small.onnx"], 20)]
+    assert run("du", "none").returncode == 4
+    assert json.loads(run("info", "--json", "large.onnx").stdout)["ttl"] == 86_400
+
+
+@pytest.mark.parametrize(("since", "code"), [("2d", 0), ("2026-01-01", 0), ("2026-01-01T08:00", 0), ("yesterday", 2)])
+def test_verify_since_a_time(run: Run, root: Path, since: str, code: int) -> None:
+    with Cache(root) as cache:
+        cache.put(b"x" * 3000, name="m")
+    done = run("verify", "--since", since)
+    assert done.returncode == code
+    assert ("1 of 1 models are whole" if code == 0 else "--since") in done.stderr

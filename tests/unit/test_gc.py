@@ -12,7 +12,7 @@ from typing import Any
 import fasteners
 import pytest
 
-from modelcache import Cache, Entry, Event, commit, errors, gc, layout, locks, process
+from modelcache import Cache, Entry, Event, commit, errors, footprint, gc, layout, locks, process
 from modelcache.digest import Digest
 from modelcache.download import Job
 from modelcache.gc import Plan
@@ -628,4 +628,4 @@ def test_a_file_that_goes_while_it_is_counted_is_passed_over(
 
     monkeypatch.setattr(os, "scandir", scandir)
 
-    assert list(gc._files(str(root / layout.STAGING / "file"))) == []  # The race, held still.
+    assert list(footprint.files_at(str(root / layout.STAGING / "file"))) == []  # The race, held still.

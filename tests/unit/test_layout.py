@@ -7,7 +7,7 @@ import pytest
 from modelcache import layout
 
 IDENTITY = layout.key_id("https://example.org/m.onnx")
-FACTS = (f"sha256-{'ab' * 32}", 97, 1_700_000_000_123_456_789, 1_700_000_000, "a model.onnx")
+FACTS = (f"sha256-{'ab' * 32}", 97, 1_700_000_000_123_456_789, 1_700_000_000, "a model.onnx", 0)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,6 @@ def test_the_head_of_a_later_form_reads_as_nothing() -> None:
 
 
 def test_the_longest_head_fits_in_what_a_hit_reads() -> None:
-    head = layout.encode_head(IDENTITY, FACTS[0], 2**63, 2**63, 2**63, "x" * layout.NAME_BYTES_MAX)
+    head = layout.encode_head(IDENTITY, FACTS[0], 2**63, 2**63, 2**63, "x" * layout.NAME_BYTES_MAX, 2**63)
 
     assert len(head) < 1024

@@ -13,8 +13,8 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from . import hit, layout, reference
-from .config import SECONDS_MAX, Capacity, RetryPolicy, Settings, Timeout, is_seconds, is_whole, span
+from . import configfiles, hit, layout, reference
+from .config import SECONDS_MAX, Capacity, RetryPolicy, Timeout, is_seconds, is_whole, span
 from .digest import Digest
 from .errors import (
     BatchError,
@@ -24,11 +24,13 @@ from .errors import (
 )
 from .getting import Ask, Getter, Limits, RefLike, listed
 from .keeper import Keeper
+from .policy import Policies, Policy
 from .records import Entry
 from .report import Stats
 
 if TYPE_CHECKING:
     from .events import Event
+    from .gate import Gate
     from .intake import Content
     from .leasing import Lease
     from .manifest import LockedModel
@@ -48,7 +50,10 @@ class Cache(Keeper):
         retry: How often and how far apart a source is asked again.
         timeout: Limits on connecting, reading, stalling and on the whole get.
         lock_timeout: Longest wait for another process that fetches the same model, in seconds.
-        offline: Never open a connection. Default: ``MODELCACHE_OFFLINE`` or ``HF_HUB_OFFLINE``.
+        offline: Never open a connection: the mode ``offline``.
+        mode: ``cache-first`` fetches what is not here; ``offline`` opens no connection; ``refresh`` asks the source
+            each time, as if every get without ``max_age`` said 0, and serves what is here where it cannot be reached.
+        policy: What may be cached and served. Those of files with settings count as well: one refusal is enough.
         max_bandwidth: Limit on what all fetches of this object receive together, in bytes per second.
         capacity: What the cache may use of the disk: bytes (``50_000_000_000``, ``"50GB"``), a share of the file system
             (``"20%"``), or what stays free of it (``"free:10GB"``). Before a fetch, what was least recently used goes
@@ -57,11 +62,12 @@ class Cache(Keeper):
             ``MODELCACHE_GRACE``, else an hour.
         on_event: Called with each `Event`, in the thread that caused it.
 
-    The environment is read here, once. All methods may be called from any thread; a Cache may be used after a fork.
+    What no argument says, variables, files with settings and defaults say: docs/configuration.md. They are read here,
+    once. All methods may be called from any thread; a Cache may be used after a fork.
 
     Raises:
         UsageError: An argument makes no sense.
-        ConfigurationError: A variable makes no sense.
+        ConfigurationError: A variable, or a file with settings, has a mistake.
         FormatError: The root was written by a newer modelcache.
         RootError: The root is a file, or may not be entered.
     """
@@ -75,18 +81,23 @@ class Cache(Keeper):
         timeout: Timeout | None = None,
         lock_timeout: float | None = None,
         offline: bool | None = None,
+        mode: str | None = None,
+        policy: Policy | None = None,
         max_bandwidth: int | None = None,
         capacity: int | str | None = None,
         grace: float | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
-        settings = Settings.from_environment(os.environ)
+        _check_kind("offline", offline, bool)
+        _check_kind("policy", policy, Policy)
+        settings, _, policies = configfiles.load(os.environ, offline=offline, mode=mode)
         if root is not None and not os.fspath(root):
             raise UsageError(problem="root is empty: give a directory, or leave it out for the default one")
-        root = layout.default_root(os.environ if root is None else {"MODELCACHE_DIR": os.fspath(root)})
+        if root is None:
+            root = configfiles.root_of(settings, os.environ)
+        root = layout.default_root({"MODELCACHE_DIR": os.fspath(root)})
         _check_kind("timeout", timeout, Timeout)
         _check_kind("retry", retry, RetryPolicy)
-        _check_kind("offline", offline, bool)
         if max_bandwidth is not None and not (is_whole(max_bandwidth) and max_bandwidth >= 1):
             raise UsageError(problem=f"max_bandwidth={max_bandwidth!r} makes no sense: whole bytes per second, from 1")
         if lock_timeout is not None and not (is_seconds(lock_timeout) and lock_timeout >= 0):
@@ -96,14 +107,16 @@ class Cache(Keeper):
 
             check_format(root)
         limits = Limits(
-            offline=settings.offline if offline is None else offline,
+            offline=settings.offline,
             retry=retry or settings.retry,
             timeout=timeout or settings.timeout,
             lock_timeout=settings.lock_timeout if lock_timeout is None else lock_timeout,
             concurrency=settings.concurrency,
-            bandwidth=max_bandwidth,
+            bandwidth=settings.max_bandwidth if max_bandwidth is None else max_bandwidth,
             capacity=settings.capacity if capacity is None else Capacity.parse(capacity),
             grace=settings.grace if grace is None else span("grace", grace),
+            refresh=settings.mode == "refresh",
+            policies=Policies(policies).and_also(policy),
         )
         super().__init__(root, limits, on_event)
         self._getter = Getter(root, limits, _sources(sources), self._tell)
@@ -383,14 +396,15 @@ class Cache(Keeper):
             digest: What the content must be.
 
         Raises:
-            InvalidReferenceError, NotFoundError, DigestMismatchError, NoSpaceError, StorageError
+            InvalidReferenceError, NotFoundError, DigestMismatchError, PolicyError, NoSpaceError, StorageError
         """
         from .intake import put
 
         self._check_open()
         parsed = reference.parse(name)
         self._prepare()
-        entry = put(self.root, content, parsed, Digest.parse(digest) if digest is not None else None)
+        wanted = Digest.parse(digest) if digest is not None else None
+        entry = put(self.root, content, parsed, wanted, self._gate())
         self._warm.forget(parsed.key)
         return entry
 
@@ -407,14 +421,15 @@ class Cache(Keeper):
 
         Raises:
             InvalidReferenceError, NotFoundError, UsageError, EmptyContentError, MissingCompanionError,
-            DigestMismatchError, NoSpaceError, StorageError
+            DigestMismatchError, PolicyError, NoSpaceError, StorageError
         """
         from .intake import put_tree
 
         self._check_open()
         parsed = reference.parse(name)
         self._prepare()
-        entry = put_tree(self.root, os.fspath(directory), parsed, None if digest is None else Digest.parse(digest))
+        wanted = None if digest is None else Digest.parse(digest)
+        entry = put_tree(self.root, os.fspath(directory), parsed, wanted, self._gate())
         self._warm.forget(parsed.key)
         return entry
 
@@ -485,6 +500,16 @@ class Cache(Keeper):
         if entry.source == "put":
             raise NoSourceError(ref=entry.key)
         self.get(entry.key, digest=entry.digest, mirrors=entry.mirrors, verify="full")
+
+    def _gate(self) -> Gate | None:
+        """Return what policies have to say of what is put: of its size, format and signature."""
+        if not self._limits.policies:
+            return None
+        from .gate import Gate
+
+        gate = Gate(self.root, self._limits.policies)
+        gate.prepare()
+        return gate
 
     def _prepare(self) -> None:
         from .commit import prepare_root

@@ -22,10 +22,12 @@ from .errors import (
     MirrorsExhaustedError,
     ModelCacheError,
     NoSpaceError,
+    PolicyError,
     StorageError,
 )
 from .events import Event, Listener
 from .patterns import Patterns
+from .policy import PLACE_RULES
 from .records import Entry
 from .repository import TreeDownload
 from .retry import Deadline
@@ -163,6 +165,8 @@ class Fetcher:
             except (CancelledError, StorageError, NoSpaceError):
                 raise
             except ModelCacheError as error:
+                if isinstance(error, PolicyError) and error.rule not in PLACE_RULES:
+                    raise  # The content is refused, and a mirror has the same.
                 failures[place.key] = error
                 if isinstance(error, DeadlineError) and (deadline.left(1) == 0 or number == len(queue)):
                     raise

@@ -32,6 +32,7 @@ from .errors import (
 )
 from .events import Event
 from .forks import renew_after_fork
+from .policy import NONE, Policies
 from .records import Entries, Entry
 from .reference import Ref
 from .report import Counts
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from .fetch import Fetcher
     from .flights import Flights
+    from .gate import Gate
     from .patterns import Patterns
     from .retry import Deadline
     from .sources import Source
@@ -67,6 +69,7 @@ class Ask:
     verify: str
     size: int | None
     patterns: Patterns | None = None  # Of a tree.
+    policies: Policies = NONE
     record: Entry | None = None
     known: Entry | None = None
     unread: bool = False
@@ -82,6 +85,7 @@ class Ask:
             self.size,
             self.force,
             tuple(mirror.url for mirror in self.mirrors),
+            self.policies,
         )
 
     def is_stale(self, entry: Entry) -> bool:
@@ -98,6 +102,7 @@ class Limits:
     """How a cache fetches, and what it keeps.
 
     Waits and the grace period are in seconds, bandwidth in bytes per second, ``concurrency`` in models at a time.
+    ``refresh`` makes the source be asked each time, as ``max_age=0`` does.
     """
 
     offline: bool
@@ -108,6 +113,8 @@ class Limits:
     bandwidth: int | None
     capacity: Capacity | None = None
     grace: float = GRACE_S
+    refresh: bool = False
+    policies: Policies = NONE
 
 
 class Getter:
@@ -139,8 +146,12 @@ class Getter:
         verify: str = "stat",
         size: int | None = None,
         patterns: Patterns | None = None,
+        policies: Policies | None = None,
     ) -> Ask:
-        """Return the question, checked before any I/O; with *patterns*, it is one for a tree."""
+        """Return the question, checked before any I/O; with *patterns*, it is one for a tree.
+
+        *policies* are those in force, in place of the cache's own.
+        """
         if max_age is not None and not (isinstance(max_age, int | float) and max_age >= 0):  # inf is "never ask".
             raise UsageError(problem=f"max_age={max_age!r} makes no sense: seconds, from 0")
         if verify not in _VERIFY:
@@ -172,12 +183,13 @@ class Getter:
             ref=parsed,
             digest=wanted,
             mirrors=tuple(_place(mirror) for mirror in listed(mirrors)),
-            max_age=max_age,
+            max_age=0 if max_age is None and self.limits.refresh else max_age,
             local=local_files_only or self.limits.offline,
             force=force_download,
             verify=verify,
             size=size,
             patterns=patterns,
+            policies=self.limits.policies if policies is None else policies,
         )
 
     def entry(self, ask: Ask, deadline: Deadline) -> Entry:
@@ -187,7 +199,7 @@ class Getter:
     def fetched(self, ask: Ask, deadline: Deadline) -> Entry:
         """Return what a fetch brings; `look` came to nothing."""
         try:
-            return self._flights().run(ask.flight, self._work(ask), deadline)
+            return self._admitted(ask, self._flights().run(ask.flight, self._work(ask), deadline))
         except (NetworkError, StorageError, NoSpaceError) as error:
             return self._stale(ask, error)
 
@@ -202,16 +214,24 @@ class Getter:
         if entry is not None:
             return entry
         try:
-            return await self._flights().arun(ask.flight, self._work(ask), deadline, self._threads())
+            entry = await self._flights().arun(ask.flight, self._work(ask), deadline, self._threads())
         except (NetworkError, StorageError, NoSpaceError) as error:
-            return self._stale(ask, error)
+            entry = self._stale(ask, error, admit=False)
+        if not ask.policies:
+            return entry
+        from asyncio import to_thread
+
+        return await to_thread(self._admitted, ask, entry)  # It may have to read all of it.
 
     def look(self, ask: Ask) -> Entry | None:
         """Return the entry that answers *ask* without a fetch, None if one is needed.
 
         Raises:
             LocalNotFoundError, EntryNotFoundError: None may be made.
+            PolicyError: A policy refuses the question, or what is here.
         """
+        if ask.policies:
+            ask.policies.check_question(ask.ref, ask.digest)
         entry = ask.known = self.find(ask)
         named = not ask.ref.scheme
         if entry is not None and ask.takes(entry) and self._entries.stamp_use(entry.key) and not self._stays(entry):
@@ -224,7 +244,7 @@ class Getter:
                     reason="force_download needs a connection, but the cache is offline",
                 )
             self.hits += 1
-            return entry
+            return self._admitted(ask, entry)
         self.misses += 1
         if named:
             other = self._entries.read(ask.ref.key)
@@ -286,8 +306,64 @@ class Getter:
         Objects(self.root).await_removal(entry.digest)
         return hit.stands(entry.path, entry.size, entry.mtime_ns)
 
+    def _admitted(self, ask: Ask, entry: Entry) -> Entry:
+        """Return *entry* if the policies in force let it be served; what they let in before is on record.
+
+        Raises:
+            PolicyError: They do not.
+        """
+        if not ask.policies:
+            return entry
+        gate = self._gate(ask)
+        assert gate is not None
+        place = reference.parse(entry.source) if entry.source != "put" else ask.ref
+        if place.scheme and ask.patterns is None and not ask.digest:
+            vouched = entry.etag is not None and entry.etag.strip('"') == entry.digest.hex
+            ask.policies.check_announced(ask.ref, ask.digest, entry.digest if vouched else None)
+        if entry.admitted == gate.mark:
+            return entry
+        host = self._source_host(place) if place.scheme else ""
+        found = gate.check_entry(entry, host, lambda: self._signature(ask, place, gate))
+        current = self._entries.read(entry.key)
+        if current is not None and current.serial == entry.serial:
+            try:
+                self._entries.write(found)
+            except (StorageError, NoSpaceError):
+                pass  # It is looked at again next time.
+        return found
+
+    def _gate(self, ask: Ask) -> Gate | None:
+        if not ask.policies:
+            return None
+        from .gate import Gate
+
+        return Gate(self.root, ask.policies)
+
+    def _source_host(self, place: Ref) -> str:
+        self._flights()
+        assert self._fetching is not None
+        return self._fetching[0].means.registry.source(place).host(place.key)
+
+    def _signature(self, ask: Ask, place: Ref, gate: Gate) -> bytes:
+        """Return the signature beside the file that is here already."""
+        from .download import Job, signature
+        from .gate import missing
+
+        if ask.local:
+            raise missing(
+                gate, ask.ref.key, "it was not verified when it came, and its signature is not asked for offline"
+            )
+        if not place.scheme:
+            raise missing(gate, ask.ref.key, "it was put here without one")
+        self._flights()
+        assert self._fetching is not None
+        job = Job(ask.ref, gate=gate)
+        return signature(self._fetching[0].means, job, place, self.limits.retry, self.deadline(ask.ref))
+
     def _is_quick(self, ask: Ask) -> bool:
         """Tell whether `look` is sure to find *ask* by one ``stat``."""
+        if ask.policies:
+            return False
         found = hit.look(self.root, ask.ref.key) if ask.verify == "stat" else None
         return found is not None and (ask.digest is None or found.object == layout.object_name(ask.digest))
 
@@ -319,11 +395,14 @@ class Getter:
     def _work(self, ask: Ask) -> Callable[[Deadline], Entry]:
         from .download import Job
 
+        gate = self._gate(ask)
+        if gate is not None:
+            gate.prepare()
         refresh = ask.force or ask.known is not None
         conditional = ask.known is not None
         job = Job(
             ask.ref, ask.digest, ask.size, ask.mirrors, ask.record, refresh,
-            unless_changed=conditional, no_news=ask.force and ask.unread,
+            unless_changed=conditional, no_news=ask.force and ask.unread, gate=gate,
         )  # fmt: skip
         self._flights()
         assert self._fetching is not None
@@ -332,13 +411,13 @@ class Getter:
             return lambda deadline: fetcher.fetch(job, deadline)
         return lambda deadline: fetcher.fetch_tree(job, patterns, deadline, jobs=self.limits.concurrency)
 
-    def _stale(self, ask: Ask, error: ModelCacheError) -> Entry:
+    def _stale(self, ask: Ask, error: ModelCacheError, *, admit: bool = True) -> Entry:
         """Return what is cached where only its age asked for a fetch that failed; else raise *error*."""
         if ask.known is None or ask.force:
             raise error
         logging.getLogger("modelcache").warning("%s; the cached content of %s is served", error.summary, ask.ref.key)
         self._tell(Event("stale", ask.ref.key, detail=error.summary))
-        return ask.known
+        return self._admitted(ask, ask.known) if admit else ask.known
 
     def _flights(self) -> Flights[Entry]:
         """Return what fetches need, made when the first one begins: it takes a tenth of a second to import."""

@@ -42,6 +42,7 @@ class Entry:
         mirrors: Refs that may serve the same content.
         serial: New at each write of the record; what tells whether somebody has written it meanwhile.
         mtime_ns: What ``stat`` must find; anything else means that a tool touched the file.
+        admitted: The mark of the policies that let it in (`gate`); ``""`` if none did.
     """
 
     key: str
@@ -58,6 +59,7 @@ class Entry:
     revision: str | None = None
     mirrors: tuple[str, ...] = ()
     serial: str = field(default="", compare=False)
+    admitted: str = field(default="", compare=False)
 
     @property
     def ref(self) -> str:
@@ -104,6 +106,7 @@ class Entries:
             "revision": entry.revision,
             "mirrors": list(entry.mirrors),
             "serial": os.urandom(8).hex(),
+            **({"admitted": entry.admitted} if entry.admitted else {}),
         }
         try:
             commit.commit_record(f"{self._root}/{layout.STAGING}", self.path(entry.key), head + seal(body))
@@ -250,6 +253,7 @@ class Entries:
                 revision=body["revision"],
                 mirrors=tuple(body["mirrors"]),
                 serial=body["serial"],
+                admitted=body.get("admitted", ""),
             )
         except (KeyError, TypeError, AttributeError, InvalidDigestError):  # Whole, but not of the form written here.
             return None

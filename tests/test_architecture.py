@@ -14,9 +14,10 @@ PACKAGE = Path(modelcache.__file__).parent
 FLOORS = [
     {"errors", "events", "eviction", "forks", "report", "sealed"},
     {"layout"},
-    {"config", "digest", "patterns", "reference"},
-    {"companions", "files", "hit", "listing", "manifest", "notes", "process"},
-    {"trees"},
+    {"config", "digest", "patterns", "reference", "tomltext"},
+    {"companions", "files", "hit", "listing", "notes", "process", "settings"},
+    {"formats", "policy", "trees"},
+    {"configfiles", "manifest", "signatures"},
     {"commit"},
     {"locks", "retry"},
     {"backoff", "flights", "jobs", "leases", "objects", "pins", "records"},
@@ -26,7 +27,7 @@ FLOORS = [
     {"sources.hf"},
     {"sources"},
     {"promises", "ranges", "staged", "sweep", "transfer"},
-    {"gc", "retention", "verification"},
+    {"gate", "gc", "retention", "verification"},
     {"intake", "doctor"},
     {"download"},
     {"repository"},
@@ -36,10 +37,10 @@ FLOORS = [
     {"keeper"},
     {"cache"},
     {"api", "testing.server", "testing.victims", "cli.console"},
-    {"cli.each"},
+    {"cli.asking", "cli.each"},
     {
-        "cli.doctor", "cli.gc", "cli.get", "cli.info", "cli.lock", "cli.ls", "cli.path", "cli.pin", "cli.prewarm",
-        "cli.remove", "cli.stats", "cli.unpin", "cli.verify",
+        "cli.config", "cli.doctor", "cli.gc", "cli.get", "cli.info", "cli.lock", "cli.ls", "cli.path", "cli.pin",
+        "cli.prewarm", "cli.remove", "cli.stats", "cli.unpin", "cli.verify",
     },
     {"cli", "testing"},
     {"__init__", "__main__"},
@@ -103,7 +104,13 @@ def test_only_commit_changes_the_file_system(name: str, path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("library", "home"),
-    [("tenacity", {"retry"}), ("fasteners", {"locks"}), ("urllib3", {"sources.connections", "sources.http"})],
+    [
+        ("tenacity", {"retry"}),
+        ("fasteners", {"locks"}),
+        ("urllib3", {"sources.connections", "sources.http"}),
+        ("model_signing", {"signatures"}),
+        ("tomllib", {"tomltext"}),
+    ],
 )
 def test_a_library_is_imported_in_its_one_place(library: str, home: set[str]) -> None:
     importers = set()

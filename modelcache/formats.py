@@ -15,6 +15,7 @@ byte, counts. A file that is called a pickle (``.pkl``, ``.joblib``) is taken at
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 import tarfile
@@ -28,10 +29,12 @@ from typing import IO, Any
 _NAMES = (".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle")
 _DEPTH_MAX = 3  # Of archives in archives.
 _OPCODES_MAX = 100_000
+_PROTOCOL_MAX = 5
 _PICKLES_MAX = 256  # In a row.
 _MEMBERS_MAX = 100_000
 _LINE_BYTES_MAX = 1 << 16
 _UNPACKED_BYTES = 8 << 20
+_UNSEEN_BYTES = 64 << 20  # What is unpacked no further may be so large; a text that goes beyond that is none.
 _NUMPY, _ZIP = b"\x93NUMPY", (b"PK\x03\x04", b"PK\x05\x06")
 _IMPORTABLE = re.compile(rb"[\w.]+\r?")
 _OBJECT = re.compile(rb"""["'][|<>=]?O\d*["']""")
@@ -50,23 +53,24 @@ def pickled(path: str, name: str) -> str | None:
     if name.lower().endswith(_NAMES):
         return f"is called a pickle ({name.rpartition('/')[2]})"
     with open(path, "rb") as file:
-        return _found(file, 0)
+        return _found(file, os.fstat(file.fileno()).st_size, 0)
 
 
-def _found(file: IO[bytes], depth: int) -> str | None:
+def _found(file: IO[bytes], size: int, depth: int) -> str | None:
+    """Look at *file*, of *size* bytes, inside so many archives."""
     head = file.read(512)
     if head.startswith(_NUMPY):
         return _numpy(file)
-    if _is_pickle(file):
+    if _is_pickle(file, size):
         return "is a pickle"
     if depth >= _DEPTH_MAX:
         return "holds archives in archives that nobody looks into" if head.startswith(_ZIP) else None
     unpacked = _unpacked(file, head)
     if unpacked is not None:
-        inside = _found(unpacked, depth + 1)
+        inside = _found(*unpacked, depth + 1)
         return f"{inside}, compressed" if inside else None
-    file.seek(0)
-    if zipfile.is_zipfile(file):
+    # Within another archive, its end is far to go; only the outermost may hide one behind something else.
+    if head.startswith(_ZIP) or (depth == 0 and zipfile.is_zipfile(file)):
         return _in_zip(file, depth)
     file.seek(0)
     if head[257:262] == b"ustar" or (len(head) == 512 and _is_old_tar(head)):
@@ -85,8 +89,7 @@ def _in_zip(file: IO[bytes], depth: int) -> str | None:
                 if member.is_dir():
                     continue
                 with archive.open(member) as stream:
-                    # A member that cannot be sought cheaply is looked at in memory, as far as it tells.
-                    inside = _found(io.BytesIO(stream.read(_UNPACKED_BYTES)), depth + 1)
+                    inside = _found(stream, member.file_size, depth + 1)
                 if inside:
                     return f"holds {member.filename!r:.100}, which {inside}"
             return "holds more members than are looked at" if len(members) > _MEMBERS_MAX else None
@@ -105,7 +108,7 @@ def _in_tar(file: IO[bytes], depth: int) -> str | None:
                 if member.name.lower().endswith(_NAMES):
                     return f"holds the pickle {member.name!r:.100}"
                 stream = archive.extractfile(member) if member.isreg() else None
-                inside = _found(stream, depth + 1) if stream is not None else None
+                inside = _found(stream, member.size, depth + 1) if stream is not None else None
                 if inside:
                     return f"holds {member.name!r:.100}, which {inside}"
     except (tarfile.TarError, ValueError, EOFError) as error:
@@ -121,8 +124,8 @@ def _is_old_tar(head: bytes) -> bool:
     return int(field, 8) == sum(head) - sum(head[148:156]) + 8 * 32
 
 
-def _unpacked(file: IO[bytes], head: bytes) -> IO[bytes] | None:
-    """Return the beginning of what is compressed in *file*; None if nothing is."""
+def _unpacked(file: IO[bytes], head: bytes) -> tuple[IO[bytes], int] | None:
+    """Return the beginning of what is compressed in *file*, and a size that it may have; None if nothing is."""
     machine: Any
     if head.startswith(b"\x1f\x8b") or (head[:1] == b"x" and len(head) > 1 and int.from_bytes(head[:2]) % 31 == 0):
         machine = zlib.decompressobj(wbits=47)  # gzip or zlib, whichever it is.
@@ -139,7 +142,7 @@ def _unpacked(file: IO[bytes], head: bytes) -> IO[bytes] | None:
             found += machine.decompress(chunk, _UNPACKED_BYTES - len(found))
     except (zlib.error, LZMAError, OSError, ValueError, EOFError):
         pass  # What came before counts: an unpickler would have read it too.
-    return io.BytesIO(found) if found else None
+    return (io.BytesIO(found), len(found) if len(found) < _UNPACKED_BYTES else _UNSEEN_BYTES) if found else None
 
 
 def _numpy(file: IO[bytes]) -> str | None:
@@ -154,9 +157,8 @@ def _numpy(file: IO[bytes]) -> str | None:
     return "is a numpy array of objects" if _OBJECT.search(header) else None
 
 
-def _is_pickle(file: IO[bytes]) -> bool:
-    file.seek(0, io.SEEK_END)
-    reader = _Reader(file, file.tell())
+def _is_pickle(file: IO[bytes], size: int) -> bool:
+    reader = _Reader(file, size)
     file.seek(0)
     for _ in range(_PICKLES_MAX):
         verdict = _one_pickle(reader)
@@ -172,10 +174,10 @@ def _one_pickle(reader: _Reader) -> bool | None:
         code = reader.take(1)
         one = _CODES.get(code[0]) if code else None
         if one is None:
-            return False
+            return reader.cut
         if number == 0 and one.name == "PROTO":
             version = reader.take(1)
-            if not version or not 2 <= version[0] <= 5:
+            if not version or version[0] > _PROTOCOL_MAX:
                 return False
             marked = True
             continue
@@ -183,7 +185,7 @@ def _one_pickle(reader: _Reader) -> bool | None:
             return True  # The mark and another opcode: chance makes that of one file in 250 000.
         argument = reader.argument(one.arg.n if one.arg is not None else 0, pair=_is_pair(one))
         if argument is None:
-            return False
+            return reader.cut
         lines = argument.split(b"\n") if one.name in {"GLOBAL", "INST"} else []
         if not all(_IMPORTABLE.fullmatch(line) for line in lines):
             return False
@@ -206,6 +208,9 @@ def _stacked(one: Any, depth: int, marks: list[int]) -> tuple[int, bool]:
     if one.name == "MARK":
         marks.append(depth)
         return depth, True
+    if one.name == "POP" and depth == marks[-1] and len(marks) > 1:
+        marks.pop()  # Unpicklers let it take a mark away.
+        return depth, True
     if "mark" in before:
         if len(marks) == 1:
             return depth, False
@@ -224,14 +229,17 @@ class _Reader:
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self._file, self._left = file, size
+        self.cut = False  # It ended before its size: what would have come is not known.
 
     @property
     def at_end(self) -> bool:
         return self._left == 0
 
     def take(self, count: int) -> bytes:
-        found = self._file.read(min(count, self._left))
+        wanted = min(count, self._left)
+        found = self._file.read(wanted)
         self._left -= len(found)
+        self.cut = self.cut or len(found) < wanted
         return found
 
     def argument(self, kind: int, *, pair: bool) -> bytes | None:

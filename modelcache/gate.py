@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from . import commit, formats, signatures, trees
+from . import commit, signatures, trees
 from .errors import ModelCacheError, SignatureError, storage_error
 from .objects import Objects
 from .policy import Policies, refused_pickle
@@ -119,8 +119,12 @@ class Gate:
 
     def _check_pickle(self, ref: str, path: str, name: str) -> None:
         policy = self.policies.forbid_pickle
-        why = None if policy is None else formats.pickled(path, name)
-        if policy is not None and why is not None:
+        if policy is None:
+            return
+        from . import formats  # With zipfile and tarfile it takes 20 ms to import.
+
+        why = formats.pickled(path, name)
+        if why is not None:
             raise refused_pickle(policy, ref, name, why)
 
     @contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 
@@ -40,7 +40,7 @@ class Signatures:
     """
 
     key: str | None = None
-    certificates: tuple[str, ...] = ()
+    certificates: Sequence[str] = ()
     identity: str | None = None
     issuer: str | None = None
 
@@ -58,7 +58,7 @@ class Signatures:
     @property
     def files(self) -> tuple[str, ...]:
         """The files that say whom to trust."""
-        return self.certificates if self.key is None else (self.key,)
+        return tuple(self.certificates) if self.key is None else (self.key,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +76,10 @@ class Policy:
         origin: Where this policy stands, for people.
     """
 
-    hosts: tuple[str, ...] | None = None
-    schemes: tuple[str, ...] | None = None
+    hosts: Sequence[str] | None = None
+    schemes: Sequence[str] | None = None
     max_size: int | str | None = None
-    formats: tuple[str, ...] | None = None
+    formats: Sequence[str] | None = None
     allow_pickle: bool = False
     digests: str | None = None
     signatures: Signatures | None = None
@@ -166,6 +166,11 @@ class Policies(tuple[Policy, ...]):
     def forbid_pickle(self) -> Policy | None:
         """The first policy that refuses pickles, or None."""
         return next((policy for policy in self if not policy.allow_pickle), None)
+
+    @property
+    def ask_for_digests(self) -> bool:
+        """Whether a get may be refused for what it does not say."""
+        return any(policy.digests is not None for policy in self)
 
     @property
     def signed(self) -> tuple[Policy, ...]:
@@ -263,7 +268,7 @@ def host_name(host: str) -> str:
     return name.rstrip(".")
 
 
-def _only(allowed: tuple[str, ...]) -> str:
+def _only(allowed: Sequence[str]) -> str:
     return f"only {', '.join(repr(one) for one in allowed)} may be" if allowed else "none may be"
 
 

@@ -139,15 +139,14 @@ def test_if_no_place_is_allowed_the_exit_code_is_that_of_a_refusal(root: Path, s
 def test_hosts_are_patterns_of_names(pattern: str, host: str, allowed: bool) -> None:
     policies = Policies([Policy(hosts=[pattern])])
 
-    for check in (
-        lambda: policies.check_hop("r", "https", host),
-        lambda: policies.check_place(parse("s3://b/k"), host),
-    ):
-        if allowed:
-            check()
-        else:
-            with pytest.raises(PolicyError, match=host_name(host)):
-                check()
+    if allowed:
+        policies.check_hop("r", "https", host)
+        policies.check_place(parse("s3://b/k"), host)
+        return
+    with pytest.raises(PolicyError, match=host_name(host)):
+        policies.check_hop("r", "https", host)
+    with pytest.raises(PolicyError, match=host_name(host)):
+        policies.check_place(parse("s3://b/k"), host)
 
 
 def test_a_scheme_that_is_not_allowed_is_refused_for_refs_and_mirrors(

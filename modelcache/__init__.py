@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .digest import Digest as Digest
     from .errors import ModelCacheError as ModelCacheError
     from .events import Event as Event
+    from .policy import Policy as Policy
+    from .policy import Signatures as Signatures
     from .records import Entry as Entry
     from .report import Health as Health
     from .report import Stats as Stats
@@ -45,7 +47,9 @@ _HOMES = {
     "HfSource": "sources.hf",
     "HttpSource": "sources.http",
     "ModelCacheError": "errors",
+    "Policy": "policy",
     "RetryPolicy": "config",
+    "Signatures": "policy",
     "Stats": "report",
     "Tier": "tiers",
     "Timeout": "config",

@@ -22,11 +22,12 @@ def main() -> int:
 
 def _cached(ref: str) -> "str | None":
     """Return the path of *ref* if it is cached and its use need not be recorded; None leaves all to the command."""
+    from .configfiles import plain
     from .hit import format_is_known, look
     from .layout import default_root
     from .reference import parse
 
-    if ref[:1] == "-":
+    if ref[:1] == "-" or not plain(os.environ):
         return None
     try:
         key, root = parse(ref).key, default_root(os.environ)

@@ -13,8 +13,8 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from . import hit, layout, reference
-from .config import SECONDS_MAX, Capacity, RetryPolicy, Settings, Timeout, is_seconds, is_whole, lifetime, span
+from . import configfiles, hit, layout, reference
+from .config import SECONDS_MAX, Capacity, RetryPolicy, Timeout, is_seconds, is_whole, lifetime, span
 from .digest import Digest
 from .errors import (
     BatchError,
@@ -25,11 +25,13 @@ from .errors import (
 )
 from .getting import Ask, Getter, Limits, RefLike, listed
 from .keeper import Keeper
+from .policy import Policies, Policy
 from .records import Entry
 from .report import Stats
 
 if TYPE_CHECKING:
     from .events import Event
+    from .gate import Gate
     from .intake import Content
     from .leasing import Lease
     from .manifest import LockedModel
@@ -50,7 +52,10 @@ class Cache(Keeper):
         retry: How often and how far apart a source is asked again.
         timeout: Limits on connecting, reading, stalling and on the whole get.
         lock_timeout: Longest wait for another process that fetches the same model, in seconds.
-        offline: Never open a connection. Default: ``MODELCACHE_OFFLINE`` or ``HF_HUB_OFFLINE``.
+        offline: Never open a connection: the mode ``offline``.
+        mode: ``cache-first`` fetches what is not here; ``offline`` opens no connection; ``refresh`` asks the source
+            each time, as if every get without ``max_age`` said 0, and serves what is here where it cannot be reached.
+        policy: What may be cached and served. Those of files with settings count as well: one refusal is enough.
         max_bandwidth: Limit on what all fetches of this object receive together, in bytes per second.
         capacity: What the cache may use of the disk: bytes (``50_000_000_000``, ``"50GB"``), a share of the file system
             (``"20%"``), or what stays free of it (``"free:10GB"``). Before a fetch, what was least recently used goes
@@ -63,11 +68,12 @@ class Cache(Keeper):
             Default: ``MODELCACHE_TIERS``, else none.
         on_event: Called with each `Event`, in the thread that caused it.
 
-    The environment is read here, once. All methods may be called from any thread; a Cache may be used after a fork.
+    What no argument says, variables, files with settings and defaults say: docs/configuration.md. They are read here,
+    once. All methods may be called from any thread; a Cache may be used after a fork.
 
     Raises:
         UsageError: An argument makes no sense.
-        ConfigurationError: A variable makes no sense.
+        ConfigurationError: A variable, or a file with settings, has a mistake.
         FormatError: The root was written by a newer modelcache.
         RootError: The root is a file, or may not be entered.
     """
@@ -81,19 +87,24 @@ class Cache(Keeper):
         timeout: Timeout | None = None,
         lock_timeout: float | None = None,
         offline: bool | None = None,
+        mode: str | None = None,
+        policy: Policy | None = None,
         max_bandwidth: int | None = None,
         capacity: int | str | None = None,
         grace: float | None = None,
         tiers: Iterable[RefLike | Tier] | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
-        settings = Settings.from_environment(os.environ)
+        _check_kind("offline", offline, bool)
+        _check_kind("policy", policy, Policy)
+        settings, _, policies = configfiles.load(os.environ, offline=offline, mode=mode)
         if root is not None and not os.fspath(root):
             raise UsageError(problem="root is empty: give a directory, or leave it out for the default one")
-        root = layout.default_root(os.environ if root is None else {"MODELCACHE_DIR": os.fspath(root)})
+        if root is None:
+            root = configfiles.root_of(settings, os.environ)
+        root = layout.default_root({"MODELCACHE_DIR": os.fspath(root)})
         _check_kind("timeout", timeout, Timeout)
         _check_kind("retry", retry, RetryPolicy)
-        _check_kind("offline", offline, bool)
         if max_bandwidth is not None and not (is_whole(max_bandwidth) and max_bandwidth >= 1):
             raise UsageError(problem=f"max_bandwidth={max_bandwidth!r} makes no sense: whole bytes per second, from 1")
         if lock_timeout is not None and not (is_seconds(lock_timeout) and lock_timeout >= 0):
@@ -103,15 +114,17 @@ class Cache(Keeper):
 
             check_format(root)
         limits = Limits(
-            offline=settings.offline if offline is None else offline,
+            offline=settings.offline,
             retry=retry or settings.retry,
             timeout=timeout or settings.timeout,
             lock_timeout=settings.lock_timeout if lock_timeout is None else lock_timeout,
             concurrency=settings.concurrency,
-            bandwidth=max_bandwidth,
+            bandwidth=settings.max_bandwidth if max_bandwidth is None else max_bandwidth,
             capacity=settings.capacity if capacity is None else Capacity.parse(capacity),
             grace=settings.grace if grace is None else span("grace", grace),
             tiers=_tiers(settings.tiers if tiers is None else tiers),
+            refresh=settings.mode == "refresh",
+            policies=Policies(policies).and_also(policy),
         )
         super().__init__(root, limits, on_event)
         self._getter = Getter(root, limits, _sources(sources), self._tell)
@@ -408,7 +421,7 @@ class Cache(Keeper):
             ttl: For how long it is wanted, in seconds; then gc removes it, unless it is in use.
 
         Raises:
-            InvalidReferenceError, NotFoundError, DigestMismatchError, NoSpaceError, StorageError
+            InvalidReferenceError, NotFoundError, DigestMismatchError, PolicyError, NoSpaceError, StorageError
         """
         from .intake import put
 
@@ -416,7 +429,7 @@ class Cache(Keeper):
         parsed = reference.parse(name)
         wanted, ttl = None if digest is None else Digest.parse(digest), None if ttl is None else lifetime(ttl)
         self._prepare()
-        entry = put(self.root, content, parsed, wanted, ttl)
+        entry = put(self.root, content, parsed, wanted, ttl, self._gate())
         self._warm.forget(parsed.key)
         return entry
 
@@ -441,7 +454,7 @@ class Cache(Keeper):
 
         Raises:
             InvalidReferenceError, NotFoundError, UsageError, EmptyContentError, MissingCompanionError,
-            DigestMismatchError, NoSpaceError, StorageError
+            DigestMismatchError, PolicyError, NoSpaceError, StorageError
         """
         from .intake import put_tree
 
@@ -449,7 +462,7 @@ class Cache(Keeper):
         parsed = reference.parse(name)
         wanted, ttl = None if digest is None else Digest.parse(digest), None if ttl is None else lifetime(ttl)
         self._prepare()
-        entry = put_tree(self.root, os.fspath(directory), parsed, wanted, ttl)
+        entry = put_tree(self.root, os.fspath(directory), parsed, wanted, ttl, self._gate())
         self._warm.forget(parsed.key)
         return entry
 
@@ -524,6 +537,16 @@ class Cache(Keeper):
             self._getter.entry(ask, self._getter.deadline(ask.ref))
         except EntryNotFoundError as error:
             raise NoSourceError(ref=entry.key) from error
+
+    def _gate(self) -> Gate | None:
+        """Return what policies have to say of what is put: of its size, format and signature."""
+        if not self._limits.policies:
+            return None
+        from .gate import Gate
+
+        gate = Gate(self.root, self._limits.policies)
+        gate.prepare()
+        return gate
 
     def _prepare(self) -> None:
         from .commit import prepare_root

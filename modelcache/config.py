@@ -1,29 +1,11 @@
-"""Settings: small value objects, and what the environment says about them. No I/O.
+"""The value objects that settings are made of, and how their texts are read. No I/O.
 
-The environment is read when a Cache is made, not at import. An argument wins over a variable, a variable over a
-default.
-
-=============================  ==============================================================  =========
-variable                       sets                                                            default
-=============================  ==============================================================  =========
-``MODELCACHE_DIR``             the root (then ``MODELCACHE_HOME``, ``XDG_CACHE_HOME``)         ~/.cache/modelcache
-``MODELCACHE_OFFLINE``         no connection is ever opened (``HF_HUB_OFFLINE`` counts too)    0
-``MODELCACHE_HTTP_RETRIES``    tries after the first one: ``RetryPolicy.attempts`` less 1       5
-``MODELCACHE_HTTP_TIMEOUT``    ``Timeout.read`` and ``.stall``, in seconds                     30 and 60
-``MODELCACHE_DEADLINE``        ``Timeout.total``, in seconds                                   none
-``MODELCACHE_LOCK_TIMEOUT``    longest wait for another process, in seconds                    600
-``MODELCACHE_CONCURRENCY``     models fetched at once by ``get_many`` and ``prewarm``          8
-``MODELCACHE_CAPACITY``        what the cache may use of the disk (`Capacity`)                 no limit
-``MODELCACHE_TIERS``           directories that are asked before a source, parted by ``:``     none
-``MODELCACHE_GRACE``           seconds for which a path that ``get`` returned is kept          3600
-=============================  ==============================================================  =========
+Which settings there are, and where they come from, is in `settings`.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import ConfigurationError, UsageError
@@ -144,46 +126,6 @@ class Capacity:
         return f"free:{self.spare}" if self.spare is not None else str(self.most)
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Everything that the environment decides, parsed."""
-
-    offline: bool
-    retry: RetryPolicy
-    timeout: Timeout
-    lock_timeout: float
-    concurrency: int
-    capacity: Capacity | None
-    grace: float
-    tiers: tuple[str, ...]
-
-    @classmethod
-    def from_environment(cls, environ: Mapping[str, str]) -> Settings:
-        """Return the settings that *environ* asks for.
-
-        Raises:
-            ConfigurationError: A variable holds a senseless value; the error names it.
-        """
-        http_timeout = _seconds(environ, "MODELCACHE_HTTP_TIMEOUT")
-        capacity, grace = (environ.get(f"MODELCACHE_{name}", "").strip() for name in ("CAPACITY", "GRACE"))
-        defaults = Timeout()
-        return cls(
-            offline=_flag(environ, "MODELCACHE_OFFLINE") or _flag(environ, "HF_HUB_OFFLINE"),
-            retry=RetryPolicy(attempts=_whole(environ, "MODELCACHE_HTTP_RETRIES", 0, RetryPolicy().attempts - 1) + 1),
-            timeout=Timeout(
-                connect=min(http_timeout or math.inf, defaults.connect),
-                read=http_timeout or defaults.read,
-                stall=http_timeout or defaults.stall,
-                total=_seconds(environ, "MODELCACHE_DEADLINE"),
-            ),
-            lock_timeout=_seconds(environ, "MODELCACHE_LOCK_TIMEOUT") or 600.0,
-            concurrency=_whole(environ, "MODELCACHE_CONCURRENCY", 1, 8),
-            capacity=Capacity.parse(capacity, setting="MODELCACHE_CAPACITY") if capacity else None,
-            tiers=tuple(text for text in environ.get("MODELCACHE_TIERS", "").split(os.pathsep) if text.strip()),
-            grace=GRACE_S if not grace else parse_seconds(grace, setting="MODELCACHE_GRACE"),
-        )
-
-
 def parse_bytes(text: str, *, setting: str) -> int:
     """Return the number of bytes in *text*: ``"1500"``, ``"50MB"`` (powers of 1000) or ``"2GiB"`` (of 1024).
 
@@ -256,38 +198,6 @@ def parse_moment(text: str, *, now: float, setting: str) -> float:
     except ConfigurationError as error:
         expected = "a date such as 2026-11-21 or 2026-11-21T08:00, or a time ago such as 12h or 2d"
         raise ConfigurationError(setting=setting, value=text, expected=expected) from error
-
-
-def _flag(environ: Mapping[str, str], name: str) -> bool:
-    value = environ.get(name, "").strip().lower()
-    if value in {"", "0", "false", "no", "off"}:
-        return False
-    if value in {"1", "true", "yes", "on"}:
-        return True
-    raise ConfigurationError(setting=name, value=environ[name], expected="1 or 0")
-
-
-def _seconds(environ: Mapping[str, str], name: str) -> float | None:
-    text = environ.get(name, "").strip()
-    if not text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (is_seconds(value) and value > 0):
-        raise ConfigurationError(setting=name, value=text, expected=_ABOVE_ZERO)
-    return value
-
-
-def _whole(environ: Mapping[str, str], name: str, least: int, default: int) -> int:
-    text = environ.get(name, "").strip()
-    if not text:
-        return default
-    # More digits mean nothing, and from some thousand on int() refuses them.
-    if not (text.isascii() and text.isdigit() and len(text) <= 9) or int(text) < least:
-        raise ConfigurationError(setting=name, value=text, expected=f"a whole number from {least}")
-    return int(text)
 
 
 def is_whole(value: object) -> bool:

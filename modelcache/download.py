@@ -14,7 +14,7 @@ from typing import Any
 
 from failpoints import fail_point
 
-from . import errors, retry
+from . import errors, retry, signatures
 from .backoff import Backoff
 from .config import RetryPolicy, Timeout
 from .digest import Digest
@@ -25,15 +25,19 @@ from .errors import (
     IntegrityError,
     ModelCacheError,
     NoSpaceError,
+    PolicyError,
     ProtocolError,
+    RemoteNotFoundError,
     SizeMismatchError,
     StorageError,
 )
 from .events import Event, Listener
+from .gate import Gate, beside, missing
 from .gc import Room
 from .intake import link
 from .objects import Objects, Stored
 from .partials import Partial, Partials
+from .policy import NONE, PLACE_RULES
 from .ranges import ParallelStream
 from .records import Entries, Entry
 from .reference import Ref
@@ -58,6 +62,7 @@ class Job:
         known: The entry on record when this was asked for, which will not do: it is old, or its object is not whole.
         refresh: Ask the source in any case, also if a partial holds all bytes already.
         unless_changed: Ask only for content that differs from ``known``.
+        gate: What policies let in; None lets in all.
         no_news: What was on record could not be read, so that what is on record now may be what will not do.
         offer: What a tier has of it.
         local: Ask no source: what the tier has, or nothing.
@@ -75,6 +80,7 @@ class Job:
     offer: Offer | None = None
     local: bool = False
     ttl: float | None = None
+    gate: Gate | None = None
 
     @property
     def places(self) -> tuple[Ref, ...]:
@@ -121,6 +127,7 @@ class Means:
             revision=validators.revision,
             mirrors=tuple(mirror.key for mirror in job.mirrors),
             ttl=ttl,
+            admitted=job.gate.mark if job.gate is not None else "",
         )
 
     def check_space(self, key: str, needed: int | None) -> None:
@@ -136,10 +143,14 @@ class Means:
 class Download:
     """The download of one job from one place: the attempts share a partial."""
 
-    def __init__(self, means: Means, job: Job, place: Ref, policy: RetryPolicy, deadline: Deadline) -> None:
+    def __init__(
+        self, means: Means, job: Job, place: Ref, policy: RetryPolicy, deadline: Deadline, *, below: bool = False
+    ) -> None:
         self._means, self._job, self._place, self._policy, self._deadline = means, job, place, policy, deadline
+        self._below = below  # The place is in a tier: policies are asked of where the tier had it from, by who says so.
         self._source: Source = means.registry.source(place)
         self._host = self._source.host(place.key)
+        self._policies = NONE if job.gate is None else job.gate.policies
         self._partial: Partial | None = None
         self._reached = 0  # The most bytes that were ever here: progress is more than that.
         self._may_split = True
@@ -156,8 +167,23 @@ class Download:
             found = self._received()
             if isinstance(found, Entry):
                 return found
+            if self._job.gate is not None:
+                self._job.gate.check_file(
+                    self._job.ref.key,
+                    found.path,
+                    name=self._job.ref.name,
+                    bring=self._signature,
+                )
             with self._means.objects.announced(found.digest):
                 return self._record(found)
+
+    def _signature(self) -> bytes:
+        if self._job.local:
+            assert self._job.gate is not None
+            problem = "its signature lies beside the original, and the cache is offline"
+            raise missing(self._job.gate, self._job.ref.key, problem)
+        place = self._job.ref if self._below else self._place
+        return signature(self._means, self._job, place, self._policy, self._deadline)
 
     def keep(self) -> Partial:
         """Return the closed partial with all of the content, verified: the caller's now, to give away or to release.
@@ -176,15 +202,18 @@ class Download:
     @contextmanager
     def _claimed(self) -> Iterator[None]:
         """Claim what has come before; let go of what is left at the end."""
+        if not self._below:
+            self._policies.check_place(self._place, self._host)
         self._partial = self._means.partials.claim(self._job.ref.key, self._job.ref.name)
         if self._partial is not None:
             self._reached = self._partial.length
             self._means.counts.bytes_resumed += self._partial.length
         try:
             yield
-        except (IntegrityError, StorageError):
-            # Wrong bytes, or a sync that failed: none of it is used again.
-            self._drop_partial()
+        except (IntegrityError, StorageError, PolicyError) as error:
+            # Wrong bytes, refused ones, or a sync that failed: none of it is used again. Not so if only the place is.
+            if not (isinstance(error, PolicyError) and error.rule in PLACE_RULES):
+                self._drop_partial()
             raise
         finally:
             if self._partial is not None:
@@ -230,6 +259,7 @@ class Download:
             start=partial.length if partial is not None else 0,
             same_as=known if partial is not None and partial.facts["place"] == self._place.key else None,
             unless=self._unless() if partial is None else None,
+            policies=self._policies,
         )
         fail_point("download.before-open")
         self._means.counts.requests += 1
@@ -347,6 +377,9 @@ class Download:
         if self._job.digest is not None and stream.digest not in {None, self._job.digest}:
             # Before a byte of it comes.
             raise DigestMismatchError(ref=self._job.ref.key, expected=self._job.digest, actual=str(stream.digest))
+        if self._policies:
+            self._policies.check_announced(self._place, self._job.digest, stream.digest)
+            self._policies.check_size(self._job.ref.key, stream.total or 0)
         resumes = self._partial is not None and stream.start == self._partial.length > 0
         # A part need not say of how much: what was announced before still holds.
         total = self._partial.total if resumes and self._partial and stream.total is None else stream.total
@@ -387,6 +420,7 @@ class Download:
             self._deadline,
             on_progress=lambda done: self._tell("progress", done=done, total=partial.total),
             throttle=self._means.throttle,
+            policies=self._policies,
             may_split=may_split,
         )
         try:
@@ -426,6 +460,10 @@ class Download:
             raise DigestMismatchError(ref=job.ref.key, expected=announced, actual=partial.digest, announced=True)
         if partial.length == 0 and job.digest is None and job.size is None:
             raise EmptyContentError(ref=job.ref.key)
+        if self._policies:
+            announced = partial.facts.get("announced")
+            self._policies.check_announced(self._place, job.digest, None if announced is None else Digest(announced))
+            self._policies.check_size(job.ref.key, partial.length)
         return partial
 
     def _record(self, partial: Partial) -> Entry:
@@ -463,6 +501,42 @@ class Download:
 
     def _tell(self, kind: str, **facts: Any) -> None:
         self._means.emit(Event(kind, self._job.ref.key, **facts))
+
+
+def signature(means: Means, job: Job, place: Ref, policy: RetryPolicy, deadline: Deadline) -> bytes:
+    """Return the signature that lies beside the file *place*.
+
+    Raises:
+        SignatureError: There is none, or none of a size that makes sense.
+        ModelCacheError: Its source could not be asked.
+    """
+    assert job.gate is not None
+    gate, where = job.gate, beside(place)
+    source = means.registry.source(where)
+    request = Request(where.url, where.key, means.timeout, deadline, policies=gate.policies)
+
+    def attempt() -> bytes:
+        deadline.check()
+        means.counts.requests += 1
+        stream = source.open(request)
+        found = bytearray()
+        try:
+            with deadline.cutting(stream.interrupt, within=means.timeout.read + means.timeout.stall):
+                while chunk := stream.read(1 << 16):
+                    found += chunk
+                    if len(found) > signatures.BYTES_MAX:
+                        raise missing(gate, job.ref.key, f"{where.key} is too large for a signature")
+        finally:
+            stream.close()
+        deadline.check()
+        return bytes(found)
+
+    try:
+        return retry.call(
+            attempt, policy=policy, deadline=deadline, progress=lambda: 0, on_retry=lambda _error, _seconds: None
+        )
+    except RemoteNotFoundError as error:
+        raise missing(gate, job.ref.key, f"there is no signature at {where.key}") from error
 
 
 def reason(error: ModelCacheError) -> str:

@@ -9,6 +9,7 @@
     │   ├── UnknownSchemeError
     │   ├── NotListableError                                  its source cannot say which files there are
     │   ├── ConfigurationError
+    │   │   └── ConfigFileError                               a mistake in a file with settings: file, line, key
     │   └── ManifestError                                     a mistake in models.toml or models.lock: file, line, key
     ├── BatchError                                         3  some of many failed; each with its own error
     ├── NotFoundError (FileNotFoundError)                  4
@@ -41,6 +42,9 @@
     ├── LockTimeoutError (TimeoutError)                    9
     ├── LocalNotFoundError (FileNotFoundError)            10  offline, and not in the cache
     ├── LockDriftError (ValueError)                       11  models.lock and models.toml or the source disagree
+    ├── PolicyError (PermissionError)                     12  a policy in force refuses it
+    │   └── SignatureError                                    not signed by whom the policy asks for
+    ├── MissingLibraryError (ImportError)                  1  an extra that was not installed
     ├── PinnedError (PermissionError)                      1
     ├── LeasedError (PermissionError)                      1  in use by a live process
     ├── ClosedError (RuntimeError)                         1
@@ -143,6 +147,16 @@ class ConfigurationError(UsageError):
         ModelCacheError.__init__(self, setting=setting, value=value, expected=expected)
         self.summary = f"{setting}={value!r} makes no sense: expected {expected}"
         self.hint = f"Correct or unset {setting}"
+
+
+class ConfigFileError(ConfigurationError):
+    """A mistake in a file with settings. ``line`` and ``key`` are None where they are not known."""
+
+    def __init__(self, *, file: str, problem: str, line: int | None = None, key: str | None = None) -> None:
+        ModelCacheError.__init__(self, file=file, problem=problem, line=line, key=key)
+        where = f"{file}:{line}" if line else file
+        self.summary = f"{where}: {f'{key}: ' if key else ''}{problem}"
+        self.hint = "docs/configuration.md lists every key; `MODELCACHE_CONFIG=` (empty) reads no file"
 
 
 class ManifestError(UsageError):
@@ -488,6 +502,54 @@ class LockDriftError(ModelCacheError, ValueError):
         super().__init__(file=file, differences=differences)
         self.summary = f"{file} has drifted: {'; '.join(differences)}"
         self.hint = "If the change is wanted, run `modelcache lock` and commit the new lock file"
+
+
+class PolicyError(ModelCacheError, PermissionError):
+    """A policy refuses it; nothing of it is stored, and nothing that is here is served.
+
+    Attributes:
+        ref: What was asked for.
+        rule: The key of the policy: ``hosts``, ``schemes``, ``max-size``, ``formats``, ``allow-pickle``, ``digests``
+            or ``signatures``.
+        origin: Where the policy stands: file and line, or the argument.
+        problem: What is against the rule.
+    """
+
+    exit_code = 12
+
+    def __init__(self, *, ref: str, rule: str, origin: str, problem: str) -> None:
+        super().__init__(ref=ref, rule=rule, origin=origin, problem=problem)
+        self.ref, self.rule, self.origin = ref, rule, origin
+        self.summary = f"{ref} is refused by {rule} of the policy in {origin}: {problem}; it is not stored or served"
+        self.hint = _POLICY_HINTS[rule]
+
+
+_POLICY_HINTS = {
+    "hosts": "Fetch it from a host that is allowed, such as a mirror, or add this one to hosts",
+    "schemes": "Use a scheme that is allowed, or add this one to schemes",
+    "max-size": "Take a smaller one, or raise max-size; what is here already, `modelcache rm` removes",
+    "formats": "Take it in a format that is allowed; of a repository, choose files by allow_patterns",
+    "allow-pickle": "Take it as safetensors, ONNX or GGUF; set allow-pickle = true only for publishers that you trust",
+    "digests": "Give digest=..., or `modelcache lock` and `prewarm --locked`; of a hub, name a commit: @<40 digits>",
+    "signatures": "Ask the publisher for a signature by OpenSSF model signing, or correct [policy.signatures]",
+}
+
+
+class SignatureError(PolicyError):
+    """It is not signed by whom the policy asks for: no signature, another signer, or other bytes."""
+
+    def __init__(self, *, ref: str, origin: str, problem: str) -> None:
+        PolicyError.__init__(self, ref=ref, rule="signatures", origin=origin, problem=problem)
+        del self.facts["rule"]
+
+
+class MissingLibraryError(ModelCacheError, ImportError):
+    """What was asked for needs a library that comes with an extra, which is not installed."""
+
+    def __init__(self, *, library: str, extra: str, purpose: str, reason: str) -> None:
+        super().__init__(library=library, extra=extra, purpose=purpose, reason=reason)
+        self.summary = f"{library} is needed to {purpose}, and cannot be imported ({reason}); nothing was done"
+        self.hint = f"pip install 'modelcache[{extra}]'"
 
 
 class PinnedError(ModelCacheError, PermissionError):

@@ -22,10 +22,12 @@ from .errors import (
     MirrorsExhaustedError,
     ModelCacheError,
     NoSpaceError,
+    PolicyError,
     StorageError,
 )
 from .events import Event, Listener
 from .patterns import Patterns
+from .policy import PLACE_RULES
 from .records import Entry
 from .reference import parse
 from .repository import TreeDownload
@@ -63,7 +65,7 @@ class Fetcher:
 
         def promote(job: Job, offer: Offer) -> Entry:
             assert offer.entry is not None
-            return Download(self.means, job, parse(offer.entry.path), self._policy, deadline).run()
+            return Download(self.means, job, parse(offer.entry.path), self._policy, deadline, below=True).run()
 
         return self._once(job, deadline, lambda: self._promoted(job, promote, lambda job: self._fetch(job, deadline)))
 
@@ -172,6 +174,13 @@ class Fetcher:
             return ask(job)
         entry = job.offer.entry
         digest, size = (job.digest, job.size) if entry is None else (entry.digest, entry.size)
+        if job.gate is not None:
+            try:
+                self._check_origin(job, entry)
+            except ModelCacheError:
+                if job.local:
+                    raise
+                return ask(replace(job, offer=None))  # Which is refused, or comes from where it may.
         here = replace(job, digest=digest, size=size, known=None, refresh=False, unless_changed=False)
         try:
             found = promote(here, job.offer)
@@ -186,6 +195,17 @@ class Fetcher:
             return found
         return ask(replace(job, offer=None, known=found, unless_changed=True))
 
+    def _check_origin(self, job: Job, entry: Entry | None) -> None:
+        """Ask the policies of where a tier has had *entry* from; raise PolicyError."""
+        assert job.gate is not None
+        policies = job.gate.policies
+        place = job.ref if entry is None or entry.source == "put" else parse(entry.source)
+        if place.scheme:
+            policies.check_place(place, self.means.registry.source(place).host(place.key))
+            if entry is not None and not entry.digest.is_tree:
+                vouched = entry.etag is not None and entry.etag.strip('"') == entry.digest.hex
+                policies.check_announced(job.ref, job.digest, entry.digest if vouched else None)
+
     def _fetch(self, job: Job, deadline: Deadline) -> Entry:
         """Ask the places of *job* in order."""
         brief = replace(self._policy, retry_after_max=min(self._policy.retry_after_max, _BRIEF_S))
@@ -197,6 +217,8 @@ class Fetcher:
             except (CancelledError, StorageError, NoSpaceError):
                 raise
             except ModelCacheError as error:
+                if isinstance(error, PolicyError) and error.rule not in PLACE_RULES:
+                    raise  # The content is refused, and a mirror has the same.
                 failures[place.key] = error
                 if isinstance(error, DeadlineError) and (deadline.left(1) == 0 or number == len(queue)):
                     raise

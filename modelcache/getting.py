@@ -32,6 +32,7 @@ from .errors import (
 )
 from .events import Event
 from .forks import renew_after_fork
+from .policy import NONE, Policies
 from .records import Entries, Entry
 from .reference import Ref
 from .report import Counts
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from .fetch import Fetcher
     from .flights import Flights
+    from .gate import Gate
     from .patterns import Patterns
     from .retry import Deadline
     from .sources import Source
@@ -71,6 +73,7 @@ class Ask:
     patterns: Patterns | None = None  # Of a tree.
     ttl: float | None = None
     promote: bool = False
+    policies: Policies = NONE
     record: Entry | None = None
     known: Entry | None = None
     unread: bool = False
@@ -88,6 +91,7 @@ class Ask:
             self.force,
             tuple(mirror.url for mirror in self.mirrors),
             self.local,
+            self.policies,
         )
 
     def is_stale(self, entry: Entry) -> bool:
@@ -105,6 +109,7 @@ class Limits:
     """How a cache fetches, and what it keeps.
 
     Waits and the grace period are in seconds, bandwidth in bytes per second, ``concurrency`` in models at a time.
+    ``refresh`` makes the source be asked each time, as ``max_age=0`` does.
     """
 
     offline: bool
@@ -116,6 +121,8 @@ class Limits:
     capacity: Capacity | None = None
     grace: float = GRACE_S
     tiers: tuple[Tier, ...] = ()
+    refresh: bool = False
+    policies: Policies = NONE
 
 
 class Getter:
@@ -154,8 +161,12 @@ class Getter:
         patterns: Patterns | None = None,
         promote: bool = False,
         ttl: float | None = None,
+        policies: Policies | None = None,
     ) -> Ask:
-        """Return the question, checked before any I/O; with *patterns*, it is one for a tree."""
+        """Return the question, checked before any I/O; with *patterns*, it is one for a tree.
+
+        *policies* are those in force, in place of the cache's own.
+        """
         if max_age is not None and not (isinstance(max_age, int | float) and max_age >= 0):  # inf is "never ask".
             raise UsageError(problem=f"max_age={max_age!r} makes no sense: seconds, from 0")
         if verify not in _VERIFY:
@@ -187,14 +198,15 @@ class Getter:
             ref=parsed,
             digest=wanted,
             mirrors=tuple(_place(mirror) for mirror in listed(mirrors)),
-            max_age=max_age,
+            max_age=0 if max_age is None and self.limits.refresh else max_age,
             local=local_files_only or self.limits.offline,
             force=force_download,
             verify=verify,
             size=size,
             patterns=patterns,
-            promote=promote,
+            promote=promote or bool(self.limits.policies if policies is None else policies),
             ttl=None if ttl is None else lifetime(ttl),
+            policies=self.limits.policies if policies is None else policies,
         )
 
     def entry(self, ask: Ask, deadline: Deadline) -> Entry:
@@ -204,7 +216,7 @@ class Getter:
     def fetched(self, ask: Ask, deadline: Deadline) -> Entry:
         """Return what a fetch brings; `look` came to nothing."""
         try:
-            entry = self._flights().run(ask.flight, self._work(ask), deadline)
+            entry = self._admitted(ask, self._flights().run(ask.flight, self._work(ask), deadline))
         except (NetworkError, StorageError, NoSpaceError) as error:
             return self._stale(ask, error)
         return self._wanted_for(ask, entry)
@@ -222,7 +234,11 @@ class Getter:
         try:
             entry = await self._flights().arun(ask.flight, self._work(ask), deadline, self._threads())
         except (NetworkError, StorageError, NoSpaceError) as error:
-            return self._stale(ask, error)
+            entry = self._stale(ask, error, admit=False)
+        if ask.policies:
+            from asyncio import to_thread
+
+            entry = await to_thread(self._admitted, ask, entry)  # It may have to read all of it.
         return self._wanted_for(ask, entry)
 
     def _wanted_for(self, ask: Ask, entry: Entry) -> Entry:
@@ -250,7 +266,10 @@ class Getter:
 
         Raises:
             LocalNotFoundError, EntryNotFoundError: None may be made.
+            PolicyError: A policy refuses the question, or what is here.
         """
+        if ask.policies:
+            ask.policies.check_question(ask.ref, ask.digest)
         entry = ask.known = self.find(ask)
         named = not ask.ref.scheme
         used = entry is not None and ask.offer is None and ask.takes(entry)
@@ -264,7 +283,7 @@ class Getter:
                     reason="force_download needs a connection, but the cache is offline",
                 )
             self.hits += 1
-            return self._wanted_for(ask, entry)
+            return self._wanted_for(ask, self._admitted(ask, entry))
         self.misses += 1
         if ask.offer is not None and not (ask.force and ask.local):
             return None  # It is promoted.
@@ -340,8 +359,64 @@ class Getter:
         Objects(self.root).await_removal(entry.digest)
         return hit.stands(entry.path, entry.size, entry.mtime_ns)
 
+    def _admitted(self, ask: Ask, entry: Entry) -> Entry:
+        """Return *entry* if the policies in force let it be served; what they let in before is on record.
+
+        Raises:
+            PolicyError: They do not.
+        """
+        if not ask.policies:
+            return entry
+        gate = self._gate(ask)
+        assert gate is not None
+        place = reference.parse(entry.source) if entry.source != "put" else ask.ref
+        if place.scheme and ask.patterns is None and not ask.digest:
+            vouched = entry.etag is not None and entry.etag.strip('"') == entry.digest.hex
+            ask.policies.check_announced(ask.ref, ask.digest, entry.digest if vouched else None)
+        if entry.admitted == gate.mark:
+            return entry
+        host = self._source_host(place) if place.scheme else ""
+        found = gate.check_entry(entry, host, lambda: self._signature(ask, place, gate))
+        current = self._entries.read(entry.key)
+        if current is not None and current.serial == entry.serial:
+            try:
+                self._entries.write(found)
+            except (StorageError, NoSpaceError):
+                pass  # It is looked at again next time.
+        return found
+
+    def _gate(self, ask: Ask) -> Gate | None:
+        if not ask.policies:
+            return None
+        from .gate import Gate
+
+        return Gate(self.root, ask.policies)
+
+    def _source_host(self, place: Ref) -> str:
+        self._flights()
+        assert self._fetching is not None
+        return self._fetching[0].means.registry.source(place).host(place.key)
+
+    def _signature(self, ask: Ask, place: Ref, gate: Gate) -> bytes:
+        """Return the signature beside the file that is here already."""
+        from .download import Job, signature
+        from .gate import missing
+
+        if ask.local:
+            raise missing(
+                gate, ask.ref.key, "it was not verified when it came, and its signature is not asked for offline"
+            )
+        if not place.scheme:
+            raise missing(gate, ask.ref.key, "it was put here without one")
+        self._flights()
+        assert self._fetching is not None
+        job = Job(ask.ref, gate=gate)
+        return signature(self._fetching[0].means, job, place, self.limits.retry, self.deadline(ask.ref))
+
     def _is_quick(self, ask: Ask) -> bool:
         """Tell whether `look` is sure to find *ask* by one ``stat``."""
+        if ask.policies:
+            return False
         found = hit.look(self.root, ask.ref.key) if ask.verify == "stat" else None
         return found is not None and (ask.digest is None or found.object == layout.object_name(ask.digest))
 
@@ -373,6 +448,9 @@ class Getter:
     def _work(self, ask: Ask) -> Callable[[Deadline], Entry]:
         from .download import Job
 
+        gate = self._gate(ask)
+        if gate is not None:
+            gate.prepare()
         told = None if ask.offer is None else ask.offer.entry
         aged = ask.offer is not None and (ask.max_age is not None if told is None else ask.is_stale(told))
         refresh = ask.force or ask.known is not None or aged
@@ -380,7 +458,7 @@ class Getter:
         job = Job(
             ask.ref, ask.digest, ask.size, ask.mirrors, ask.record, refresh,
             unless_changed=conditional, no_news=ask.force and ask.unread,
-            offer=ask.offer, local=ask.local or not ask.ref.scheme, ttl=ask.ttl,
+            offer=ask.offer, local=ask.local or not ask.ref.scheme, ttl=ask.ttl, gate=gate,
         )  # fmt: skip
         self._flights()
         assert self._fetching is not None
@@ -393,7 +471,7 @@ class Getter:
             return lambda deadline: fetcher.fetch(job, deadline)
         return lambda deadline: fetcher.fetch_tree(job, patterns, deadline, jobs=self.limits.concurrency)
 
-    def _stale(self, ask: Ask, error: ModelCacheError) -> Entry:
+    def _stale(self, ask: Ask, error: ModelCacheError, *, admit: bool = True) -> Entry:
         """Return what is cached where only its age asked for a fetch that failed; else raise *error*."""
         if ask.known is None and ask.offer is not None and not ask.force:
             ask.known = self._find(ask)  # It was promoted, and then its source was asked.
@@ -401,7 +479,7 @@ class Getter:
             raise error
         logging.getLogger("modelcache").warning("%s; the cached content of %s is served", error.summary, ask.ref.key)
         self._tell(Event("stale", ask.ref.key, detail=error.summary))
-        return ask.known
+        return self._admitted(ask, ask.known) if admit else ask.known
 
     def _flights(self) -> Flights[Entry]:
         """Return what fetches need, made when the first one begins: it takes a tenth of a second to import."""

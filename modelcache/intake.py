@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from failpoints import fail_point
 
-from . import commit, files, layout, trees
+from . import commit, files, layout, signatures, trees
 from .companions import check_companions
 from .digest import Digest
 from .errors import (
@@ -24,6 +24,7 @@ from .errors import (
     UsageError,
     storage_error,
 )
+from .gate import Gate, missing
 from .listing import Leaf, check_paths
 from .objects import Objects, Stored
 from .records import Entries, Entry
@@ -33,7 +34,14 @@ from .staged import Present, StagedTree, of_file, written
 Content = bytes | bytearray | memoryview | str | os.PathLike[str] | BinaryIO
 
 
-def put(root: str, content: Content, ref: Ref, digest: Digest | None = None, ttl: float | None = None) -> Entry:
+def put(
+    root: str,
+    content: Content,
+    ref: Ref,
+    digest: Digest | None = None,
+    ttl: float | None = None,
+    gate: Gate | None = None,
+) -> Entry:
     """Store *content* (bytes, a path, or an open binary file) under the name *ref*; return its entry.
 
     Raises:
@@ -56,12 +64,16 @@ def put(root: str, content: Content, ref: Ref, digest: Digest | None = None, ttl
             os.close(descriptor)
         if digest is not None and found != digest:
             raise DigestMismatchError(ref=ref.key, expected=digest, actual=found)
+        if gate is not None:
+            gate.check_file(
+                ref.key, f"{staged}/{ref.name}", name=ref.name, bring=lambda: _signature(gate, ref, content)
+            )
         objects = Objects(root)
         with objects.announced(found):
             fail_point("intake.before-publish")
             stored = objects.publish(staged, found, ref.name)
             staged = ""
-            entry = _put_entry(root, ref, stored, ttl)
+            entry = _put_entry(root, ref, stored, ttl, gate)
             fail_point("intake.before-record")
             Entries(root).write(entry)
             return entry
@@ -74,7 +86,14 @@ def put(root: str, content: Content, ref: Ref, digest: Digest | None = None, ttl
             commit.discard(staged)
 
 
-def put_tree(root: str, directory: str, ref: Ref, digest: Digest | None = None, ttl: float | None = None) -> Entry:
+def put_tree(
+    root: str,
+    directory: str,
+    ref: Ref,
+    digest: Digest | None = None,
+    ttl: float | None = None,
+    gate: Gate | None = None,
+) -> Entry:
     """Store *directory* with all files in it under the name *ref*; return its entry.
 
     Links to files are followed, as a huggingface_hub snapshot is made of them; empty directories are left out.
@@ -102,10 +121,13 @@ def put_tree(root: str, directory: str, ref: Ref, digest: Digest | None = None, 
         found = staged.listing().digest
         if digest is not None and found != digest:
             raise DigestMismatchError(ref=ref.key, expected=digest, actual=found)
+        if gate is not None:
+            leaves = ((leaf.path, leaf.size) for leaf in staged.listing().files)
+            gate.check_tree(ref.key, staged.path, leaves)
         objects = Objects(root)
         with objects.announced(found):
             fail_point("intake.before-publish-tree")
-            entry = _put_entry(root, ref, staged.publish(objects), ttl)
+            entry = _put_entry(root, ref, staged.publish(objects), ttl, gate)
             fail_point("intake.before-record-tree")
             Entries(root).write(entry)
             return entry
@@ -118,12 +140,24 @@ def put_tree(root: str, directory: str, ref: Ref, digest: Digest | None = None, 
             staged.discard()
 
 
-def _put_entry(root: str, ref: Ref, stored: Stored, ttl: float | None) -> Entry:
+def _signature(gate: Gate, ref: Ref, content: Content) -> bytes:
+    """Return the signature beside the file that is put."""
+    if not isinstance(content, str | os.PathLike):
+        raise missing(gate, ref.key, "only a file can have a signature beside it, and bytes or a stream were put")
+    path = f"{os.fspath(content)}{signatures.BESIDE}"
+    found = files.content(path)
+    if not found:
+        raise missing(gate, ref.key, f"there is no signature that can be read at {path}")
+    return found
+
+
+def _put_entry(root: str, ref: Ref, stored: Stored, ttl: float | None, gate: Gate | None) -> Entry:
     """Return the entry of what was put, not recorded yet. What *ref* stood for was promised until now: kept a while."""
     before = Entries(root).read(ref.key)
     if before is not None and before.digest != stored.digest:
         Objects(root).touch(before.digest)
-    return replace(_entry(ref, stored, source="put", checked=int(time.time())), ttl=ttl)
+    entry = replace(_entry(ref, stored, source="put", checked=int(time.time())), ttl=ttl)
+    return entry if gate is None else replace(entry, admitted=gate.mark)
 
 
 def _seen(directory: str) -> dict[str, tuple[int, int, bool]]:

@@ -37,7 +37,7 @@ class Keeper(ABC):
         self.root, self.offline = root, limits.offline
         self._limits, self._listener = limits, on_event
         self._entries = Entries(root)
-        self._warm = Memory()
+        self._warm = Memory(keeps=not limits.refresh and not limits.policies.ask_for_digests)
         self._leases_here: Leases | None = None
         self._closed = False
 

@@ -58,8 +58,10 @@ def default_root(environ: "Mapping[str, str]") -> str:
     Raises:
         RootError: There is no home directory, and nothing else says where.
     """
-    named = environ.get("MODELCACHE_DIR") or environ.get("MODELCACHE_HOME")
-    if named:
+    named = environ.get("MODELCACHE_DIR", "")
+    if not named.strip():  # A variable without a value says nothing.
+        named = environ.get("MODELCACHE_HOME", "")
+    if named.strip():
         return os.path.abspath(os.path.expanduser(named))
     # The XDG Base Directory Specification: a relative path is invalid and is ignored.
     base = environ.get("XDG_CACHE_HOME", "")

@@ -17,6 +17,8 @@
 ``models.lock`` is written by ``modelcache lock``, one table a model in the manifest's order, with ``ref``, ``digest``,
 ``size`` in bytes and, where the source names one, ``revision``. It belongs under version control.
 
+``[policy]`` in a manifest holds for its models: docs/policy.md.
+
 An unknown key, a wrong type and a model listed twice are errors with file, line and key: a misspelt ``digets`` that was
 ignored would be a model that nobody verifies.
 """
@@ -25,17 +27,19 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
-from . import reference
+from . import reference, tomltext
 from .config import lifetime, parse_seconds
 from .digest import Digest
 from .errors import InvalidReferenceError, LockDriftError, ManifestError, ModelCacheError
 from .patterns import Patterns
+from .policy import Policy, from_table
+from .settings import FileTable
+from .tomltext import TomlError
 
 LOCK_VERSION = 1
 _MODEL_KEYS = {
@@ -77,7 +81,7 @@ def parse_manifest(text: str, *, file: str) -> tuple[Model, ...]:
     """
     base = os.path.dirname(os.path.abspath(file))
     models = []
-    for table in _tables(text, file, _MODEL_KEYS, optional=_MODEL_KEYS.keys() - {"ref"}, top=set()):
+    for table in _tables(text, file, _MODEL_KEYS, optional=_MODEL_KEYS.keys() - {"ref"}, top={"policy"}):
         mirrors = table.get("mirrors", [])
         for mirror in mirrors:
             if not isinstance(mirror, str):
@@ -92,6 +96,22 @@ def parse_manifest(text: str, *, file: str) -> tuple[Model, ...]:
             )
         )
     return tuple(models)
+
+
+def parse_policy(text: str, *, file: str) -> Policy | None:
+    """Return what the manifest in *text* lets in, ``[policy]``; None if it says nothing.
+
+    Raises:
+        ManifestError, ConfigFileError: With the file, the line and the key of the mistake.
+    """
+    try:
+        document = tomltext.parse(text)
+    except TomlError as error:
+        raise ManifestError(file=file, line=error.line, problem=error.problem) from None
+    if "policy" not in document:
+        return None
+    whole = FileTable(document, os.path.abspath(file), "", lambda table, key: tomltext.line_of(text, table, key))
+    return from_table(whole.inside("policy"))
 
 
 def parse_lock(text: str, *, file: str) -> tuple[LockedModel, ...]:
@@ -232,14 +252,9 @@ def _tables(text: str, file: str, keys: dict[str, type], *, optional: AbstractSe
 def _models(text: str, file: str, top: set[str]) -> list[dict[str, Any]]:
     """Return the ``model`` tables of the document *text*, which may hold the keys *top* besides."""
     try:
-        document = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and what a hostile file makes int() say.
-        # Python 3.14 gives .lineno; before it the position is only in the message.
-        position = str(error).rpartition("at line ")[2].partition(",")[0]
-        line = int(position) if position.isdigit() else None
-        if "at end of document" in str(error):
-            line = len(text.rstrip("\n").split("\n"))
-        raise ManifestError(file=file, line=line, problem=f"not TOML: {error}") from None
+        document = tomltext.parse(text)
+    except TomlError as error:
+        raise ManifestError(file=file, line=error.line, problem=error.problem) from None
     for key in document:
         if key not in {"model", *top}:
             raise ManifestError(file=file, line=_line_of(text, None, key), key=key, problem="unknown key")

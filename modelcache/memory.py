@@ -31,11 +31,17 @@ class Warm:
 
 
 class Memory(dict[RefLike, Warm]):
-    """The hits, by ref as it was given. Any thread may use it."""
+    """The hits, by ref as it was given. Any thread may use it. One that does not keep asks for each hit anew."""
+
+    def __init__(self, *, keeps: bool = True) -> None:
+        super().__init__()
+        self._keeps = keeps
 
     def remember(self, ref: RefLike, entry: Entry) -> str:
         """Remember that *ref* is *entry*; return its path."""
         text = os.fspath(ref)
+        if not self._keeps:
+            return entry.path
         if text[:1] in {"~", "."} or (text is not ref and not os.path.isabs(text)):
             return entry.path  # What it means changes with the working directory, or with HOME.
         if len(self) >= _REFS_MAX:

@@ -45,6 +45,7 @@ class Entry:
         sample: What a quick look at the content found (`sampling`), once one was made.
         serial: New at each write of the record; what tells whether somebody has written it meanwhile.
         mtime_ns: What ``stat`` must find; anything else means that a tool touched the file.
+        admitted: The mark of the policies that let it in (`gate`); ``""`` if none did.
     """
 
     key: str
@@ -63,6 +64,7 @@ class Entry:
     ttl: float | None = None
     sample: str | None = None
     serial: str = field(default="", compare=False)
+    admitted: str = field(default="", compare=False)
 
     @property
     def ref(self) -> str:
@@ -130,6 +132,7 @@ class Entries:
             "ttl": entry.ttl,
             "sample": entry.sample,
             "serial": os.urandom(8).hex(),
+            **({"admitted": entry.admitted} if entry.admitted else {}),
         }
         try:
             commit.commit_record(f"{self._root}/{layout.STAGING}", self.path(entry.key), head + seal(body))
@@ -295,6 +298,7 @@ class Entries:
                 ttl=body.get("ttl"),
                 sample=body.get("sample"),
                 serial=body["serial"],
+                admitted=body.get("admitted", ""),
             )
         except (KeyError, TypeError, AttributeError, InvalidDigestError):  # Whole, but not of the form written here.
             return None

@@ -35,6 +35,7 @@ from .jobs import run_all
 from .listing import Leaf, check_paths
 from .partials import Partial
 from .patterns import Patterns
+from .policy import NONE
 from .records import Entry
 from .retry import Deadline
 from .sources import RemoteFile, RemoteListing, Request, Validators
@@ -79,6 +80,9 @@ class TreeDownload:
         if not wanted:
             raise NothingMatchesError(ref=self._job.ref.key, files=len(listing.files))
         check_paths((file.path for file in wanted), ref=self._job.ref.key)
+        if self._job.gate is not None:
+            self._job.gate.policies.check_names(self._job.ref.key, (file.path for file in wanted))
+            self._job.gate.policies.check_size(self._job.ref.key, sum(file.size or 0 for file in wanted))
         confirmed = self._confirmed(listing)
         if confirmed is not None:
             return confirmed
@@ -99,7 +103,9 @@ class TreeDownload:
 
     def _listed(self) -> RemoteListing:
         source = self._means.registry.source(self._job.ref)
-        request = Request(self._job.ref.url, self._job.ref.key, self._means.timeout, self._deadline)
+        policies = NONE if self._job.gate is None else self._job.gate.policies
+        policies.check_place(self._job.ref, source.host(self._job.ref.key))
+        request = Request(self._job.ref.url, self._job.ref.key, self._means.timeout, self._deadline, policies=policies)
 
         def attempt() -> RemoteListing:
             self._deadline.check()
@@ -188,11 +194,14 @@ class TreeDownload:
 
     def _partial(self, means: Means, file: RemoteFile, deadline: Deadline) -> Partial:
         """Return the content of *file*: from a tier that has it, else from its source."""
-        job = Job(file.ref, file.digest, file.size)
+        gate = None if self._job.gate is None else self._job.gate.for_a_part
+        job = Job(file.ref, file.digest, file.size, gate=gate)
+        if self._listing is not None:
+            return Download(means, job, file.ref, self._policy, deadline, below=True).keep()
         copy_of = None if means.tiers is None else means.tiers.copy_of(file)
         if copy_of is not None:
             try:
-                return Download(means, job, copy_of, self._policy, deadline).keep()
+                return Download(means, job, copy_of, self._policy, deadline, below=True).keep()
             except (CancelledError, StorageError, NoSpaceError):
                 raise
             except ModelCacheError as error:
@@ -217,6 +226,8 @@ class TreeDownload:
             raise DigestMismatchError(ref=job.ref.key, expected=job.digest, actual=found.digest)
         if self._patterns.all:
             check_companions(staged.path, {leaf.path for leaf in found.files}, ref=job.ref.key)
+        if job.gate is not None:
+            job.gate.check_tree(job.ref.key, staged.path, ((leaf.path, leaf.size) for leaf in found.files))
         staged.seal()
         # Their files are the tree's by now, and what is published has no name where a writer could find it (I5).
         for partial, _ in self._kept:

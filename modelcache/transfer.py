@@ -20,6 +20,7 @@ from .digest import Digest
 from .errors import NetworkError, NoSpaceError, ProtocolError, StalledError, StorageError, storage_error
 from .forks import renew_after_fork
 from .partials import Partial
+from .policy import NONE, Policies
 from .retry import Deadline
 from .sources import Stream
 
@@ -64,6 +65,7 @@ class Transfer:
     Attributes:
         on_progress: Told the bytes that are in the partial, ten times a second at most.
         throttle: Limits the rate, if given.
+        policies: Which say how much may come; what goes on beyond that is cut off.
         may_split: Stop early, with ``slow`` set, when several connections would be faster.
         slow: Set when that is why `run` returned before the end.
     """
@@ -75,6 +77,7 @@ class Transfer:
     deadline: Deadline
     on_progress: Callable[[int], object]
     throttle: Throttle | None = None
+    policies: Policies = NONE
     may_split: bool = False
     slow: bool = False
 
@@ -117,6 +120,8 @@ class Transfer:
                 return
             if partial.total is not None and partial.length + len(chunk) > partial.total:
                 raise ProtocolError(ref=self.ref, detail=f"more than the announced {partial.total} bytes came")
+            if self.policies:
+                self.policies.check_size(self.ref, partial.length + len(chunk))
             partial.append(chunk)
             hashing.add(chunk)
             if self.throttle is not None:

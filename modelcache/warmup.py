@@ -22,6 +22,7 @@ from .errors import (
 )
 from .getting import Getter
 from .jobs import run_all
+from .policy import Policies
 from .records import Entry
 from .retry import Deadline
 
@@ -93,12 +94,15 @@ def prewarm(
     if ready_file is not None:
         remove_ready_file(ready_file, manifest)
     items = wanted(manifest, locked=locked)
+    policies = _policies(getter, manifest)
 
     def one(item: Wanted, deadline: Deadline) -> Warmed:
         started = time.monotonic()
         key = reference.parse(item.ref).key
         try:
-            ask = getter.ask(item.ref, item.digest, item.mirrors, size=item.size, promote=item.pin, ttl=item.ttl)
+            ask = getter.ask(
+                item.ref, item.digest, item.mirrors, size=item.size, promote=item.pin, ttl=item.ttl, policies=policies
+            )
             entry = getter.look(ask)
             state = "cached" if entry is not None else "fetched"
             entry = entry or getter.fetched(ask, deadline)
@@ -122,11 +126,12 @@ def lock(
     """Do what `Cache.lock` says."""
     path = lock_path(manifest)
     models = read_manifest(manifest)
+    policies = _policies(getter, manifest).for_resolving()
 
     def one(model: manifests.Model, deadline: Deadline) -> Entry | ModelCacheError:
         try:
             fresh = model.digest is None and not getter.limits.offline
-            ask = getter.ask(model.ref, model.digest, model.mirrors, force_download=fresh)
+            ask = getter.ask(model.ref, model.digest, model.mirrors, force_download=fresh, policies=policies)
             return getter.entry(ask, deadline)
         except ModelCacheError as error:
             return error
@@ -144,6 +149,11 @@ def lock(
     else:
         write_lock(locked, path)
     return locked
+
+
+def _policies(getter: Getter, manifest: str | os.PathLike[str]) -> Policies:
+    """Return the policies in force for the models of *manifest*: the cache's, and its own."""
+    return getter.limits.policies.and_also(manifests.parse_policy(_text(manifest), file=os.fspath(manifest)))
 
 
 def read_manifest(path: str | os.PathLike[str]) -> tuple[manifests.Model, ...]:

@@ -11,9 +11,9 @@ import pytest
 
 from modelcache.testing import FaultServer
 
-_PREFIXES = ("MODELCACHE_", "HF_", "FAILPOINTS")
+_PREFIXES = ("MODELCACHE_", "HF_", "TRANSFORMERS_", "FAILPOINTS")
 _OTHERS = {
-    "http_proxy", "https_proxy", "all_proxy", "no_proxy", "netrc", "xdg_cache_home",
+    "http_proxy", "https_proxy", "all_proxy", "no_proxy", "netrc", "xdg_cache_home", "xdg_config_home",
     "ssl_cert_file", "ssl_cert_dir", "requests_ca_bundle", "curl_ca_bundle",
 }  # fmt: skip
 
@@ -25,6 +25,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest
             monkeypatch.delenv(name)
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)  # A file with settings where the tests are started is another one's.
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ PACKAGE = Path(modelcache.__file__).parent
 FLOORS = [
     {"errors", "events", "eviction", "forks", "report", "sealed"},
     {"layout"},
-    {"config", "digest", "patterns", "reference"},
-    {"companions", "files", "hit", "listing", "manifest", "notes", "process"},
-    {"hubcache", "sampling", "trees"},
+    {"config", "digest", "patterns", "reference", "tomltext"},
+    {"companions", "files", "hit", "listing", "notes", "process", "settings"},
+    {"formats", "hubcache", "policy", "sampling", "trees"},
+    {"configfiles", "manifest", "signatures"},
     {"commit"},
     {"locks", "retry"},
     {"backoff", "flights", "jobs", "leases", "objects", "pins", "records"},
@@ -28,7 +29,7 @@ FLOORS = [
     {"sources"},
     {"promises", "ranges", "staged", "sweep", "tiers", "transfer"},
     {"footprint"},
-    {"gc", "retention", "verification"},
+    {"gate", "gc", "retention", "verification"},
     {"intake", "doctor"},
     {"download"},
     {"repository"},
@@ -38,10 +39,10 @@ FLOORS = [
     {"keeper"},
     {"cache"},
     {"api", "testing.server", "testing.victims", "cli.console"},
-    {"cli.each"},
+    {"cli.asking", "cli.each"},
     {
-        "cli.doctor", "cli.du", "cli.gc", "cli.get", "cli.info", "cli.lock", "cli.ls", "cli.path", "cli.pin",
-        "cli.prewarm", "cli.remove", "cli.stats", "cli.tiers", "cli.unpin", "cli.verify",
+        "cli.config", "cli.doctor", "cli.du", "cli.gc", "cli.get", "cli.info", "cli.lock", "cli.ls", "cli.path",
+        "cli.pin", "cli.prewarm", "cli.remove", "cli.stats", "cli.tiers", "cli.unpin", "cli.verify",
     },
     {"cli", "testing"},
     {"__init__", "__main__"},
@@ -105,7 +106,13 @@ def test_only_commit_changes_the_file_system(name: str, path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("library", "home"),
-    [("tenacity", {"retry"}), ("fasteners", {"locks"}), ("urllib3", {"sources.connections", "sources.http"})],
+    [
+        ("tenacity", {"retry"}),
+        ("fasteners", {"locks"}),
+        ("urllib3", {"sources.connections", "sources.http"}),
+        ("model_signing", {"signatures"}),
+        ("tomllib", {"tomltext"}),
+    ],
 )
 def test_a_library_is_imported_in_its_one_place(library: str, home: set[str]) -> None:
     importers = set()

@@ -15,7 +15,9 @@ from importlib import import_module
 from types import FrameType
 from typing import NoReturn
 
-from ..errors import ConfigurationError, ModelCacheError, UsageError
+from .. import configfiles
+from ..errors import ModelCacheError, UsageError
+from ..settings import PROGRESS
 from .console import Console
 
 COMMANDS = {
@@ -33,15 +35,16 @@ COMMANDS = {
     "gc": "remove what nothing names, what crashes left, and what is beyond a limit",
     "tiers": "show the caches below this one, and how each is",
     "stats": "count what is on disk",
+    "config": "show every setting, and where it comes from",
     "doctor": "examine the cache directory and its file system",
 }
-PROGRESS = ("auto", "bar", "plain", "json", "none")
 EXIT_CODES = """\
 exit codes:
   0 ok               4 not found        8 no space left
   1 failure          5 access denied    9 lock timeout
   2 usage            6 network         10 offline, and not cached
   3 some of many     7 integrity       11 models.lock has drifted
+                                       12 refused by a policy
   130 interrupted (SIGINT)   143 terminated (SIGTERM); what had arrived is resumed next time
 """
 
@@ -61,10 +64,8 @@ def run(argv: Sequence[str]) -> int:
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         arguments = _parse(argv)
-        if arguments.progress not in PROGRESS:  # A default is not checked by argparse.
-            known = f"one of {', '.join(PROGRESS)}"
-            raise ConfigurationError(setting="MODELCACHE_PROGRESS", value=arguments.progress, expected=known)
-        console = Console(json=arguments.json, quiet=arguments.quiet, progress=arguments.progress)
+        progress = arguments.progress or configfiles.load(os.environ)[0].progress
+        console = Console(json=arguments.json, quiet=arguments.quiet, progress=progress)
         code: int = arguments.run(arguments, console)
         console.close()
         return code
@@ -112,7 +113,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     shared.add_argument(
         "--progress",
         choices=PROGRESS,
-        default=os.environ.get("MODELCACHE_PROGRESS") or "auto",
         help="how progress is shown on stderr (default: auto, bars on a terminal and a line now and then elsewhere)",
     )
     parser = _Parser(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from .. import configfiles
 from ..doctor import examine
 from ..errors import UsageError
 from ..layout import default_root
@@ -21,7 +22,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     """Print every check; 1 if one failed. A warning is no failure: the cache works, with less."""
     if arguments.root == "":
         raise UsageError(problem="--root is empty: give a directory, or leave it out for the default one")
-    root = default_root({"MODELCACHE_DIR": arguments.root} if arguments.root else os.environ)
+    if arguments.root:
+        root = default_root({"MODELCACHE_DIR": arguments.root})
+    else:
+        root = configfiles.root_of(configfiles.load(os.environ)[0], os.environ)
     checks = []
     everything = arguments.locks == arguments.durability
     for check in examine(root, locking=arguments.locks or everything, durability=arguments.durability or everything):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..cache import Cache
-from ..config import parse_bytes, parse_seconds
+from ..config import parse_seconds
+from . import asking
 from .console import Console
 
 
@@ -26,23 +27,16 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--max-age", type=float, metavar="S", help="ask the source if it confirmed the content longer ago, in seconds"
     )
     parser.add_argument("--force", action="store_true", help="ask the source in any case")
-    parser.add_argument("--offline", action="store_true", help="open no connection")
     parser.add_argument(
         "--verify", choices=("stat", "sample", "full"), default="stat", help="how a hit is checked (default: stat)"
     )
     parser.add_argument("--ttl", metavar="SPAN", help="how long it is wanted, such as 30d; then gc removes it")
-    parser.add_argument("--max-bandwidth", metavar="BYTES", help="limit per second, such as 20MB")
+    asking.add(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Get one model."""
-    limit = arguments.max_bandwidth
-    with Cache(
-        arguments.root,
-        offline=arguments.offline or None,
-        max_bandwidth=parse_bytes(limit, setting="--max-bandwidth") if limit else None,
-        on_event=console.event,
-    ) as cache:
+    with Cache(arguments.root, on_event=console.event, **asking.options(arguments)) as cache:
         options = {
             "digest": arguments.digest,
             "max_age": arguments.max_age,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..cache import Cache
+from . import asking
 from .console import Console, size
 
 
@@ -14,12 +15,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-j", "--jobs", type=int, metavar="N", help="models at a time (default: MODELCACHE_CONCURRENCY, 8)"
     )
+    asking.add(parser)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if models.lock would change")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Write the lock file, or compare with it."""
-    with Cache(arguments.root, on_event=console.event) as cache:
+    with Cache(arguments.root, on_event=console.event, **asking.options(arguments)) as cache:
         models = cache.lock(arguments.manifest, jobs=arguments.jobs, check=arguments.check)
     console.close()
     if console.json:

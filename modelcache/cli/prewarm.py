@@ -7,9 +7,9 @@ import signal
 import threading
 
 from ..cache import Cache
-from ..config import parse_bytes
 from ..events import Event
 from ..warmup import PrewarmReport
+from . import asking
 from .console import Console, size
 
 
@@ -20,9 +20,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-j", "--jobs", type=int, metavar="N", help="models at a time (default: MODELCACHE_CONCURRENCY, 8)"
     )
-    parser.add_argument("--max-bandwidth", metavar="BYTES", help="limit per second for all together, such as 20MB")
     parser.add_argument("--ready-file", metavar="FILE", help="written last, when every model is here")
-    parser.add_argument("--offline", action="store_true", help="open no connection; fail if a model is missing")
+    asking.add(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -39,13 +38,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             # Nobody reads what was asked for: end as after any other signal. To the main thread, or its wait goes on.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
-    limit = arguments.max_bandwidth
-    with Cache(
-        arguments.root,
-        offline=arguments.offline or None,
-        max_bandwidth=parse_bytes(limit, setting="--max-bandwidth") if limit else None,
-        on_event=on_event,
-    ) as cache:
+    with Cache(arguments.root, on_event=on_event, **asking.options(arguments)) as cache:
         report = cache.prewarm(
             arguments.manifest, jobs=arguments.jobs, locked=arguments.locked, ready_file=arguments.ready_file
         )

@@ -17,6 +17,7 @@ from .. import reference
 from ..config import Timeout
 from ..digest import Digest
 from ..errors import InvalidReferenceError, ListingError, NotListableError
+from ..policy import NONE, Policies
 from ..reference import Ref
 from ..retry import Deadline
 
@@ -66,6 +67,7 @@ class Request:
         stop: One past the last byte wanted; None for all.
         same_as: What the bytes before ``start`` belong to; content that no longer matches comes from byte 0.
         unless: Validators of what is cached: content that still matches them need not come at all.
+        policies: ``check_hop`` is asked before a connection is opened to any host, that of a redirect too.
     """
 
     url: str
@@ -76,6 +78,7 @@ class Request:
     stop: int | None = None
     same_as: Validators | None = None
     unless: Validators | None = None
+    policies: Policies = NONE
 
 
 class Stream(ABC):

@@ -66,8 +66,11 @@ class Connections:
         """GET *url*; return the answer, whose body is still to come.
 
         Raises:
+            PolicyError: That host may not be connected to; no connection was opened.
             NetworkError, CancelledError, ConfigurationError
         """
+        if request.policies:
+            request.policies.check_hop(request.ref, url.scheme or "", url.host or "")
         limits = request.timeout
         pool = self._pool(url)
         request.deadline.check()

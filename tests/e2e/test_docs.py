@@ -29,6 +29,7 @@ os.environ |= {"HF_ENDPOINT": hub.endpoint, "MODELCACHE_DIR": sys.argv[1]}
     "gc.md": """
 content, root = b"x" * 5000, sys.argv[1]
 """,
+    "policy.md": "root = sys.argv[1]",
     "sources.md": "",
     "testing.md": f"""
 content = b"x" * {len(CONTENT)}
@@ -44,6 +45,7 @@ with open(path, "rb") as file:
 hub.close()
 """,
     "gc.md": "assert report.removed == ()",
+    "policy.md": "assert cache.root == root",
     "sources.md": """
 from modelcache import Cache
 with Cache(sys.argv[1], sources=[MemorySource()]) as cache:

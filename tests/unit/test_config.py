@@ -6,21 +6,17 @@ from typing import Any
 
 import pytest
 
-from modelcache.config import Capacity, RetryPolicy, Settings, Timeout, parse_bytes, parse_seconds
+from modelcache.config import Capacity, RetryPolicy, Timeout, parse_bytes, parse_seconds
 from modelcache.errors import ConfigurationError
+from modelcache.settings import Settings
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
-    assert Settings.from_environment({}) == Settings(
-        offline=False,
-        retry=RetryPolicy(),
-        timeout=Timeout(),
-        lock_timeout=600.0,
-        concurrency=8,
-        capacity=None,
-        grace=3600.0,
-        tiers=(),
-    )
+    found = Settings.from_environment({})
+
+    assert found == Settings()
+    assert (found.mode, found.offline, found.retry, found.timeout) == ("cache-first", False, RetryPolicy(), Timeout())
+    assert (found.lock_timeout, found.concurrency, found.capacity, found.grace) == (600.0, 8, None, 3600.0)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +24,11 @@ def test_an_empty_environment_gives_the_defaults() -> None:
     [
         "MODELCACHE_OFFLINE",
         "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+        "MODELCACHE_MODE",
+        "MODELCACHE_TIERS",
+        "MODELCACHE_MAX_BANDWIDTH",
+        "MODELCACHE_PROGRESS",
         "MODELCACHE_HTTP_RETRIES",
         "MODELCACHE_HTTP_TIMEOUT",
         "MODELCACHE_DEADLINE",

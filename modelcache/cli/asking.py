@@ -1,0 +1,31 @@
+"""What the commands that fetch have in common: whom they ask, and how fast."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..config import parse_bytes
+from ..settings import MODES
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--offline", action="store_true", help="open no connection: --mode offline")
+    parser.add_argument(
+        "--mode",
+        choices=MODES,
+        help="cache-first fetches what is not here (the default); offline opens no connection; refresh asks the source "
+        "of each model, and serves what is here where it cannot be reached",
+    )
+    parser.add_argument("--max-bandwidth", metavar="BYTES", help="limit per second for all together, such as 20MB")
+
+
+def options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what *arguments* say, as `Cache` takes it."""
+    limit = arguments.max_bandwidth
+    return {
+        "offline": arguments.offline or None,
+        "mode": arguments.mode,
+        "max_bandwidth": parse_bytes(limit, setting="--max-bandwidth") if limit else None,
+    }

@@ -1,0 +1,148 @@
+"""Files with settings: where they are, whether there are any, and what all places say together.
+
+Read are, nearest first: ``modelcache.toml`` in the working directory, ``[tool.modelcache]`` of ``pyproject.toml``
+there, and ``$XDG_CONFIG_HOME/modelcache/config.toml``. With ``MODELCACHE_CONFIG`` that file is read and no other one;
+empty, or a device such as ``/dev/null``, none.
+
+A warm hit in a new process asks `plain` and nothing else here: at most three failed looks. No parser is imported unless
+there is a file to parse.
+"""
+
+import os
+import stat
+
+TYPE_CHECKING = False  # typing takes 10 ms to import; type checkers take this name for its constant.
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+    from .policy import Policy
+    from .settings import Layer, Settings
+
+PROJECT, PYPROJECT = "modelcache.toml", "pyproject.toml"
+_MARK = b"[tool.modelcache"  # Only a pyproject.toml with these bytes is worth parsing.
+_BYTES_MAX = 4 << 20
+_PLAIN_MODES = {"", "cache-first", "offline"}
+
+
+def plain(environ: "Mapping[str, str]") -> bool:
+    """Tell whether what is cached may be served with no more than the environment's root.
+
+    So it is where no file with settings is in force, nor a mode that asks the source.
+    """
+    return environ.get("MODELCACHE_MODE", "") in _PLAIN_MODES and next(found(environ), None) is None
+
+
+def found(environ: "Mapping[str, str]") -> "Iterator[str]":
+    """Yield the absolute paths of the files that are in force, nearest first; one that was named, there or not."""
+    named = environ.get("MODELCACHE_CONFIG")
+    if named is not None:
+        if named.strip() and not _is_device(named):
+            yield os.path.abspath(os.path.expanduser(named))
+        return
+    try:
+        if os.path.isfile(PROJECT):
+            yield os.path.abspath(PROJECT)
+        if _has_table(PYPROJECT):
+            yield os.path.abspath(PYPROJECT)
+    except FileNotFoundError:
+        pass  # The working directory itself is gone.
+    user = _user_file(environ)
+    if user and os.path.isfile(user):
+        yield user
+
+
+def load(environ: "Mapping[str, str]", **given: "Any") -> "tuple[Settings, dict[str, str], tuple[Policy, ...]]":
+    """Return the settings in force, where each comes from, and the policies of all files.
+
+    Args:
+        environ: Variables, and where to look.
+        given: What the arguments of a call say; None says nothing.
+
+    Raises:
+        UsageError: Two arguments contradict each other.
+        ConfigurationError: A variable or a file has a mistake; the error names variable, or file, line and key.
+    """
+    from .settings import arguments, environment, resolve
+
+    layers, policies = [arguments(**given), environment(environ)], []
+    for path in found(environ):
+        layer, policy = _read(path)
+        layers.append(layer)
+        if policy is not None:
+            policies.append(policy)
+    return *resolve(layers), tuple(policies)
+
+
+def root_of(settings: "Settings", environ: "Mapping[str, str]") -> str:
+    """Return the root that *settings*, made from *environ*, name; raise RootError if nothing says where it is."""
+    from .layout import default_root
+
+    return settings.dir or default_root(environ)
+
+
+def _read(path: str) -> "tuple[Layer, Policy | None]":
+    """Return what the file at *path* says."""
+    from . import tomltext
+    from .errors import ConfigFileError
+    from .policy import from_table
+    from .settings import FileTable, in_file
+
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_BYTES_MAX + 1)
+        if len(data) > _BYTES_MAX:
+            raise ConfigFileError(file=path, problem=f"it has more than {_BYTES_MAX} bytes")
+        text = data.decode()
+        document = tomltext.parse(text)
+    except OSError as error:
+        raise ConfigFileError(file=path, problem=f"it cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigFileError(file=path, line=line, problem=f"not UTF-8: {error.reason}") from error
+    except tomltext.TomlError as error:
+        raise ConfigFileError(file=path, line=error.line, problem=error.problem) from None
+    name = ""
+    if os.path.basename(path) == PYPROJECT:
+        name, tool = "tool.modelcache", document.get("tool")
+        document = tool.get("modelcache", {}) if isinstance(tool, dict) else {}
+    table = FileTable(document, path, name, lambda inside, key: tomltext.line_of(text, inside, key))
+    policy = from_table(table.inside("policy")) if "policy" in table.values else None
+    return in_file(table), policy
+
+
+def _user_file(environ: "Mapping[str, str]") -> str:
+    """Return where the user's own file would be; ``""`` for a user without a home."""
+    # The XDG Base Directory Specification: a relative path is invalid and is ignored.
+    base = environ.get("XDG_CONFIG_HOME", "")
+    if not base.startswith("/"):
+        base = os.path.expanduser("~/.config")
+    return f"{base.rstrip('/')}/modelcache/config.toml" if base.startswith("/") else ""
+
+
+def _has_table(path: str) -> bool:
+    """Tell whether the file *path* may hold a table of ours; one that cannot be read is another program's affair."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return False
+        kept = b""
+        while chunk := os.read(descriptor, 1 << 16):
+            kept = kept[-len(_MARK) :] + chunk
+            if _MARK in kept:
+                return True
+        return False
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _is_device(path: str) -> bool:
+    try:
+        return stat.S_ISCHR(os.stat(os.path.expanduser(path)).st_mode)
+    except OSError:
+        return False

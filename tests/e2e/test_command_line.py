@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -444,11 +445,15 @@ def test_a_root_of_a_newer_modelcache_is_refused_and_left_alone(run: Run, root: 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
-def test_a_root_of_another_user_serves_hits_and_names_its_owner_on_a_miss(server: FaultServer, tmp_path: Path) -> None:
+def test_a_root_of_another_user_serves_hits_and_names_its_owner_on_a_miss(
+    server: FaultServer, request: pytest.FixtureRequest
+) -> None:
     url = server.add("/m.onnx", CONTENT)
-    shared = tmp_path / "shared"
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(0o755)
+    # Not below pytest's own directory: another pytest that begins meanwhile closes that to others.
+    place = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    request.addfinalizer(place.cleanup)
+    shared = Path(place.name) / "shared"
+    Path(place.name).chmod(0o755)
     code = (
         "import os, sys\n"
         "from modelcache.cli import run\n"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from modelcache import Cache, Event, RetryPolicy, Tier, errors, files, tiers
+from modelcache import Cache, Event, Policy, RetryPolicy, Tier, errors, files, tiers
 from modelcache.promises import check_cache
 from modelcache.testing import Fault, FaultServer
 from tests.support.hub import Hub, blob_id
@@ -541,3 +542,48 @@ def test_files_of_a_repository_come_from_a_tier_that_has_them_under_any_name(
     assert (tree / "sub" / "model.onnx").read_bytes() == CONTENT
     assert hub.cdn.seen() == []
     assert caplog.text == ""
+
+
+# -- policies ------------------------------------------------------------------------------------------------------
+
+
+def test_under_a_policy_what_a_tier_has_is_looked_at_before_it_is_stored_or_served(
+    root: Path, below: Path, server: FaultServer
+) -> None:
+    pickled = pickle.dumps({"weights": [1.0, 2.0]})
+    bad, good = server.add("/model.bin", pickled), server.add("/model.onnx", CONTENT)
+    with Cache(below) as filled:
+        filled.get(bad)
+        filled.get(good)
+    asked = len(server.seen())
+    for suffix in ("", ",promote"):
+        with cache(root, f"{below}{suffix}", policy=Policy(), offline=True) as upper:
+            assert Path(upper.get(good)).is_relative_to(root)
+            with pytest.raises(errors.PolicyError):
+                upper.get(bad)
+            assert [entry.key for entry in upper.entries()] == [good]
+    assert len(server.seen()) == asked
+    whole(root)
+
+
+def test_where_a_tier_had_it_from_is_what_a_policy_asks_of(root: Path, below: Path, server: FaultServer) -> None:
+    url = stored(below, server)
+    with cache(root / "a", below, policy=Policy(hosts=("elsewhere.example",))) as upper:
+        with pytest.raises(errors.PolicyError):
+            upper.get(url)
+        assert upper.entries() == []
+    with cache(root / "b", below, policy=Policy(hosts=("127.0.0.1",), schemes=("http",))) as upper:
+        assert Path(upper.get(url)).read_bytes() == CONTENT
+    assert len(server.seen()) == 1
+
+
+def test_a_digest_that_a_policy_requires_is_not_the_tier_s_to_give(
+    root: Path, below: Path, server: FaultServer
+) -> None:
+    url = stored(below, server)
+    with cache(root, below, policy=Policy(digests="required"), offline=True) as upper:
+        with pytest.raises(errors.PolicyError):
+            upper.get(url)
+        assert upper.entries() == []
+        digest = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+        assert Path(upper.get(url, digest=digest)).read_bytes() == CONTENT

@@ -97,15 +97,13 @@ class Gate:
             signatures.verify(policy, ref, directory, f"{directory}/{signatures.IN_TREE}", sizes.keys())
 
     def check_entry(self, entry: Entry, host: str, bring: BringSignature) -> Entry:
-        """Check *entry*, which is here already, from *host*; return it with the mark, recorded if that can be done.
+        """Check *entry*, which is here already, from *host*; return it with the mark, which its caller may record.
 
         Raises:
             PolicyError: It may not be served.
             StorageError: It could not be read.
         """
         mark = self.mark
-        if entry.admitted == mark:
-            return entry
         if entry.source != "put":
             self.policies.check_place(parse(entry.source), host)
         objects = Objects(self.root)

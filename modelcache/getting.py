@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from time import time
 from typing import TYPE_CHECKING
 
+from failpoints import fail_point
+
 from . import files, hit, layout, reference
 from .config import GRACE_S, Capacity, RetryPolicy, Timeout
 from .digest import Digest
@@ -327,6 +329,7 @@ class Getter:
         current = self._entries.read(entry.key)
         if current is not None and current.serial == entry.serial:
             try:
+                fail_point("getting.before-admit")
                 self._entries.write(found)
             except (StorageError, NoSpaceError):
                 pass  # It is looked at again next time.

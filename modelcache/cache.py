@@ -499,7 +499,9 @@ class Cache(Keeper):
     def _fetch_again(self, entry: Entry) -> None:
         if entry.source == "put":
             raise NoSourceError(ref=entry.key)
-        self.get(entry.key, digest=entry.digest, mirrors=entry.mirrors, verify="full")
+        # At the revision that it came from: the one that its ref names may be another by now.
+        ask = self._getter.ask(entry.key, entry.digest, entry.mirrors, verify="full", revision=entry.revision)
+        self._getter.entry(ask, self._getter.deadline(ask.ref))
 
     def _gate(self) -> Gate | None:
         """Return what policies have to say of what is put: of its size, format and signature."""

@@ -149,10 +149,12 @@ class Getter:
         size: int | None = None,
         patterns: Patterns | None = None,
         policies: Policies | None = None,
+        revision: str | None = None,
     ) -> Ask:
         """Return the question, checked before any I/O; with *patterns*, it is one for a tree.
 
-        *policies* are those in force, in place of the cache's own.
+        *policies* are those in force, in place of the cache's own. *revision* is the version that a hub is asked for,
+        in place of the one that *ref* names, under which it is recorded.
         """
         if max_age is not None and not (isinstance(max_age, int | float) and max_age >= 0):  # inf is "never ask".
             raise UsageError(problem=f"max_age={max_age!r} makes no sense: seconds, from 0")
@@ -181,6 +183,8 @@ class Getter:
         if wanted is not None and wanted.is_tree != (patterns is not None or parsed.is_tree) and parsed.scheme:
             kind = "a tree" if wanted.is_tree else "a file"
             raise UsageError(problem=f"{wanted} is the digest of {kind}, and {parsed.key} is none")
+        if revision is not None and parsed.scheme == "hf":
+            parsed = parsed.at_revision(revision)
         return Ask(
             ref=parsed,
             digest=wanted,

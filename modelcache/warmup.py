@@ -29,13 +29,14 @@ from .retry import Deadline
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One model to warm: the manifest's wish, and what the lock file says of it."""
+    """One model to warm: the manifest's wish, and what the lock file says of it; ``revision`` has those bytes."""
 
     ref: str
     digest: str | None
     size: int | None
     mirrors: tuple[str, ...]
     pin: bool
+    revision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,9 @@ def prewarm(
         started = time.monotonic()
         key = reference.parse(item.ref).key
         try:
-            ask = getter.ask(item.ref, item.digest, item.mirrors, size=item.size, policies=policies)
+            ask = getter.ask(
+                item.ref, item.digest, item.mirrors, size=item.size, policies=policies, revision=item.revision
+            )
             entry = getter.look(ask)
             state = "cached" if entry is not None else "fetched"
             entry = entry or getter.fetched(ask, deadline)
@@ -190,7 +193,9 @@ def wanted(path: str | os.PathLike[str], *, locked: bool) -> list[Wanted]:
     manifests.check_drift(models, lock, file=lock_path(path))
     exactly = {reference.parse(model.ref).key: model for model in lock}
     both = [(model, exactly[reference.parse(model.ref).key]) for model in models]
-    return [Wanted(model.ref, exact.digest, exact.size, model.mirrors, model.pin) for model, exact in both]
+    return [
+        Wanted(model.ref, exact.digest, exact.size, model.mirrors, model.pin, exact.revision) for model, exact in both
+    ]
 
 
 def as_drift(error: ModelCacheError, path: str | os.PathLike[str]) -> ModelCacheError:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .api import get_many as get_many
     from .api import get_tree as get_tree
     from .api import health as health
+    from .api import lease as lease
     from .api import lookup as lookup
     from .api import prewarm as prewarm
     from .api import put as put
@@ -62,6 +63,7 @@ _HOMES = {
     "get_many": "api",
     "get_tree": "api",
     "health": "api",
+    "lease": "api",
     "lookup": "api",
     "prewarm": "api",
     "put": "api",

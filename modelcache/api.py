@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .cache import Cache
     from .getting import RefLike
     from .intake import Content
+    from .leasing import Lease
     from .records import Entry
     from .report import Health, Stats
     from .verification import Finding, Report
@@ -92,6 +93,11 @@ def get_tree(ref: "RefLike", **options: "Any") -> str:
 async def aget_tree(ref: "RefLike", **options: "Any") -> str:
     """Do what `get_tree` does without blocking the event loop. See `Cache.get_tree`."""
     return await default_cache().aget_tree(ref, **options)
+
+
+def lease(ref: "RefLike", **options: "Any") -> "Lease":
+    """Get *ref*, and hold it until the lease is released. See `Cache.lease`."""
+    return default_cache().lease(ref, **options)
 
 
 def lookup(ref: "RefLike") -> "Entry | None":

@@ -532,7 +532,10 @@ class Cache(Keeper):
         return self._warm.remember(ask.ref.key, entry)
 
     def _fetch_again(self, entry: Entry) -> None:
-        ask = self._getter.ask(entry.key, entry.digest, entry.mirrors, verify="full", promote=True)
+        # At the revision that it came from: the one that its ref names may be another by now.
+        ask = self._getter.ask(
+            entry.key, entry.digest, entry.mirrors, verify="full", revision=entry.revision, promote=True
+        )
         try:
             self._getter.entry(ask, self._getter.deadline(ask.ref))
         except EntryNotFoundError as error:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from failpoints import fail_point
+
 from . import commit, signatures, trees
 from .errors import ModelCacheError, SignatureError, storage_error
 from .objects import Objects
@@ -64,6 +66,7 @@ class Gate:
             PolicyError: It may not be.
             StorageError: It could not be read.
         """
+        fail_point("gate.before-look")
         try:
             self.policies.check_size(ref, os.stat(path).st_size)
             self.policies.check_names(ref, [name])
@@ -82,6 +85,7 @@ class Gate:
             PolicyError: It may not be.
             StorageError: A file could not be read.
         """
+        fail_point("gate.before-look-at-tree")
         sizes = dict(leaves)
         self.policies.check_size(ref, sum(sizes.values()))
         self.policies.check_names(ref, sizes)
@@ -97,15 +101,13 @@ class Gate:
             signatures.verify(policy, ref, directory, f"{directory}/{signatures.IN_TREE}", sizes.keys())
 
     def check_entry(self, entry: Entry, host: str, bring: BringSignature) -> Entry:
-        """Check *entry*, which is here already, from *host*; return it with the mark, recorded if that can be done.
+        """Check *entry*, which is here already, from *host*; return it with the mark, which its caller may record.
 
         Raises:
             PolicyError: It may not be served.
             StorageError: It could not be read.
         """
         mark = self.mark
-        if entry.admitted == mark:
-            return entry
         if entry.source != "put":
             self.policies.check_place(parse(entry.source), host)
         objects = Objects(self.root)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from time import time
 from typing import TYPE_CHECKING
 
+from failpoints import fail_point
+
 from . import files, hit, layout, reference
 from .config import GRACE_S, Capacity, RetryPolicy, Timeout, lifetime
 from .digest import Digest
@@ -162,10 +164,12 @@ class Getter:
         promote: bool = False,
         ttl: float | None = None,
         policies: Policies | None = None,
+        revision: str | None = None,
     ) -> Ask:
         """Return the question, checked before any I/O; with *patterns*, it is one for a tree.
 
-        *policies* are those in force, in place of the cache's own.
+        *policies* are those in force, in place of the cache's own. *revision* is the version that a hub is asked for,
+        in place of the one that *ref* names, under which it is recorded.
         """
         if max_age is not None and not (isinstance(max_age, int | float) and max_age >= 0):  # inf is "never ask".
             raise UsageError(problem=f"max_age={max_age!r} makes no sense: seconds, from 0")
@@ -194,6 +198,8 @@ class Getter:
         if wanted is not None and wanted.is_tree != (patterns is not None or parsed.is_tree) and parsed.scheme:
             kind = "a tree" if wanted.is_tree else "a file"
             raise UsageError(problem=f"{wanted} is the digest of {kind}, and {parsed.key} is none")
+        if revision is not None and parsed.scheme == "hf":
+            parsed = parsed.at_revision(revision)
         return Ask(
             ref=parsed,
             digest=wanted,
@@ -380,6 +386,7 @@ class Getter:
         current = self._entries.read(entry.key)
         if current is not None and current.serial == entry.serial:
             try:
+                fail_point("getting.before-admit")
                 self._entries.write(found)
             except (StorageError, NoSpaceError):
                 pass  # It is looked at again next time.

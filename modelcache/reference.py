@@ -125,6 +125,11 @@ class Ref:
         mark = "" if not selection and self._is_repository else f"{_TREE}{selection}"
         return Ref(f"{self.key}{mark}", self.url, self.scheme)
 
+    def at_revision(self, revision: str) -> "Ref":
+        """Return the ref that is asked for at *revision* of its hub, and recorded under its own key."""
+        place = self.hub
+        return Ref(self.key, place.at(revision, place.path).url, self.scheme)
+
     @property
     def selection(self) -> str:
         """What `tree` was given."""

@@ -29,7 +29,7 @@ from .retry import Deadline
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One model to warm: the manifest's wish, and what the lock file says of it."""
+    """One model to warm: the manifest's wish, and what the lock file says of it; ``revision`` has those bytes."""
 
     ref: str
     digest: str | None
@@ -37,6 +37,7 @@ class Wanted:
     mirrors: tuple[str, ...]
     pin: bool
     ttl: float | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,14 @@ def prewarm(
         key = reference.parse(item.ref).key
         try:
             ask = getter.ask(
-                item.ref, item.digest, item.mirrors, size=item.size, promote=item.pin, ttl=item.ttl, policies=policies
+                item.ref,
+                item.digest,
+                item.mirrors,
+                size=item.size,
+                promote=item.pin,
+                ttl=item.ttl,
+                policies=policies,
+                revision=item.revision,
             )
             entry = getter.look(ask)
             state = "cached" if entry is not None else "fetched"
@@ -193,7 +201,10 @@ def wanted(path: str | os.PathLike[str], *, locked: bool) -> list[Wanted]:
     manifests.check_drift(models, lock, file=lock_path(path))
     exactly = {reference.parse(model.ref).key: model for model in lock}
     both = [(model, exactly[reference.parse(model.ref).key]) for model in models]
-    return [Wanted(model.ref, exact.digest, exact.size, model.mirrors, model.pin, model.ttl) for model, exact in both]
+    return [
+        Wanted(model.ref, exact.digest, exact.size, model.mirrors, model.pin, ttl=model.ttl, revision=exact.revision)
+        for model, exact in both
+    ]
 
 
 def as_drift(error: ModelCacheError, path: str | os.PathLike[str]) -> ModelCacheError:

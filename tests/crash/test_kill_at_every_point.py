@@ -29,7 +29,7 @@ import pytest
 
 import failpoints
 from failpoints.source import find_points
-from modelcache import Cache, Entry, RetryPolicy, commit, errors, layout
+from modelcache import Cache, Entry, Policy, RetryPolicy, commit, errors, layout
 from modelcache.digest import Digest
 from modelcache.objects import Objects
 from modelcache.records import Entries
@@ -81,6 +81,11 @@ def perform(root: str, task: Task) -> str | None:
         "verify": lambda: cache.verify(repair=True),
         "lease": lambda: cache.lease(task.key).release(),
         "gc": lambda: cache.plan_gc(unused_for=0, grace=0).execute(),
+        "get under a policy": lambda: held_to_a_policy(root, task).get(task.key),
+        "put under a policy": lambda: held_to_a_policy(root, task).put(CONTENTS[task.digest], name=task.key),
+        "put tree under a policy": lambda: held_to_a_policy(root, task).put_tree(
+            source_of(root, task.digest), name=task.key
+        ),
         "look": lambda: None,
         "sweep": lambda: sweep(root),
         # What a removal does that began before another name of the same content was recorded.
@@ -96,6 +101,10 @@ def perform(root: str, task: Task) -> str | None:
             return found_at(Path(result))
     entry = cache.lookup(task.key) if task.key else None
     return None if entry is None else found_at(Path(entry.path))
+
+
+def held_to_a_policy(root: str, task: Task) -> Cache:
+    return Cache(root, retry=RetryPolicy(attempts=task.attempts, base=0), policy=Policy())
 
 
 def source_of(root: str, digest: str) -> Path:
@@ -273,6 +282,25 @@ def refresh(world: World) -> Iterator[Story]:
     yield Story([Task("refresh", world.url)], {world.url: OLDS}, {world.url: NEWS}, again)
 
 
+def get_under_a_policy(world: World) -> Iterator[Story]:
+    world.serve(OLD)
+    yield Story([Task("get under a policy", world.url)], {}, {world.url: OLDS}, resumes=True)
+
+
+def let_in(world: World) -> Iterator[Story]:
+    """What is here is looked at by a policy that came later, and its record says so then."""
+    world.serve(OLD)
+    world.do(Task("get", world.url))
+    here: dict[str, str | None] = {world.url: OLDS}
+    yield Story([Task("get under a policy", world.url)], here, here)
+
+
+def put_under_a_policy(world: World) -> Iterator[Story]:
+    tree = next(iter(TREES))
+    work = [Task("put under a policy", "m", OLDS), Task("put tree under a policy", "t", tree)]
+    yield Story(work, {}, {"m": OLDS, "t": tree})
+
+
 def throttled_get(world: World) -> Iterator[Story]:
     world.serve(OLD, Fault(status=429, headers={"Retry-After": "0"}), Fault(status=429))
     yield Story([Task("get", world.url)], {}, {world.url: OLDS}, resumes=True)
@@ -423,6 +451,7 @@ OPERATIONS: list[Operation] = [
     put, second_name, remove, remove_one_of_two_names, remove_what_is_wanted, died_in_remove, pin_and_unpin, lease,
     collect, collect_partials, repair,
     put_tree, put_tree_again, second_name_of_a_tree, remove_tree, promote, promote_tree,
+    get_under_a_policy, let_in, put_under_a_policy,
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import pytest
 
-from modelcache import Cache, RetryPolicy, errors, layout, process, transfer
+from modelcache import Cache, Policy, RetryPolicy, errors, layout, process, transfer
 from modelcache.promises import check_cache
 from modelcache.sweep import sweep
 from modelcache.testing import Fault, FaultServer
@@ -148,6 +148,21 @@ def refresh(world: World) -> Act:
         log.expect(world.url, digest_of(OLD), digest_of(NEW))
         world.cache().get(world.url, force_download=True)
         log.expect(world.url, digest_of(NEW))
+
+    return act
+
+
+def let_in(world: World) -> Act:
+    """A policy looks at what is here, and records that; another one refuses what comes, which leaves nothing."""
+    world.serve(OLD)
+    world.cache().get(world.url)
+
+    def act(log: Log) -> None:
+        log.expect(world.url, digest_of(OLD))
+        with Cache(world.root, retry=QUICK, policy=Policy()) as cache:
+            cache.get(world.url)
+        with Cache(world.root, retry=QUICK, policy=Policy(max_size=10)) as cache, pytest.raises(errors.PolicyError):
+            cache.put(NEW, name="refused")
 
     return act
 
@@ -438,7 +453,7 @@ def forked(work: Callable[[], None]) -> int:
 OPERATIONS: list[Operation] = [
     cold_get, resumed_get, interrupted_get, refresh, put, put_again, put_what_is_here, hit_by_digest, remove,
     remove_one_of_two_names, pin_and_unpin, leased, collect, collect_for_room, repair, two_at_once, two_processes,
-    put_tree, put_tree_again, second_name_of_a_tree, remove_tree, promote,
+    put_tree, put_tree_again, second_name_of_a_tree, remove_tree, promote, let_in,
 ]  # fmt: skip
 
 

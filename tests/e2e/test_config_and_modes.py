@@ -14,7 +14,7 @@ import pytest
 
 import modelcache
 from modelcache import Cache
-from modelcache.errors import LocalNotFoundError
+from modelcache.errors import LocalNotFoundError, PolicyError
 from modelcache.testing import Fault, FaultServer
 from tests.support.hub import Hub
 
@@ -66,6 +66,19 @@ def test_the_first_get_of_a_process_serves_from_the_directory_of_a_file(here: Pa
 
     try:
         assert modelcache.get(url) == path
+    finally:
+        modelcache.close()
+
+
+def test_the_first_get_of_a_process_is_held_to_the_policy_of_a_file(here: Path, server: FaultServer) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    try:
+        modelcache.get(url)
+        modelcache.close()
+        (here / "modelcache.toml").write_text("[policy]\nmax-size = 10\n")
+
+        with pytest.raises(PolicyError):
+            modelcache.get(url)
     finally:
         modelcache.close()
 

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from .api import aget_tree as aget_tree
     from .api import close as close
     from .api import entries as entries
+    from .api import export as export
     from .api import get as get
     from .api import get_many as get_many
     from .api import get_tree as get_tree
     from .api import health as health
+    from .api import import_ as import_
     from .api import lookup as lookup
     from .api import prewarm as prewarm
     from .api import put as put
@@ -52,10 +54,12 @@ _HOMES = {
     "aget_tree": "api",
     "close": "api",
     "entries": "api",
+    "export": "api",
     "get": "api",
     "get_many": "api",
     "get_tree": "api",
     "health": "api",
+    "import_": "api",
     "lookup": "api",
     "prewarm": "api",
     "put": "api",

@@ -5,7 +5,6 @@ What has come stays in a partial between attempts, and between processes; bytes 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 
 from failpoints import fail_point
 
-from . import errors, retry
+from . import errors, files, retry
 from .backoff import Backoff
 from .config import RetryPolicy, Timeout
 from .digest import Digest
@@ -24,7 +23,6 @@ from .errors import (
     HttpStatusError,
     IntegrityError,
     ModelCacheError,
-    NoSpaceError,
     ProtocolError,
     SizeMismatchError,
     StorageError,
@@ -41,8 +39,6 @@ from .report import Counts
 from .retry import Deadline
 from .sources import Registry, Request, Source, Stream, Validators
 from .transfer import Throttle, Transfer
-
-_SPACE_MARGIN_BYTES = 1 << 20  # Records, the state of the partial, and the blocks of directories.
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +106,8 @@ class Means:
 
     def check_space(self, key: str, needed: int | None) -> None:
         """Raise NoSpaceError if the disk has no room for *needed* bytes more, of *key*; None: as many as may come."""
-        if needed is None:
-            return
-        found = os.statvfs(self.root)
-        free, needed = found.f_bavail * found.f_frsize, needed + _SPACE_MARGIN_BYTES
-        if needed > free:
-            raise NoSpaceError(what=key, needed=needed, free=free)
+        if needed is not None:
+            files.check_space(self.root, needed, what=key)
 
 
 class Download:

@@ -12,6 +12,7 @@ mode, whether it may be executed is.
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -102,6 +103,36 @@ def check_paths(paths: Iterable[str], *, ref: str) -> None:
     both = seen & directories
     if both:
         raise InvalidReferenceError(ref=ref, problem=f"it holds {min(both)!r} as a file and as a directory")
+
+
+def clash(paths: Iterable[str]) -> str | None:
+    """Return why *paths* cannot all be files of one tree where case and normal form do not count (macOS); else None.
+
+    There two of them would be one name, or one the directory of another.
+    """
+    seen: dict[str, str] = {}
+    for path in paths:
+        folded = _folded(path)
+        if folded in seen:
+            return f"{brief(seen[folded])} and {brief(path)} are one name on some file systems"
+        seen[folded] = path
+    for folded, path in seen.items():
+        parents = folded.split("/")[:-1]
+        for count in range(1, len(parents) + 1):
+            other = seen.get("/".join(parents[:count]))
+            if other is not None:
+                return f"{brief(other)} is a file, and {brief(path)} is in it"
+    return None
+
+
+def brief(path: str) -> str:
+    """Return *path* as it may be printed."""
+    return repr(path) if len(path) <= 100 else f"{path[:100]!r}…"
+
+
+def _folded(path: str) -> str:
+    """Return what two paths have in common that are one name where case and normal form do not count."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
 
 
 def _leaf(line: str) -> Leaf:

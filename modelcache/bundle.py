@@ -24,6 +24,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -313,7 +314,8 @@ class Bundle:
         """Let go of the file."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
-            os.close(descriptor)
+            with suppress(OSError):  # It was only read.
+                os.close(descriptor)
 
     def __enter__(self) -> Self:
         return self
@@ -324,8 +326,10 @@ class Bundle:
     def _check_folder(self) -> None:
         for digest in self.index.carried:
             descriptor = _opened(f"{self.path}/{content_name(digest)}", self.path)
-            found = os.fstat(descriptor).st_size
-            os.close(descriptor)
+            try:
+                found = os.fstat(descriptor).st_size
+            finally:
+                os.close(descriptor)
             if found != self.index.contents[digest]:
                 problem = f"{content_name(digest)} has {found} bytes, and {self.index.contents[digest]} are expected"
                 raise BundleError(path=self.path, problem=problem)

@@ -251,9 +251,13 @@ class _Export:
                 self._go_on(descriptor, members, have, state)
             finally:
                 os.close(descriptor)
-            commit.commit_file(staged, self.target)
         except BaseException:
             self._let_go(staged)
+            raise
+        try:
+            commit.commit_file(staged, self.target)
+        except OSError:
+            commit.remove_quietly(staged)  # Its sync may be what failed: what is read back may not be on the disk.
             raise
         return self.index
 

@@ -164,6 +164,8 @@ class Importer:
                 for item in items:
                     if states[item.key] in _COMES:
                         states[item.key] = self._record(item)
+                for digest in {leaf.digest for item in items for leaf in bundle.index.leaves(item)}:
+                    self._partials.remove(_partial_key(digest))  # Of others, who died: it is here now.
             except OSError as error:
                 if isinstance(error, ModelCacheError):
                     raise

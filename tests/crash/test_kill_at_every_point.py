@@ -59,6 +59,7 @@ class Task:
     digest: str = OLDS
     attempts: int = 4
     lock_timeout: float | None = None
+    bundle: str = ""
     fails: bool = False  # With an error of the network, as it is expected to.
 
 
@@ -72,6 +73,8 @@ def perform(root: str, task: Task) -> str | None:
         "link": lambda: cache.get(task.key, digest=task.digest),
         "put": lambda: cache.put(CONTENTS[task.digest], name=task.key),
         "put tree": lambda: cache.put_tree(source_of(root, task.digest), name=task.key),
+        "export": lambda: cache.export("m", "t", to=f"{root}.{task.key or 'out.tar'}"),
+        "import": lambda: cache.import_(task.bundle),
         "remove": lambda: cache.remove(task.key, force=True),
         "pin": lambda: cache.pin(task.key),
         "unpin": lambda: cache.unpin(task.key),
@@ -113,7 +116,18 @@ def live(root: str, tasks: list[Task], spec: str) -> dict[str, Any]:
 
 def serve() -> None:
     """Fork a process for each line of the input; say its number at once, and what came of it when that is asked."""
-    for name in ("fetch", "flights", "gc", "intake", "leasing", "sources.http", "sweep", "verification"):
+    for name in (
+        "exporting",
+        "fetch",
+        "flights",
+        "gc",
+        "importing",
+        "intake",
+        "leasing",
+        "sources.http",
+        "sweep",
+        "verification",
+    ):
         importlib.import_module(f"modelcache.{name}")  # Once; else each of some thousand processes takes 0.1 s for it.
     answers: dict[int, int] = {}
     for line in sys.stdin:
@@ -361,6 +375,51 @@ def remove_tree(world: World) -> Iterator[Story]:
     yield Story([Task("remove", "t")], {"kept": OLD_TREE, "t": NEW_TREE}, {"kept": OLD_TREE, "t": None})
 
 
+def export_file(world: World) -> Iterator[Story]:
+    yield from _exporting(world, "out.tar")
+
+
+def export_folder(world: World) -> Iterator[Story]:
+    """A folder to which one of the contents was exported before."""
+    world.do(Task("put", "m", NEWS), Task("put tree", "t", OLD_TREE), Task("export", "out"))
+    yield from _exporting(world, "out")
+
+
+def _exporting(world: World, to: str) -> Iterator[Story]:
+    world.do(Task("put", "m", OLDS), Task("put tree", "t", NEW_TREE))
+    here: dict[str, str | None] = {"m": OLDS, "t": NEW_TREE}
+    again = [Task("export", to), Task("look", "t")]
+    yield Story([Task("export", to)], here, here, again)
+    path = Path(f"{world.root}.{to}")
+    left = world.crew.do(world.root, Task("export", to))  # What the judge of this does next.
+    assert left.code == 0
+    with Cache(f"{world.root}.scratch") as scratch:
+        assert {model.digest for model in scratch.import_(path).models} == {OLDS, NEW_TREE}
+        assert scratch.verify().ok
+    assert list(path.parent.glob(f".{path.name}.*")) == []
+    if path.is_dir():
+        assert {one.name[:7] for one in (path / "contents").iterdir()} == {"sha256-"}
+
+
+def import_folder(world: World) -> Iterator[Story]:
+    yield from _importing(world, "out")
+
+
+def import_file(world: World) -> Iterator[Story]:
+    yield from _importing(world, "out.tar")
+
+
+def _importing(world: World, form: str) -> Iterator[Story]:
+    """One of the contents is here already."""
+    origin = Path(f"{world.root}.origin")
+    made = world.crew.do(origin, Task("put", "m", OLDS), Task("put tree", "t", NEW_TREE), Task("export", form))
+    assert made.code == 0
+    world.do(Task("put", "kept", NEWS))
+    here: dict[str, str | None] = {"kept": NEWS}
+    work = [Task("import", "t", bundle=f"{origin}.{form}")]
+    yield Story(work, here, {**here, "m": OLDS, "t": NEW_TREE})
+
+
 def pin_and_unpin(world: World) -> Iterator[Story]:
     world.do(Task("put", "m", OLDS))
     yield Story([Task("pin", "m"), Task("unpin", "m")], {"m": OLDS}, {"m": OLDS})
@@ -405,6 +464,7 @@ OPERATIONS: list[Operation] = [
     put, second_name, remove, remove_one_of_two_names, remove_what_is_wanted, died_in_remove, pin_and_unpin, lease,
     collect, collect_partials, repair,
     put_tree, put_tree_again, second_name_of_a_tree, remove_tree,
+    export_file, export_folder, import_file, import_folder,
 ]  # fmt: skip
 
 

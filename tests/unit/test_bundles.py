@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from modelcache import Cache, bundle, errors, exporting, layout
+from modelcache import Cache, bundle, commit, errors, layout
 from modelcache.promises import check_cache
 from modelcache.testing import FaultServer
 from tests.support.state import leftovers
@@ -305,7 +305,7 @@ def test_an_export_to_a_file_goes_on_where_one_broke_off(
 ) -> None:
     origin.export(*NAMES, to=tmp_path / "whole.tar")
     wanted = (tmp_path / "whole.tar").read_bytes()
-    actual, calls = exporting.commit.write, iter(range(10_000))
+    actual, calls = commit.write, iter(range(10_000))
 
     def failing(descriptor: int, data: bytes) -> None:
         if next(calls) == passed:
@@ -313,7 +313,7 @@ def test_an_export_to_a_file_goes_on_where_one_broke_off(
             raise OSError(28, "No space left on device")
         actual(descriptor, data)
 
-    monkeypatch.setattr(exporting.commit, "write", failing)
+    monkeypatch.setattr(commit, "write", failing)
     with pytest.raises(errors.NoSpaceError):
         origin.export(*NAMES, to=tmp_path / "b.tar")
     monkeypatch.undo()
@@ -622,7 +622,7 @@ def test_an_index_that_could_do_damage_is_refused_although_its_checksum_is_right
         cache.import_(tmp_path / "b")
 
     assert state_of(cache) == before
-    assert pickle.loads(pickle.dumps(caught.value)).summary == caught.value.summary  # noqa: S301
+    assert pickle.loads(pickle.dumps(caught.value)).summary == caught.value.summary
     assert caught.value.hint
 
 
@@ -643,7 +643,7 @@ def test_a_content_of_a_folder_that_is_not_as_it_must_be_leaves_the_cache_as_it_
     content = max((tmp_path / "b/contents").iterdir(), key=lambda one: one.stat().st_size)
     if damage in {"missing", "fifo", "directory", "link"}:
         content.rename(tmp_path / "aside")
-    {
+    damages: dict[str, Callable[[], object]] = {
         "missing": lambda: None,
         "shorter": lambda: content.write_bytes(BIG[:-1]),
         "longer": lambda: content.write_bytes(BIG + b"x"),
@@ -651,7 +651,8 @@ def test_a_content_of_a_folder_that_is_not_as_it_must_be_leaves_the_cache_as_it_
         "link": lambda: content.symlink_to(tmp_path / "aside"),
         "fifo": lambda: os.mkfifo(content),
         "directory": content.mkdir,
-    }[damage]()
+    }
+    damages[damage]()
     cache = Cache(tmp_path / "cache")
     cache.put(b"mine", name="big.bin")
     before = state_of(cache)
@@ -670,7 +671,7 @@ def altered(data: bytes, at: int, new: bytes) -> bytes:
 def with_header(data: bytes, at: int, change: Callable[[tarfile.TarInfo], None]) -> bytes:
     info = tarfile.TarInfo.frombuf(data[at : at + 512], "ascii", "strict")
     change(info)
-    return altered(data, at, info.tobuf(tarfile.GNU_FORMAT))
+    return altered(data, at, info.tobuf(tarfile.GNU_FORMAT))  # type: ignore[no-untyped-call,unused-ignore]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .api import stats as stats
     from .api import verify as verify
     from .cache import Cache as Cache
+    from .config import ArchiveLimits as ArchiveLimits
     from .config import RetryPolicy as RetryPolicy
     from .config import Timeout as Timeout
     from .digest import Digest as Digest
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .sources.http import HttpSource as HttpSource
 
 _HOMES = {
+    "ArchiveLimits": "config",
     "Cache": "cache",
     "Digest": "digest",
     "Entry": "records",

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from . import hit, layout, reference
-from .config import SECONDS_MAX, Capacity, RetryPolicy, Settings, Timeout, is_seconds, is_whole, span
+from .config import SECONDS_MAX, ArchiveLimits, Capacity, RetryPolicy, Settings, Timeout, is_seconds, is_whole, span
 from .digest import Digest
 from .errors import (
     BatchError,
@@ -55,6 +55,7 @@ class Cache(Keeper):
             until there is room. Default: ``MODELCACHE_CAPACITY``, else no limit.
         grace: For how many seconds a path that `get` returned is certain to stay, without a lease, at least. Default:
             ``MODELCACHE_GRACE``, else an hour.
+        archive_limits: What an archive may unpack to, for `get_tree` and `put_tree`.
         on_event: Called with each `Event`, in the thread that caused it.
 
     The environment is read here, once. All methods may be called from any thread; a Cache may be used after a fork.
@@ -78,6 +79,7 @@ class Cache(Keeper):
         max_bandwidth: int | None = None,
         capacity: int | str | None = None,
         grace: float | None = None,
+        archive_limits: ArchiveLimits | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
         settings = Settings.from_environment(os.environ)
@@ -86,6 +88,7 @@ class Cache(Keeper):
         root = layout.default_root(os.environ if root is None else {"MODELCACHE_DIR": os.fspath(root)})
         _check_kind("timeout", timeout, Timeout)
         _check_kind("retry", retry, RetryPolicy)
+        _check_kind("archive_limits", archive_limits, ArchiveLimits)
         _check_kind("offline", offline, bool)
         if max_bandwidth is not None and not (is_whole(max_bandwidth) and max_bandwidth >= 1):
             raise UsageError(problem=f"max_bandwidth={max_bandwidth!r} makes no sense: whole bytes per second, from 1")
@@ -104,6 +107,7 @@ class Cache(Keeper):
             bandwidth=max_bandwidth,
             capacity=settings.capacity if capacity is None else Capacity.parse(capacity),
             grace=settings.grace if grace is None else span("grace", grace),
+            archives=archive_limits or ArchiveLimits(),
         )
         super().__init__(root, limits, on_event)
         self._getter = Getter(root, limits, _sources(sources), self._tell)
@@ -200,10 +204,11 @@ class Cache(Keeper):
         again. What is chosen by patterns is a tree of its own.
 
         Args:
-            ref: A repository (``hf://org/name@revision``), or a name that was put by `put_tree`.
+            ref: A repository (``hf://org/name@revision``), a directory, an archive (``https://host/model.tar.gz``,
+                ``.zip`` …), which is unpacked, or a name that was put by `put_tree`.
             allow_patterns: Only files that match one of them, such as ``*.json`` or ``onnx/``. Default: all.
             ignore_patterns: No files that match one of them.
-            digest: What the content must be, ``tree:<hex>``.
+            digest: What the content must be, ``tree:<hex>``; of an archive, ``sha256:<hex>`` is what that must be.
             max_age: See `get`; the source is asked for its version, and sends nothing if that is what is here.
             local_files_only: See `get`.
             force_download: See `get`.
@@ -212,6 +217,8 @@ class Cache(Keeper):
         Raises:
             NothingMatchesError: No file is wanted.
             MissingCompanionError: A file needs one that the repository lacks.
+            ArchiveError: An archive is damaged, made to do damage, or (ArchiveLimitError) too large.
+            UnsupportedArchiveError: It is none, or needs a library.
             ModelCacheError: As `get`.
         """
         ask = self._tree(
@@ -395,13 +402,15 @@ class Cache(Keeper):
         return entry
 
     def put_tree(self, directory: str | os.PathLike[str], *, name: str, digest: str | None = None) -> Entry:
-        """Store *directory* and all files in it under *name*, durably, as one; it is a ref from then on.
+        """Store *directory*, or an archive unpacked, with all files in it under *name*, durably, as one.
+
+        It is a ref from then on.
 
         Files that the cache holds already are not stored again. Links to files are followed; empty directories are
         left out.
 
         Args:
-            directory: Its path.
+            directory: Its path; or that of an archive, which is unpacked.
             name: Such as ``Net.mlpackage``; its last part becomes the directory's name.
             digest: What the content must be, ``tree:<hex>``.
 
@@ -414,7 +423,8 @@ class Cache(Keeper):
         self._check_open()
         parsed = reference.parse(name)
         self._prepare()
-        entry = put_tree(self.root, os.fspath(directory), parsed, None if digest is None else Digest.parse(digest))
+        wanted = None if digest is None else Digest.parse(digest)
+        entry = put_tree(self.root, os.fspath(directory), parsed, wanted, self._limits.archives)
         self._warm.forget(parsed.key)
         return entry
 
@@ -468,7 +478,7 @@ class Cache(Keeper):
 
     def _standing(self, ask: Ask) -> str | None:
         """Return the path of the tree that *ask* wants, if it is remembered and stands; else the getter is asked."""
-        if ask.max_age is not None or ask.force or ask.verify != "stat":
+        if ask.max_age is not None or ask.force or ask.verify != "stat" or ask.archive is not None:
             return None
         warm = self._warm.standing(ask.ref.key, ask.digest)
         if warm is None or not warm.digest.is_tree:

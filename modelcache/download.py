@@ -54,6 +54,7 @@ class Job:
         refresh: Ask the source in any case, also if a partial holds all bytes already.
         unless_changed: Ask only for content that differs from ``known``.
         no_news: What was on record could not be read, so that what is on record now may be what will not do.
+        archive: Of a tree that is unpacked, the digest that the archive must have; None takes any.
     """
 
     ref: Ref
@@ -64,6 +65,7 @@ class Job:
     refresh: bool = False
     unless_changed: bool = False
     no_news: bool = False
+    archive: Digest | None = None
 
     @property
     def places(self) -> tuple[Ref, ...]:
@@ -136,8 +138,10 @@ class Download:
             with self._means.objects.announced(found.digest):
                 return self._record(found)
 
-    def keep(self) -> Partial:
+    def keep(self) -> Partial | Entry:
         """Return the closed partial with all of the content, verified: the caller's now, to give away or to release.
+
+        The entry if the job knows one, and the source has confirmed it.
 
         Raises:
             ModelCacheError: As `run`.
@@ -145,7 +149,8 @@ class Download:
         self._keeps = True
         with self._claimed():
             found = self._received()
-            assert isinstance(found, Partial)  # Nothing was known, and nothing is linked: no entry comes of it.
+            if isinstance(found, Entry):
+                return found
             found.close()
             self._partial = None
             return found
@@ -198,20 +203,25 @@ class Download:
         if partial is not None and partial.complete and not self._job.refresh and self._may_finish():
             return self._verified(partial)
         self._wait_for_host()
-        known = _validators_of(partial) if partial is not None else None
+        known = validators_of(partial) if partial is not None else None
+        ours = partial is not None and partial.facts["place"] == self._place.key
+        # All of it has come, and only whether it still holds is to be asked.
+        finished = partial is not None and partial.complete and ours and known is not None and bool(known.for_range)
         request = Request(
             url=self._place.url,
             ref=self._place.key,
             timeout=self._means.timeout,
             deadline=self._deadline,
-            start=partial.length if partial is not None else 0,
-            same_as=known if partial is not None and partial.facts["place"] == self._place.key else None,
-            unless=self._unless() if partial is None else None,
+            start=0 if partial is None or finished else partial.length,
+            same_as=known if ours and not finished else None,
+            unless=known if finished else self._unless() if partial is None else None,
         )
         fail_point("download.before-open")
         self._means.counts.requests += 1
         stream = self._open(request)
         try:
+            if stream.unchanged and finished and partial is not None:
+                return self._verified(partial)
             if stream.unchanged:
                 entry = self._confirmed()
                 if entry is not None:
@@ -305,7 +315,7 @@ class Download:
         if self._job.digest is None:
             # Without a digest only the source can say that the rest belongs to what is here (RFC 9110, 13.1.5).
             ours = partial.facts["place"] == self._place.key
-            if not ours or not (partial.complete or _validators_of(partial).for_range):
+            if not ours or not (partial.complete or validators_of(partial).for_range):
                 partial.restart()
                 return None
         return partial
@@ -407,7 +417,7 @@ class Download:
 
     def _record(self, partial: Partial) -> Entry:
         """Make what was verified durable and visible."""
-        job, validators = self._job, _validators_of(partial)
+        job, validators = self._job, validators_of(partial)
         stored = partial.publish(self._means.objects)
         self._partial = None
         entry = self._means.entry(job, stored, source=self._place.key, validators=validators)
@@ -447,7 +457,8 @@ def reason(error: ModelCacheError) -> str:
     return str(getattr(error, "detail", "") or error.summary)
 
 
-def _validators_of(partial: Partial) -> Validators:
+def validators_of(partial: Partial) -> Validators:
+    """Return what its source has said of the version that *partial* is of."""
     return Validators(**{name: partial.facts[name] for name in Validators.__dataclass_fields__})
 
 

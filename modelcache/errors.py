@@ -8,6 +8,7 @@
     │   ├── InvalidDigestError
     │   ├── UnknownSchemeError
     │   ├── NotListableError                                  its source cannot say which files there are
+    │   ├── UnsupportedArchiveError                           no archive, or one that this Python cannot unpack
     │   ├── ConfigurationError
     │   └── ManifestError                                     a mistake in models.toml or models.lock: file, line, key
     ├── BatchError                                         3  some of many failed; each with its own error
@@ -36,6 +37,8 @@
     │   ├── EmptyContentError
     │   ├── MissingCompanionError                             a file of a tree needs one that is not in it
     │   ├── ListingError                                      a list of files that cannot all be stored as such
+    │   ├── ArchiveError                                      an archive that is damaged, or made to do damage
+    │   │   └── ArchiveLimitError                             it unpacks to more than is allowed
     │   ├── BundleError                                       a bundle that cannot be imported as it is
     │   │   └── MissingContentsError                          it leaves out contents that are not in the cache
     │   └── CorruptObjectError
@@ -136,7 +139,20 @@ class NotListableError(UsageError):
     def __init__(self, *, ref: str, problem: str) -> None:
         ModelCacheError.__init__(self, ref=ref, problem=problem)
         self.summary = f"{_shown(ref)} cannot be listed: {problem}"
-        self.hint = "Whole repositories can: hf://org/name, hf://org/name@revision"
+        self.hint = (
+            "Whole repositories can: hf://org/name, hf://org/name@revision; archives (.tar.gz, .zip) are unpacked"
+        )
+
+
+class UnsupportedArchiveError(UsageError):
+    """What was to be unpacked is no archive by its name, or needs a library that is not installed."""
+
+    def __init__(self, *, ref: str, problem: str, hint: str = "") -> None:
+        ModelCacheError.__init__(self, ref=ref, problem=problem, hint=hint)
+        self.summary = f"{_shown(ref)} cannot be unpacked: {problem}; nothing was fetched"
+        self.hint = (
+            hint or "Unpacked are .tar, .tar.gz, .tar.bz2, .tar.xz, .tar.zst and .zip; get() serves a file as it is"
+        )
 
 
 class ConfigurationError(UsageError):
@@ -422,6 +438,27 @@ class ListingError(IntegrityError):
         super().__init__(ref=ref, problem=problem)
         self.summary = f"the files of {ref} cannot be taken as they are listed: {problem}; nothing was stored"
         self.hint = "Tell the publisher; single files of it can still be had by their own refs"
+
+
+class ArchiveError(IntegrityError):
+    """An archive cannot be unpacked into a tree. ``member`` is to blame; "" if it is the archive itself."""
+
+    def __init__(self, *, ref: str, member: str, problem: str) -> None:
+        super().__init__(ref=ref, member=member, problem=problem)
+        which = f"its member {_shown(member)}" if member else "the archive"
+        self.summary = f"{ref} cannot be unpacked because of {which}: {problem}; nothing was stored"
+        self.hint = "Tell the publisher; get() serves the archive itself, as it is"
+
+
+class ArchiveLimitError(ArchiveError):
+    """An archive unpacks to more than is ``allowed`` by ``limit``, a field of `ArchiveLimits`."""
+
+    def __init__(self, *, ref: str, member: str, limit: str, allowed: float, problem: str = "") -> None:
+        ModelCacheError.__init__(self, ref=ref, member=member, limit=limit, allowed=allowed, problem=problem)
+        self.summary = (
+            f"{ref} unpacks to more than {limit}={allowed:g} allows (at {_shown(member)}); nothing was stored"
+        )
+        self.hint = f"If you trust it, raise the limit: Cache(archive_limits=ArchiveLimits({limit}=...))"
 
 
 class BundleError(IntegrityError):

@@ -7,13 +7,15 @@ why there is none, and asks nobody.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 from . import commit, hit, layout, locks, notes
-from .config import RetryPolicy, Timeout
+from .archived import ArchiveDownload
+from .config import ArchiveLimits, RetryPolicy, Timeout
 from .download import Download, Job, Means, reason
 from .errors import (
     CancelledError,
@@ -47,7 +49,9 @@ class Fetcher:
         timeout: Timeout,
         lock_timeout: float,
         on_event: Listener,
+        archive_limits: ArchiveLimits | None = None,
     ) -> None:
+        self._archive_limits = archive_limits or ArchiveLimits()
         self.means = Means(root, registry, timeout, on_event)
         self._policy, self._lock_timeout = retry_policy, lock_timeout
         self._swept = False
@@ -66,6 +70,9 @@ class Fetcher:
         Raises:
             ModelCacheError: As `fetch`.
         """
+        if _is_archive(job):
+            archive = ArchiveDownload(self.means, job, patterns, self._policy, deadline, self._archive_limits)
+            return self._once(job, deadline, archive.run)
         tree = TreeDownload(self.means, job, patterns, self._policy, deadline, jobs=jobs)
         return self._once(job, deadline, tree.run)
 
@@ -134,6 +141,7 @@ class Fetcher:
         personal = any(source.is_personal(place.url) for source, place in sources)
         return [
             *(f"{place.key} at {source.host(place.key)}" for source, place in sources),
+            f"archive={job.archive}, {self._archive_limits}",
             f"digest={job.digest}, size={job.size}, {self.means.timeout}, {self._policy}, {self.means.room}",
             "with credentials" if personal else "without credentials",
         ]
@@ -147,6 +155,8 @@ class Fetcher:
         """Return the entry if what *job* wants is in the cache, recorded since *job* was made."""
         entry = self.means.entries.read(job.ref.key)
         if entry is None or job.no_news or (job.digest is not None and entry.digest != job.digest):
+            return None
+        if job.archive not in {None, entry.revision}:
             return None
         if job.known is not None and entry.serial == job.known.serial:
             return None  # It is still the one that will not do.
@@ -177,3 +187,17 @@ class Fetcher:
 
     def _tell(self, job: Job, kind: str, **facts: Any) -> None:
         self.means.emit(Event(kind, job.ref.key, **facts))
+
+
+def _is_archive(job: Job) -> bool:
+    """Tell whether the tree of *job* comes out of one file: a URL, or a path where no directory is.
+
+    What is compressed and no archive counts too, to be told so.
+    """
+    ref = job.ref
+    if ref.scheme == "hf" and not ref.hub.path:
+        return False
+    ends = ref.name.lower().endswith((".gz", ".bz2", ".xz", ".zst"))
+    if not ends and layout.archive_form(ref.name) is None:
+        return False
+    return ref.scheme != "file" or not os.path.isdir(ref.path)

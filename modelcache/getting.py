@@ -11,12 +11,12 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import time
 from typing import TYPE_CHECKING
 
 from . import files, hit, layout, reference
-from .config import GRACE_S, Capacity, RetryPolicy, Timeout
+from .config import GRACE_S, ArchiveLimits, Capacity, RetryPolicy, Timeout
 from .digest import Digest
 from .errors import (
     ClosedError,
@@ -67,6 +67,7 @@ class Ask:
     verify: str
     size: int | None
     patterns: Patterns | None = None  # Of a tree.
+    archive: Digest | None = None  # What the archive of a tree must be.
     record: Entry | None = None
     known: Entry | None = None
     unread: bool = False
@@ -79,6 +80,7 @@ class Ask:
             self.ref.key,
             self.ref.url,
             self.digest,
+            self.archive,
             self.size,
             self.force,
             tuple(mirror.url for mirror in self.mirrors),
@@ -108,6 +110,7 @@ class Limits:
     bandwidth: int | None
     capacity: Capacity | None = None
     grace: float = GRACE_S
+    archives: ArchiveLimits = field(default_factory=ArchiveLimits)
 
 
 class Getter:
@@ -165,6 +168,9 @@ class Getter:
             parsed = parsed.tree(patterns.text)
         if patterns is not None and listed(mirrors):
             raise UsageError(problem=f"a tree comes from one source: no mirrors for {parsed.key}")
+        archive = None
+        if patterns is not None and parsed.scheme and layout.archive_form(parsed.name) and wanted is not None:
+            archive, wanted = (None, wanted) if wanted.is_tree else (wanted, None)
         if wanted is not None and wanted.is_tree != (patterns is not None or parsed.is_tree) and parsed.scheme:
             kind = "a tree" if wanted.is_tree else "a file"
             raise UsageError(problem=f"{wanted} is the digest of {kind}, and {parsed.key} is none")
@@ -178,6 +184,7 @@ class Getter:
             verify=verify,
             size=size,
             patterns=patterns,
+            archive=archive,
         )
 
     def entry(self, ask: Ask, deadline: Deadline) -> Entry:
@@ -248,6 +255,8 @@ class Getter:
             from .intake import link
 
             return link(self.root, ask.ref, ask.digest)
+        if ask.archive not in {None, entry.revision}:
+            return None
         found = self._stat(entry)
         if found is None:
             from .intake import link
@@ -289,7 +298,11 @@ class Getter:
     def _is_quick(self, ask: Ask) -> bool:
         """Tell whether `look` is sure to find *ask* by one ``stat``."""
         found = hit.look(self.root, ask.ref.key) if ask.verify == "stat" else None
-        return found is not None and (ask.digest is None or found.object == layout.object_name(ask.digest))
+        return (
+            found is not None
+            and ask.archive is None
+            and (ask.digest is None or found.object == layout.object_name(ask.digest))
+        )
 
     def deadline(self, ref: Ref) -> Deadline:
         """Return a new deadline for a get of *ref*, which `close` cancels."""
@@ -324,6 +337,7 @@ class Getter:
         job = Job(
             ask.ref, ask.digest, ask.size, ask.mirrors, ask.record, refresh,
             unless_changed=conditional, no_news=ask.force and ask.unread,
+            archive=ask.archive,
         )  # fmt: skip
         self._flights()
         assert self._fetching is not None
@@ -360,6 +374,7 @@ class Getter:
                     timeout=self.limits.timeout,
                     lock_timeout=self.limits.lock_timeout,
                     on_event=self._tell,
+                    archive_limits=self.limits.archives,
                 )
                 if self.limits.bandwidth is not None:
                     fetcher.means.throttle = Throttle(self.limits.bandwidth)

@@ -105,24 +105,34 @@ def check_paths(paths: Iterable[str], *, ref: str) -> None:
         raise InvalidReferenceError(ref=ref, problem=f"it holds {min(both)!r} as a file and as a directory")
 
 
-def clash(paths: Iterable[str]) -> str | None:
-    """Return why *paths* cannot all be files of one tree where case and normal form do not count (macOS); else None.
+class Names:
+    """Paths that shall be files of one tree, also where case and normal form do not count (macOS)."""
 
-    There two of them would be one name, or one the directory of another.
-    """
-    seen: dict[str, str] = {}
-    for path in paths:
+    def __init__(self) -> None:
+        self._files: dict[str, str] = {}
+        self._directories: dict[str, str] = {}  # With a file in each.
+
+    def add(self, path: str) -> str | None:
+        """Add *path*; return why it cannot be there with the others: one name with one, or a directory of one."""
         folded = _folded(path)
-        if folded in seen:
-            return f"{brief(seen[folded])} and {brief(path)} are one name on some file systems"
-        seen[folded] = path
-    for folded, path in seen.items():
+        if folded in self._files:
+            return f"{brief(self._files[folded])} and {brief(path)} are one name on some file systems"
+        if folded in self._directories:
+            return f"{brief(path)} is a file, and {brief(self._directories[folded])} is in it"
         parents = folded.split("/")[:-1]
         for count in range(1, len(parents) + 1):
-            other = seen.get("/".join(parents[:count]))
-            if other is not None:
-                return f"{brief(other)} is a file, and {brief(path)} is in it"
-    return None
+            parent = "/".join(parents[:count])
+            if parent in self._files:
+                return f"{brief(self._files[parent])} is a file, and {brief(path)} is in it"
+            self._directories.setdefault(parent, path)
+        self._files[folded] = path
+        return None
+
+
+def clash(paths: Iterable[str]) -> str | None:
+    """Return why *paths* cannot all be files of one tree where case and normal form do not count; else None."""
+    names = Names()
+    return next((problem for problem in map(names.add, paths) if problem is not None), None)
 
 
 def brief(path: str) -> str:

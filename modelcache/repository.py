@@ -167,6 +167,7 @@ class TreeDownload:
             means.room = None  # It was made for all of them at once.
             job = Job(file.ref, file.digest, file.size)
             partial = Download(means, job, file.ref, self._policy, deadline).keep()
+            assert isinstance(partial, Partial), "nothing was known"
             leaf = Leaf(file.path, partial.length, partial.digest)
             with self._guard:
                 self._kept.append((partial, leaf))

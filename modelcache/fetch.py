@@ -197,7 +197,6 @@ def _is_archive(job: Job) -> bool:
     ref = job.ref
     if ref.scheme == "hf" and not ref.hub.path:
         return False
-    ends = ref.name.lower().endswith((".gz", ".bz2", ".xz", ".zst"))
-    if not ends and layout.archive_form(ref.name) is None:
+    if not layout.is_packed(ref.name):
         return False
     return ref.scheme != "file" or not os.path.isdir(ref.path)

@@ -95,7 +95,7 @@ def put_tree(
     """
     if ref.scheme:
         raise InvalidReferenceError(ref=ref.key, problem="content is put under a name, not under a URL or a path")
-    is_archive = os.path.isfile(directory)
+    is_archive = layout.is_packed(directory) and os.path.isfile(directory)
     before = {} if is_archive else _seen(directory)
     check_paths(before, ref=directory)
     staged = None

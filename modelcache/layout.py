@@ -86,6 +86,11 @@ def archive_form(name: str) -> str | None:
     return next((form for form in _ARCHIVES if name.lower().endswith(f".{form}")), None)
 
 
+def is_packed(name: str) -> bool:
+    """Tell whether the file name *name* is that of an archive, or of one compressed file."""
+    return archive_form(name) is not None or name.lower().endswith((".gz", ".bz2", ".xz", ".zst"))
+
+
 def unpacked_name(name: str) -> str:
     """Return the name of the directory that an archive called *name* is unpacked to: without its ending."""
     return name[: -len(archive_form(name) or "") - 1] or "model"

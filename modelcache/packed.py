@@ -74,9 +74,7 @@ def check_form(name: str, *, ref: str) -> None:
     """Raise UnsupportedArchiveError if a file called *name* is no archive that can be unpacked here."""
     form = archive_form(name)
     if form is None:
-        problem = "its name is not that of an archive"
-        if name.lower().endswith((".gz", ".bz2", ".xz", ".zst")):
-            problem = "it is one compressed file, and no tree of files"
+        problem = "it is one compressed file, and no tree of files"
         raise UnsupportedArchiveError(ref=ref, problem=problem)
     if form in {"tar.zst", "tzst"}:
         _zstd(ref)

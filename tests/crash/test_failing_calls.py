@@ -38,10 +38,12 @@ from modelcache import (
     importing,
     leases,
     locks,
+    packed,
     partials,
     process,
     staged,
     trees,
+    unpacking,
 )
 from modelcache.records import Entries
 from modelcache.sweep import sweep
@@ -66,6 +68,7 @@ from tests.crash.world import (
     pin_and_unpin,
     put,
     put_again,
+    put_archive,
     put_tree,
     refresh,
     remove,
@@ -78,7 +81,7 @@ from tests.crash.world import (
 from tests.crash.world import Log as Listener
 from tests.support.state import leftovers
 
-MODULES = (commit, partials, locks, files, staged, trees, bundle, exporting, importing)
+MODULES = (commit, partials, locks, files, staged, trees, bundle, exporting, importing, packed, unpacking)
 CALLS = {
     "close", "fchmod", "fdatasync", "fstat", "fsync", "ftruncate", "link", "listdir", "lseek", "mkdir", "open", "pread",
     "pwrite", "read", "rename", "replace", "rmdir", "scandir", "stat", "unlink", "utime", "write",
@@ -108,7 +111,7 @@ def interrupted_get(world: World) -> Act:
 OPERATIONS: list[Operation] = [
     cold_get, resumed_get, interrupted_get, refresh, put, put_again, hit_by_digest, remove, remove_one_of_two_names,
     pin_and_unpin, put_tree, second_name_of_a_tree, remove_tree, leased, collect, collect_for_room,
-    import_folder, import_file, export_folder, export_file,
+    put_archive, import_folder, import_file, export_folder, export_file,
 ]  # fmt: skip
 
 

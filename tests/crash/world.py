@@ -8,8 +8,10 @@ CRASH.md: corrupt, lost, stuck, offline-broken, garbage.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import random
+import tarfile
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -224,6 +226,26 @@ def put_tree(world: World) -> Act:
     def act(log: Log) -> None:
         log.expect("kept", digest_of(OLD))
         log.expect("t", world.put_tree(OLD, "t"))
+
+    return act
+
+
+def put_archive(world: World) -> Act:
+    """One of its files is here already."""
+    world.put(OLD, "kept")
+    files = tree_of(OLD)
+    path = world.root.parent.parent / "archive.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o755 if name == "bin/run" else 0o644
+            archive.addfile(member, io.BytesIO(content))
+    world.legit["a"] = {tree_digest(files)}
+
+    def act(log: Log) -> None:
+        log.expect("kept", digest_of(OLD))
+        world.cache().put_tree(path, name="a")
+        log.expect("a", tree_digest(files))
 
     return act
 
@@ -516,7 +538,7 @@ OPERATIONS: list[Operation] = [
     cold_get, resumed_get, interrupted_get, refresh, put, put_again, put_what_is_here, hit_by_digest, remove,
     remove_one_of_two_names, pin_and_unpin, leased, collect, collect_for_room, repair, two_at_once, two_processes,
     put_tree, put_tree_again, second_name_of_a_tree, remove_tree,
-    import_folder, import_file, export_folder, export_file,
+    put_archive, import_folder, import_file, export_folder, export_file,
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
+import importlib
 import io
 import lzma
 import os
@@ -561,6 +562,26 @@ def test_a_single_compressed_file_is_no_tree(server: FaultServer, cache: Cache, 
         cache.get_tree(server.add(f"/{name}", b"x"))
 
     assert server.seen() == []
+
+
+def zstd() -> Callable[[bytes], bytes]:
+    """Return what packs with zstd; skip where nothing can."""
+    for name in ("compression.zstd", "backports.zstd", "zstandard"):
+        try:
+            found: Callable[[bytes], bytes] = importlib.import_module(name).compress
+        except ImportError:
+            continue
+        return found
+    pytest.skip("no zstd here: Python 3.14, backports.zstd or zstandard has it")
+
+
+def test_an_archive_packed_with_zstd_is_read_and_one_that_was_cut_is_refused(cache: Cache, tmp_path: Path) -> None:
+    data = zstd()(tar_with(FILES))
+
+    refused(cache, tmp_path, data[: len(data) // 2], "a.tar.zst")
+    refused(cache, tmp_path, data[:-10] + bytes(10), "a.tar.zst")
+    refused(cache, tmp_path, data + zstd()(b"more"), "a.tar.zst")
+    assert content_of(put(cache, tmp_path, data + zstd()(bytes(512)), "a.tar.zst")) == FILES
 
 
 def test_zstd_without_a_library_says_what_to_install(

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from .api import aget_tree as aget_tree
     from .api import close as close
     from .api import entries as entries
+    from .api import export as export
     from .api import get as get
     from .api import get_many as get_many
     from .api import get_tree as get_tree
     from .api import health as health
+    from .api import import_ as import_
     from .api import lease as lease
     from .api import lookup as lookup
     from .api import prewarm as prewarm
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from .api import stats as stats
     from .api import verify as verify
     from .cache import Cache as Cache
+    from .config import ArchiveLimits as ArchiveLimits
     from .config import RetryPolicy as RetryPolicy
     from .config import Timeout as Timeout
     from .digest import Digest as Digest
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from .tiers import Tier as Tier
 
 _HOMES = {
+    "ArchiveLimits": "config",
     "Cache": "cache",
     "Digest": "digest",
     "Entry": "records",
@@ -59,10 +63,12 @@ _HOMES = {
     "aget_tree": "api",
     "close": "api",
     "entries": "api",
+    "export": "api",
     "get": "api",
     "get_many": "api",
     "get_tree": "api",
     "health": "api",
+    "import_": "api",
     "lease": "api",
     "lookup": "api",
     "prewarm": "api",

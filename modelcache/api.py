@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .cache import Cache
+    from .exporting import ExportReport
     from .getting import RefLike
+    from .importing import ImportReport
     from .intake import Content
     from .leasing import Lease
     from .records import Entry
@@ -129,6 +131,22 @@ def verify(
 ) -> "Report":
     """Read and hash what is cached. See `Cache.verify`."""
     return default_cache().verify(*refs, repair=repair, jobs=jobs, since=since, on_finding=on_finding)
+
+
+def export(*refs: "RefLike", to: "RefLike", base: "RefLike | None" = None, verify: str = "stat") -> "ExportReport":
+    """Write *refs* to a bundle for another machine. See `Cache.export`."""
+    return default_cache().export(*refs, to=to, base=base, verify=verify)
+
+
+def import_(
+    path: "RefLike",
+    *refs: "RefLike",
+    digest: "str | None" = None,
+    conflict: str = "newer",
+    dry_run: bool = False,
+) -> "ImportReport":
+    """Take *refs*, or everything, from a bundle into the cache. See `Cache.import_`."""
+    return default_cache().import_(path, *refs, digest=digest, conflict=conflict, dry_run=dry_run)
 
 
 def prewarm(

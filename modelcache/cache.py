@@ -14,7 +14,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from . import configfiles, hit, layout, reference
-from .config import SECONDS_MAX, Capacity, RetryPolicy, Timeout, is_seconds, is_whole, lifetime, span
+from .config import (
+    SECONDS_MAX,
+    ArchiveLimits,
+    Capacity,
+    RetryPolicy,
+    Timeout,
+    is_seconds,
+    is_whole,
+    lifetime,
+    span,
+)
 from .digest import Digest
 from .errors import (
     BatchError,
@@ -31,10 +41,10 @@ from .report import Stats
 
 if TYPE_CHECKING:
     from .events import Event
-    from .gate import Gate
     from .intake import Content
     from .leasing import Lease
     from .manifest import LockedModel
+    from .reference import Ref
     from .retry import Deadline
     from .sources import Source
     from .tiers import Tier, TierState
@@ -66,6 +76,7 @@ class Cache(Keeper):
             cache of huggingface_hub. They are never written to. What the first has is served where it is, that of the
             second is copied; ``",promote"`` or ``",in-place"`` after the path says it otherwise, as `Tier` does.
             Default: ``MODELCACHE_TIERS``, else none.
+        archive_limits: What an archive may unpack to, for `get_tree` and `put_tree`.
         on_event: Called with each `Event`, in the thread that caused it.
 
     What no argument says, variables, files with settings and defaults say: docs/configuration.md. They are read here,
@@ -93,6 +104,7 @@ class Cache(Keeper):
         capacity: int | str | None = None,
         grace: float | None = None,
         tiers: Iterable[RefLike | Tier] | None = None,
+        archive_limits: ArchiveLimits | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
         _check_kind("offline", offline, bool)
@@ -105,6 +117,7 @@ class Cache(Keeper):
         root = layout.default_root({"MODELCACHE_DIR": os.fspath(root)})
         _check_kind("timeout", timeout, Timeout)
         _check_kind("retry", retry, RetryPolicy)
+        _check_kind("archive_limits", archive_limits, ArchiveLimits)
         if max_bandwidth is not None and not (is_whole(max_bandwidth) and max_bandwidth >= 1):
             raise UsageError(problem=f"max_bandwidth={max_bandwidth!r} makes no sense: whole bytes per second, from 1")
         if lock_timeout is not None and not (is_seconds(lock_timeout) and lock_timeout >= 0):
@@ -125,6 +138,7 @@ class Cache(Keeper):
             tiers=_tiers(settings.tiers if tiers is None else tiers),
             refresh=settings.mode == "refresh",
             policies=Policies(policies).and_also(policy),
+            archives=archive_limits or ArchiveLimits(),
         )
         super().__init__(root, limits, on_event)
         self._getter = Getter(root, limits, _sources(sources), self._tell)
@@ -228,10 +242,11 @@ class Cache(Keeper):
         again. What is chosen by patterns is a tree of its own.
 
         Args:
-            ref: A repository (``hf://org/name@revision``), or a name that was put by `put_tree`.
+            ref: A repository (``hf://org/name@revision``), a directory, an archive (``https://host/model.tar.gz``,
+                ``.zip`` …), which is unpacked, or a name that was put by `put_tree`.
             allow_patterns: Only files that match one of them, such as ``*.json`` or ``onnx/``. Default: all.
             ignore_patterns: No files that match one of them.
-            digest: What the content must be, ``tree:<hex>``.
+            digest: What the content must be, ``tree:<hex>``; of an archive, ``sha256:<hex>`` is what that must be.
             max_age: See `get`; the source is asked for its version, and sends nothing if that is what is here.
             local_files_only: See `get`.
             force_download: See `get`.
@@ -242,6 +257,8 @@ class Cache(Keeper):
         Raises:
             NothingMatchesError: No file is wanted.
             MissingCompanionError: A file needs one that the repository lacks.
+            ArchiveError: An archive is damaged, made to do damage, or (ArchiveLimitError) too large.
+            UnsupportedArchiveError: It is none, or needs a library.
             ModelCacheError: As `get`.
         """
         ask = self._tree(
@@ -441,13 +458,15 @@ class Cache(Keeper):
         digest: str | None = None,
         ttl: float | None = None,
     ) -> Entry:
-        """Store *directory* and all files in it under *name*, durably, as one; it is a ref from then on.
+        """Store *directory*, or an archive unpacked, with all files in it under *name*, durably, as one.
+
+        It is a ref from then on.
 
         Files that the cache holds already are not stored again. Links to files are followed; empty directories are
         left out.
 
         Args:
-            directory: Its path.
+            directory: Its path; or that of an archive, which is unpacked.
             name: Such as ``Net.mlpackage``; its last part becomes the directory's name.
             digest: What the content must be, ``tree:<hex>``.
             ttl: See `put`.
@@ -462,7 +481,7 @@ class Cache(Keeper):
         parsed = reference.parse(name)
         wanted, ttl = None if digest is None else Digest.parse(digest), None if ttl is None else lifetime(ttl)
         self._prepare()
-        entry = put_tree(self.root, os.fspath(directory), parsed, wanted, ttl, self._gate())
+        entry = put_tree(self.root, os.fspath(directory), parsed, wanted, self._limits.archives, ttl, self._gate())
         self._warm.forget(parsed.key)
         return entry
 
@@ -518,7 +537,9 @@ class Cache(Keeper):
 
     def _standing(self, ask: Ask) -> str | None:
         """Return the path of the tree that *ask* wants, if it is remembered and stands; else the getter is asked."""
-        if ask.max_age is not None or ask.force or ask.verify != "stat" or ask.ttl is not None:
+        if ask.max_age is not None or ask.force or ask.verify != "stat" or ask.archive is not None:
+            return None
+        if ask.ttl is not None:
             return None
         warm = self._warm.standing(ask.ref.key, ask.digest)
         if warm is None or not warm.digest.is_tree:
@@ -541,15 +562,8 @@ class Cache(Keeper):
         except EntryNotFoundError as error:
             raise NoSourceError(ref=entry.key) from error
 
-    def _gate(self) -> Gate | None:
-        """Return what policies have to say of what is put: of its size, format and signature."""
-        if not self._limits.policies:
-            return None
-        from .gate import Gate
-
-        gate = Gate(self.root, self._limits.policies)
-        gate.prepare()
-        return gate
+    def _host_of(self, place: Ref) -> str:
+        return self._getter.host_of(place)
 
     def _prepare(self) -> None:
         from .commit import prepare_root

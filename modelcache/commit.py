@@ -61,7 +61,7 @@ def make_root(root: str) -> None:
     try:
         missing = [name for name in _BUCKETS if not os.path.isdir(f"{root}/{name}")]
         if missing or not os.path.exists(f"{root}/format"):
-            _make_directories(root)
+            make_directories(root)
             for name in missing:
                 _make_directory(f"{root}/{name}")
             for name, content in (("CACHEDIR.TAG", layout.CACHEDIR_TAG), ("format", b"%d\n" % layout.FORMAT)):
@@ -257,6 +257,23 @@ def commit_record(staging: str, final: str, data: bytes) -> None:
     fail_point("commit.before-sync-records")
     sync_directory(os.path.dirname(final))
     fail_point("commit.after-record")
+
+
+def commit_file(staged: str, final: str) -> None:
+    """Make the file *staged* visible as *final*, in a directory of the same file system, durably: what is exported.
+
+    Both are outside the root, and the user's. A crash leaves *final* as it was, or whole; and perhaps *staged*.
+    """
+    descriptor = os.open(staged, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fail_point("commit.before-sync-export")
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
+    fail_point("commit.before-rename-export")
+    os.replace(staged, final)
+    fail_point("commit.before-sync-exports")
+    sync_directory(os.path.dirname(final))
 
 
 def replace_hint(staging: str, final: str, data: bytes) -> None:
@@ -461,8 +478,8 @@ def _make_directory(path: str) -> None:
             raise
 
 
-def _make_directories(path: str) -> None:
-    """Make *path* and its missing parents; each name is synced into its parent."""
+def make_directories(path: str) -> None:
+    """Make *path* and its missing parents, durably: each name is synced into its parent."""
     missing: list[str] = []
     while not os.path.isdir(path):
         missing.append(path)

@@ -126,6 +126,37 @@ class Capacity:
         return f"free:{self.spare}" if self.spare is not None else str(self.most)
 
 
+@dataclass(frozen=True, slots=True)
+class ArchiveLimits:
+    """What an archive may unpack to. What exceeds it is refused while it is unpacked, before it fills the disk.
+
+    Attributes:
+        bytes_max: Bytes of all its files together.
+        files_max: Members, directories and links included.
+        ratio_max: Unpacked bytes for each packed one; counted from 64 MiB unpacked on.
+        depth_max: Names in a path; 64 at most.
+        name_bytes_max: Bytes of a name; 255 at most.
+    """
+
+    bytes_max: int = 1 << 40
+    files_max: int = 100_000
+    ratio_max: float = 200.0
+    depth_max: int = 32
+    name_bytes_max: int = 255
+
+    def __post_init__(self) -> None:
+        for name in ("bytes_max", "files_max", "depth_max", "name_bytes_max"):
+            value = getattr(self, name)
+            if not is_whole(value) or value < 1:
+                raise ConfigurationError(
+                    setting=f"ArchiveLimits.{name}", value=str(value), expected="a whole number from 1"
+                )
+        if isinstance(self.ratio_max, bool) or not isinstance(self.ratio_max, int | float) or not self.ratio_max >= 1:
+            raise ConfigurationError(
+                setting="ArchiveLimits.ratio_max", value=str(self.ratio_max), expected="a number from 1"
+            )
+
+
 def parse_bytes(text: str, *, setting: str) -> int:
     """Return the number of bytes in *text*: ``"1500"``, ``"50MB"`` (powers of 1000) or ``"2GiB"`` (of 1024).
 

@@ -5,7 +5,6 @@ What has come stays in a partial between attempts, and between processes; bytes 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 
 from failpoints import fail_point
 
-from . import errors, retry, signatures
+from . import errors, files, retry, signatures
 from .backoff import Backoff
 from .config import RetryPolicy, Timeout
 from .digest import Digest
@@ -24,7 +23,6 @@ from .errors import (
     HttpStatusError,
     IntegrityError,
     ModelCacheError,
-    NoSpaceError,
     PolicyError,
     ProtocolError,
     RemoteNotFoundError,
@@ -47,8 +45,6 @@ from .sources import Registry, Request, Source, Stream, Validators
 from .tiers import Offer, Tiers
 from .transfer import Throttle, Transfer
 
-_SPACE_MARGIN_BYTES = 1 << 20  # Records, the state of the partial, and the blocks of directories.
-
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -67,6 +63,7 @@ class Job:
         offer: What a tier has of it.
         local: Ask no source: what the tier has, or nothing.
         ttl: For how long it is wanted, in seconds; None leaves what is on record.
+        archive: Of a tree that is unpacked, the digest that the archive must have; None takes any.
     """
 
     ref: Ref
@@ -81,6 +78,7 @@ class Job:
     local: bool = False
     ttl: float | None = None
     gate: Gate | None = None
+    archive: Digest | None = None
 
     @property
     def places(self) -> tuple[Ref, ...]:
@@ -132,12 +130,8 @@ class Means:
 
     def check_space(self, key: str, needed: int | None) -> None:
         """Raise NoSpaceError if the disk has no room for *needed* bytes more, of *key*; None: as many as may come."""
-        if needed is None:
-            return
-        found = os.statvfs(self.root)
-        free, needed = found.f_bavail * found.f_frsize, needed + _SPACE_MARGIN_BYTES
-        if needed > free:
-            raise NoSpaceError(what=key, needed=needed, free=free)
+        if needed is not None:
+            files.check_space(self.root, needed, what=key)
 
 
 class Download:
@@ -185,8 +179,10 @@ class Download:
         place = self._job.ref if self._below else self._place
         return signature(self._means, self._job, place, self._policy, self._deadline)
 
-    def keep(self) -> Partial:
+    def keep(self) -> Partial | Entry:
         """Return the closed partial with all of the content, verified: the caller's now, to give away or to release.
+
+        The entry if the job knows one, and the source has confirmed it.
 
         Raises:
             ModelCacheError: As `run`.
@@ -194,7 +190,8 @@ class Download:
         self._keeps = True
         with self._claimed():
             found = self._received()
-            assert isinstance(found, Partial)  # Nothing was known, and nothing is linked: no entry comes of it.
+            if isinstance(found, Entry):
+                return found
             found.close()
             self._partial = None
             return found
@@ -250,21 +247,26 @@ class Download:
         if partial is not None and partial.complete and not self._job.refresh and self._may_finish():
             return self._verified(partial)
         self._wait_for_host()
-        known = _validators_of(partial) if partial is not None else None
+        known = validators_of(partial) if partial is not None else None
+        ours = partial is not None and partial.facts["place"] == self._place.key
+        # All of it has come, and only whether it still holds is to be asked.
+        finished = partial is not None and partial.complete and ours and known is not None and bool(known.for_range)
         request = Request(
             url=self._place.url,
             ref=self._place.key,
             timeout=self._means.timeout,
             deadline=self._deadline,
-            start=partial.length if partial is not None else 0,
-            same_as=known if partial is not None and partial.facts["place"] == self._place.key else None,
-            unless=self._unless() if partial is None else None,
+            start=0 if partial is None or finished else partial.length,
+            same_as=known if ours and not finished else None,
+            unless=known if finished else self._unless() if partial is None else None,
             policies=self._policies,
         )
         fail_point("download.before-open")
         self._means.counts.requests += 1
         stream = self._open(request)
         try:
+            if stream.unchanged and finished and partial is not None:
+                return self._verified(partial)
             if stream.unchanged:
                 entry = self._confirmed()
                 if entry is not None:
@@ -358,7 +360,7 @@ class Download:
         if self._job.digest is None:
             # Without a digest only the source can say that the rest belongs to what is here (RFC 9110, 13.1.5).
             ours = partial.facts["place"] == self._place.key
-            if not ours or not (partial.complete or _validators_of(partial).for_range):
+            if not ours or not (partial.complete or validators_of(partial).for_range):
                 partial.restart()
                 return None
         return partial
@@ -468,7 +470,7 @@ class Download:
 
     def _record(self, partial: Partial) -> Entry:
         """Make what was verified durable and visible."""
-        job, validators = self._job, _validators_of(partial)
+        job, validators = self._job, validators_of(partial)
         stored = partial.publish(self._means.objects)
         self._partial = None
         entry = self._means.entry(job, stored, source=self._place.key, validators=validators)
@@ -544,7 +546,8 @@ def reason(error: ModelCacheError) -> str:
     return str(getattr(error, "detail", "") or error.summary)
 
 
-def _validators_of(partial: Partial) -> Validators:
+def validators_of(partial: Partial) -> Validators:
+    """Return what its source has said of the version that *partial* is of."""
     return Validators(**{name: partial.facts[name] for name in Validators.__dataclass_fields__})
 
 

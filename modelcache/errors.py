@@ -8,6 +8,7 @@
     │   ├── InvalidDigestError
     │   ├── UnknownSchemeError
     │   ├── NotListableError                                  its source cannot say which files there are
+    │   ├── UnsupportedArchiveError                           no archive, or one that this Python cannot unpack
     │   ├── ConfigurationError
     │   │   └── ConfigFileError                               a mistake in a file with settings: file, line, key
     │   └── ManifestError                                     a mistake in models.toml or models.lock: file, line, key
@@ -18,7 +19,8 @@
     │   │   └── RevisionNotFoundError                         the repository has no such branch, tag or commit
     │   ├── NothingMatchesError                               no file of a repository matches the patterns
     │   ├── EntryNotFoundError                                nothing of that name in the cache
-    │   └── NoSourceError                                     it was put here: nothing to fetch it from again
+    │   ├── NoSourceError                                     it was put here: nothing to fetch it from again
+    │   └── NotInBundleError                                  an import was asked for what the bundle does not hold
     ├── AccessDeniedError (PermissionError)                5  401, 403, 407, 451, or a file that may not be read
     │   └── GatedRepositoryError                              its terms were not accepted, or nobody said who asks
     ├── NetworkError (ConnectionError)                     6
@@ -36,6 +38,10 @@
     │   ├── EmptyContentError
     │   ├── MissingCompanionError                             a file of a tree needs one that is not in it
     │   ├── ListingError                                      a list of files that cannot all be stored as such
+    │   ├── ArchiveError                                      an archive that is damaged, or made to do damage
+    │   │   └── ArchiveLimitError                             it unpacks to more than is allowed
+    │   ├── BundleError                                       a bundle that cannot be imported as it is
+    │   │   └── MissingContentsError                          it leaves out contents that are not in the cache
     │   └── CorruptObjectError
     ├── NoSpaceError (OSError, ENOSPC)                     8
     │   └── CapacityError                                     the cache may use no more of the disk
@@ -137,7 +143,20 @@ class NotListableError(UsageError):
     def __init__(self, *, ref: str, problem: str) -> None:
         ModelCacheError.__init__(self, ref=ref, problem=problem)
         self.summary = f"{_shown(ref)} cannot be listed: {problem}"
-        self.hint = "Whole repositories can: hf://org/name, hf://org/name@revision"
+        self.hint = (
+            "Whole repositories can: hf://org/name, hf://org/name@revision; archives (.tar.gz, .zip) are unpacked"
+        )
+
+
+class UnsupportedArchiveError(UsageError):
+    """What was to be unpacked is no archive by its name, or needs a library that is not installed."""
+
+    def __init__(self, *, ref: str, problem: str, hint: str = "") -> None:
+        ModelCacheError.__init__(self, ref=ref, problem=problem, hint=hint)
+        self.summary = f"{_shown(ref)} cannot be unpacked: {problem}; nothing was fetched"
+        self.hint = (
+            hint or "Unpacked are .tar, .tar.gz, .tar.bz2, .tar.xz, .tar.zst and .zip; get() serves a file as it is"
+        )
 
 
 class ConfigurationError(UsageError):
@@ -256,6 +275,15 @@ class NoSourceError(NotFoundError):
         super().__init__(ref=ref)
         self.summary = f"{_shown(ref)} was put here, and there is no source to fetch it from again"
         self.hint = "Put it again: Cache.put(content, name=...)"
+
+
+class NotInBundleError(NotFoundError):
+    """A bundle does not hold what was to be imported from it."""
+
+    def __init__(self, *, ref: str, path: str) -> None:
+        super().__init__(ref=ref, path=path)
+        self.summary = f"{_shown(ref)} is not in the bundle {path}; nothing was imported"
+        self.hint = "`modelcache import PATH --dry-run` lists what is in it"
 
 
 class AccessDeniedError(ModelCacheError, PermissionError):
@@ -426,12 +454,56 @@ class ListingError(IntegrityError):
         self.hint = "Tell the publisher; single files of it can still be had by their own refs"
 
 
+class ArchiveError(IntegrityError):
+    """An archive cannot be unpacked into a tree. ``member`` is to blame; "" if it is the archive itself."""
+
+    def __init__(self, *, ref: str, member: str, problem: str) -> None:
+        super().__init__(ref=ref, member=member, problem=problem)
+        which = f"its member {_shown(member)}" if member else "the archive"
+        self.summary = f"{ref} cannot be unpacked because of {which}: {problem}; nothing was stored"
+        self.hint = "Tell the publisher; get() serves the archive itself, as it is"
+
+
+class ArchiveLimitError(ArchiveError):
+    """An archive unpacks to more than is ``allowed`` by ``limit``, a field of `ArchiveLimits`."""
+
+    def __init__(self, *, ref: str, member: str, limit: str, allowed: float, problem: str = "") -> None:
+        ModelCacheError.__init__(self, ref=ref, member=member, limit=limit, allowed=allowed, problem=problem)
+        self.summary = (
+            f"{ref} unpacks to more than {limit}={allowed:g} allows (at {_shown(member)}); nothing was stored"
+        )
+        self.hint = f"If you trust it, raise the limit: Cache(archive_limits=ArchiveLimits({limit}=...))"
+
+
+class BundleError(IntegrityError):
+    """A bundle is not what `export` writes, or its contents are not what its index says. ``problem`` says which."""
+
+    def __init__(self, *, path: str, problem: str, hint: str = "") -> None:
+        super().__init__(path=path, problem=problem, hint=hint)
+        self.summary = f"the bundle {path} cannot be used: {problem}; the cache is as it was"
+        self.hint = hint or "Copy it once more from where it was exported, or export it again"
+
+
+class MissingContentsError(BundleError):
+    """A bundle leaves out what its base had, and some of that is not in this cache. ``missing`` holds the digests."""
+
+    def __init__(self, *, path: str, missing: tuple[str, ...]) -> None:
+        ModelCacheError.__init__(self, path=path, missing=missing)
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        self.summary = (
+            f"the bundle {path} leaves out {len(missing)} contents that are not in this cache: "
+            f"{', '.join(missing[:3])}{more}; the cache is as it was"
+        )
+        self.hint = "Import the bundle that it was based on first, or export without a base"
+
+
 class CorruptObjectError(IntegrityError):
     """A stored object no longer holds the content its name says; it is set aside and not served again."""
 
     def __init__(self, *, ref: str, expected: str, actual: str, moved_to: str) -> None:
         super().__init__(ref=ref, expected=expected, actual=actual, moved_to=moved_to)
-        self.summary = f"{ref} was altered on disk: expected {expected}, found {actual}; set aside in {moved_to}"
+        where = f"set aside in {moved_to}" if moved_to else "it is not there any more"
+        self.summary = f"{ref} was altered on disk: expected {expected}, found {actual}; {where}"
         self.hint = "`modelcache verify --repair` fetches it again"
 
 

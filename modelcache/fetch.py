@@ -7,13 +7,15 @@ why there is none, and asks nobody.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 from . import commit, hit, layout, locks, notes
-from .config import RetryPolicy, Timeout
+from .archived import ArchiveDownload
+from .config import ArchiveLimits, RetryPolicy, Timeout
 from .download import Download, Job, Means, reason
 from .errors import (
     CancelledError,
@@ -51,7 +53,9 @@ class Fetcher:
         timeout: Timeout,
         lock_timeout: float,
         on_event: Listener,
+        archive_limits: ArchiveLimits | None = None,
     ) -> None:
+        self._archive_limits = archive_limits or ArchiveLimits()
         self.means = Means(root, registry, timeout, on_event)
         self._policy, self._lock_timeout = retry_policy, lock_timeout
         self._swept = False
@@ -75,8 +79,13 @@ class Fetcher:
         Raises:
             ModelCacheError: As `fetch`.
         """
+        if _is_archive(job) and (job.offer is None or job.offer.listing is None):
+            archive = ArchiveDownload(self.means, job, patterns, self._policy, deadline, self._archive_limits)
+            return self._once(job, deadline, archive.run)
 
         def work(job: Job, listing: RemoteListing | None = None) -> Entry:
+            if listing is None and _is_archive(job):
+                return ArchiveDownload(self.means, job, patterns, self._policy, deadline, self._archive_limits).run()
             return TreeDownload(self.means, job, patterns, self._policy, deadline, jobs=jobs, listing=listing).run()
 
         def promote(job: Job, offer: Offer) -> Entry:
@@ -149,6 +158,7 @@ class Fetcher:
         personal = any(source.is_personal(place.url) for source, place in sources)
         return [
             *(f"{place.key} at {source.host(place.key)}" for source, place in sources),
+            f"archive={job.archive}, {self._archive_limits}",
             f"digest={job.digest}, size={job.size}, {self.means.timeout}, {self._policy}, {self.means.room}",
             "tiers only" if job.local else "sources",
             "with credentials" if personal else "without credentials",
@@ -163,6 +173,8 @@ class Fetcher:
         """Return the entry if what *job* wants is in the cache, recorded since *job* was made."""
         entry = self.means.entries.read(job.ref.key)
         if entry is None or job.no_news or (job.digest is not None and entry.digest != job.digest):
+            return None
+        if job.archive not in {None, entry.revision}:
             return None
         if job.known is not None and entry.serial == job.known.serial:
             return None  # It is still the one that will not do.
@@ -233,3 +245,16 @@ class Fetcher:
 
     def _tell(self, job: Job, kind: str, **facts: Any) -> None:
         self.means.emit(Event(kind, job.ref.key, **facts))
+
+
+def _is_archive(job: Job) -> bool:
+    """Tell whether the tree of *job* comes out of one file: a URL, or a path where no directory is.
+
+    What is compressed and no archive counts too, to be told so.
+    """
+    ref = job.ref
+    if ref.scheme == "hf" and not ref.hub.path:
+        return False
+    if not layout.is_packed(ref.name):
+        return False
+    return ref.scheme != "file" or not os.path.isdir(ref.path)

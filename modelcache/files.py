@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterator
 
 from .digest import ALGORITHM, Digest
-from .errors import storage_error
+from .errors import NoSpaceError, storage_error
 
 CHUNK_BYTES = 1 << 20
 _SMALL_BYTES = 1 << 14
+_SPACE_MARGIN_BYTES = 1 << 20  # Records, the state of a partial, and the blocks of directories.
 
 
 class NotRegularError(OSError):
@@ -62,11 +63,11 @@ def read(path: str) -> bytes | None:
         os.close(descriptor)
 
 
-def chunks(descriptor: int, *, length: int | None = None) -> Iterator[bytes]:
-    """Yield the bytes behind *descriptor* from its start, up to *length*; fewer if the file is shorter."""
-    offset = 0
-    while length is None or offset < length:
-        wanted = CHUNK_BYTES if length is None else min(CHUNK_BYTES, length - offset)
+def chunks(descriptor: int, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+    """Yield the bytes behind *descriptor* from *start* on, up to *length* of them; fewer if the file is shorter."""
+    offset, end = start, None if length is None else start + length
+    while end is None or offset < end:
+        wanted = CHUNK_BYTES if end is None else min(CHUNK_BYTES, end - offset)
         chunk = os.pread(descriptor, wanted, offset)
         if not chunk:
             return
@@ -100,12 +101,12 @@ def age(path: str) -> float:
         return math.inf
 
 
-def open_regular(path: str) -> int:
+def open_regular(path: str, *, follow: bool = True) -> int:
     """Return a descriptor, open for reading, of the regular file *path*; raise OSError, also for anything else.
 
-    A FIFO or a device would block, or never end.
+    A FIFO or a device would block, or never end. A link is taken for what it leads to only if *follow* says so.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise FileNotFoundError(errno.ENOENT, "it is not a regular file", path)
@@ -119,3 +120,11 @@ def has_changed(before: os.stat_result, descriptor: int) -> bool:
     """Tell whether the file behind *descriptor* was written since *before* was its ``stat``."""
     now = os.fstat(descriptor)
     return (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
+
+
+def check_space(directory: str, needed: int, *, what: str) -> None:
+    """Raise NoSpaceError if the disk of *directory* has no room for *needed* bytes more, of *what*; or OSError."""
+    found = os.statvfs(directory)
+    free, needed = found.f_bavail * found.f_frsize, needed + _SPACE_MARGIN_BYTES
+    if needed > free:
+        raise NoSpaceError(what=what, needed=needed, free=free)

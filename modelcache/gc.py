@@ -398,8 +398,8 @@ class Room:
         """Return what two processes must have in common to be refused alike (`notes`)."""
         return f"Room({self._capacity}, grace={self._grace:g})"
 
-    def make(self, key: str, needed: int) -> None:
-        """Make room for *needed* bytes more, of *key*, by evicting what was least recently used.
+    def make(self, key: str, needed: int, *, wanted: Collection[str] = ()) -> None:
+        """Make room for *needed* bytes more, of *key*, by evicting what was least recently used, but nothing *wanted*.
 
         If another collector is at work, it is trusted to do the same.
 
@@ -412,7 +412,9 @@ class Room:
             if found.f_bavail * found.f_frsize - needed >= self._capacity.spare:
                 return  # Nothing needs to be counted.
         for _ in range(_TRIES):
-            plan = self._collector.plan(grace=self._grace, capacity=self._capacity, needed=needed, wanted={key})
+            plan = self._collector.plan(
+                grace=self._grace, capacity=self._capacity, needed=needed, wanted=wanted or {key}
+            )
             if plan.limit_bytes is None:
                 return  # There is no cache yet.
             if plan.used_bytes <= plan.limit_bytes:

@@ -11,14 +11,14 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import time
 from typing import TYPE_CHECKING
 
 from failpoints import fail_point
 
 from . import files, hit, layout, reference
-from .config import GRACE_S, Capacity, RetryPolicy, Timeout, lifetime
+from .config import GRACE_S, ArchiveLimits, Capacity, RetryPolicy, Timeout, lifetime
 from .digest import Digest
 from .errors import (
     ClosedError,
@@ -73,6 +73,7 @@ class Ask:
     verify: str
     size: int | None
     patterns: Patterns | None = None  # Of a tree.
+    archive: Digest | None = None  # What the archive of a tree must be.
     ttl: float | None = None
     promote: bool = False
     policies: Policies = NONE
@@ -89,6 +90,7 @@ class Ask:
             self.ref.key,
             self.ref.url,
             self.digest,
+            self.archive,
             self.size,
             self.force,
             tuple(mirror.url for mirror in self.mirrors),
@@ -125,6 +127,7 @@ class Limits:
     tiers: tuple[Tier, ...] = ()
     refresh: bool = False
     policies: Policies = NONE
+    archives: ArchiveLimits = field(default_factory=ArchiveLimits)
 
 
 class Getter:
@@ -195,6 +198,9 @@ class Getter:
             parsed = parsed.tree(patterns.text)
         if patterns is not None and listed(mirrors):
             raise UsageError(problem=f"a tree comes from one source: no mirrors for {parsed.key}")
+        archive = None
+        if patterns is not None and parsed.scheme and layout.archive_form(parsed.name) and wanted is not None:
+            archive, wanted = (None, wanted) if wanted.is_tree else (wanted, None)
         if wanted is not None and wanted.is_tree != (patterns is not None or parsed.is_tree) and parsed.scheme:
             kind = "a tree" if wanted.is_tree else "a file"
             raise UsageError(problem=f"{wanted} is the digest of {kind}, and {parsed.key} is none")
@@ -213,6 +219,7 @@ class Getter:
             promote=promote or bool(self.limits.policies if policies is None else policies),
             ttl=None if ttl is None else lifetime(ttl),
             policies=self.limits.policies if policies is None else policies,
+            archive=archive,
         )
 
     def entry(self, ask: Ask, deadline: Deadline) -> Entry:
@@ -309,6 +316,9 @@ class Getter:
         if entry is not None or self._tiers is None:
             return entry
         ask.offer = self._tiers.find(ask.ref, ask.digest)
+        if ask.offer is not None and ask.archive is not None:
+            told = ask.offer.entry
+            ask.offer = ask.offer if told is not None and told.revision == ask.archive else None
         return ask.offer.entry if ask.offer is not None and ask.offer.in_place and not ask.promote else None
 
     def _find(self, ask: Ask) -> Entry | None:
@@ -323,6 +333,8 @@ class Getter:
             from .intake import link
 
             return link(self.root, ask.ref, ask.digest)
+        if ask.archive not in {None, entry.revision}:
+            return None
         found = self._stat(entry)
         if found is None:
             from .intake import link
@@ -381,7 +393,7 @@ class Getter:
             ask.policies.check_announced(ask.ref, ask.digest, entry.digest if vouched else None)
         if entry.admitted == gate.mark:
             return entry
-        host = self._source_host(place) if place.scheme else ""
+        host = self.host_of(place) if place.scheme else ""
         found = gate.check_entry(entry, host, lambda: self._signature(ask, place, gate))
         current = self._entries.read(entry.key)
         if current is not None and current.serial == entry.serial:
@@ -399,7 +411,8 @@ class Getter:
 
         return Gate(self.root, ask.policies)
 
-    def _source_host(self, place: Ref) -> str:
+    def host_of(self, place: Ref) -> str:
+        """Return whom a request for *place* would go to first."""
         self._flights()
         assert self._fetching is not None
         return self._fetching[0].means.registry.source(place).host(place.key)
@@ -425,7 +438,11 @@ class Getter:
         if ask.policies:
             return False
         found = hit.look(self.root, ask.ref.key) if ask.verify == "stat" else None
-        return found is not None and (ask.digest is None or found.object == layout.object_name(ask.digest))
+        return (
+            found is not None
+            and ask.archive is None
+            and (ask.digest is None or found.object == layout.object_name(ask.digest))
+        )
 
     def deadline(self, ref: Ref) -> Deadline:
         """Return a new deadline for a get of *ref*, which `close` cancels."""
@@ -465,7 +482,7 @@ class Getter:
         job = Job(
             ask.ref, ask.digest, ask.size, ask.mirrors, ask.record, refresh,
             unless_changed=conditional, no_news=ask.force and ask.unread,
-            offer=ask.offer, local=ask.local or not ask.ref.scheme, ttl=ask.ttl, gate=gate,
+            offer=ask.offer, local=ask.local or not ask.ref.scheme, ttl=ask.ttl, gate=gate, archive=ask.archive,
         )  # fmt: skip
         self._flights()
         assert self._fetching is not None
@@ -508,6 +525,7 @@ class Getter:
                     timeout=self.limits.timeout,
                     lock_timeout=self.limits.lock_timeout,
                     on_event=self._tell,
+                    archive_limits=self.limits.archives,
                 )
                 if self.limits.bandwidth is not None:
                     fetcher.means.throttle = Throttle(self.limits.bandwidth)

@@ -14,6 +14,7 @@ from failpoints import fail_point
 
 from . import commit, files, layout, signatures, trees
 from .companions import check_companions
+from .config import ArchiveLimits
 from .digest import Digest
 from .errors import (
     DigestMismatchError,
@@ -27,6 +28,7 @@ from .errors import (
 from .gate import Gate, missing
 from .listing import Leaf, check_paths
 from .objects import Objects, Stored
+from .patterns import Patterns
 from .records import Entries, Entry
 from .reference import Ref
 from .staged import Present, StagedTree, of_file, written
@@ -91,10 +93,11 @@ def put_tree(
     directory: str,
     ref: Ref,
     digest: Digest | None = None,
+    limits: ArchiveLimits | None = None,
     ttl: float | None = None,
     gate: Gate | None = None,
 ) -> Entry:
-    """Store *directory* with all files in it under the name *ref*; return its entry.
+    """Store *directory*, or what the archive *directory* holds within *limits*, under the name *ref*; return its entry.
 
     Links to files are followed, as a huggingface_hub snapshot is made of them; empty directories are left out.
 
@@ -105,19 +108,24 @@ def put_tree(
         EmptyContentError: It holds no file.
         MissingCompanionError: One of its files names another that it does not hold.
         DigestMismatchError: It is not what *digest* says.
+        ArchiveError, UnsupportedArchiveError: It is an archive that cannot be unpacked, or a file that is none.
         StorageError, NoSpaceError: As `put`; also if something in it changed meanwhile.
     """
     if ref.scheme:
         raise InvalidReferenceError(ref=ref.key, problem="content is put under a name, not under a URL or a path")
-    before = _seen(directory)
+    is_archive = layout.is_packed(directory) and os.path.isfile(directory)
+    before = {} if is_archive else _seen(directory)
     check_paths(before, ref=directory)
     staged = None
     try:
         staged = StagedTree(root, ref.name, ref=directory)
-        _fill(staged, Present(root), directory, before)
-        if _seen(directory) != before:
-            raise StorageError(path=directory, action="read", reason="it was written to meanwhile")
-        check_companions(staged.path, before.keys(), ref=directory)
+        if is_archive:
+            digest = _unpack(staged, directory, ref, digest, limits or ArchiveLimits())
+        else:
+            _fill(staged, Present(root), directory, before)
+            if _seen(directory) != before:
+                raise StorageError(path=directory, action="read", reason="it was written to meanwhile")
+        check_companions(staged.path, staged.paths, ref=directory)
         found = staged.listing().digest
         if digest is not None and found != digest:
             raise DigestMismatchError(ref=ref.key, expected=digest, actual=found)
@@ -189,6 +197,31 @@ def _fill(staged: StagedTree, present: Present, directory: str, seen: dict[str, 
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="modelcache-put") as pool:
         for _ in pool.map(one, seen):
             pass
+
+
+def _unpack(staged: StagedTree, path: str, ref: Ref, digest: Digest | None, limits: ArchiveLimits) -> Digest | None:
+    """Fill *staged* from the archive *path*; return what the tree must be, if *digest* is not the archive's."""
+    from . import packed
+    from .unpacking import Unpacking
+
+    packed.check_form(os.path.basename(path), ref=path)
+    descriptor = files.open_regular(path)
+    try:
+        before = os.fstat(descriptor)
+        if digest is not None and not digest.is_tree:
+            found = Digest.of_bytes(files.chunks(descriptor))
+            if found != digest:
+                raise DigestMismatchError(ref=ref.key, expected=digest, actual=found)
+            digest = None
+        Unpacking(
+            staged, descriptor, ref=path, patterns=Patterns(), limits=limits, present=Present(staged.root),
+            make_room=lambda _: None, check=lambda: None,
+        ).run()  # fmt: skip
+        if files.has_changed(before, descriptor):
+            raise StorageError(path=path, action="read", reason="it was written to meanwhile")
+    finally:
+        os.close(descriptor)
+    return digest
 
 
 def link(root: str, ref: Ref, digest: Digest, lost: Entry | None = None) -> Entry | None:

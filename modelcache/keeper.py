@@ -1,4 +1,4 @@
-"""What a cache does with what it holds: remove, collect, pin, list, verify. Every `Cache` is a `Keeper`.
+"""What a cache does with what it holds: remove, collect, pin, list, verify, export. Every `Cache` is a `Keeper`.
 
 No algorithm of its own; each call imports the part that does the work.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from . import reference
 from .config import Capacity, is_whole, span
+from .digest import Digest
 from .errors import ClosedError, EntryNotFoundError, UsageError
 from .events import Event
 from .getting import Limits, RefLike
@@ -20,8 +21,12 @@ from .records import Entries, Entry
 from .report import Health, ModelUsage, Usage
 
 if TYPE_CHECKING:
+    from .exporting import ExportReport
+    from .gate import Gate
     from .gc import Plan
+    from .importing import ImportReport
     from .leases import Leases
+    from .reference import Ref
     from .verification import Finding, Report
 
 
@@ -155,6 +160,96 @@ class Keeper(ABC):
             fetch_again=self._fetch_again if repair else None,
         )
 
+    def export(self, *refs: RefLike, to: RefLike, base: RefLike | None = None, verify: str = "stat") -> ExportReport:
+        """Write *refs*, with all that a `get` of them needs, to a bundle that `import_` takes on another machine.
+
+        Each content is read, hashed and written once. What an export that was interrupted, or an earlier one, has left
+        at *to* is used again. The bundle has its name only when it is whole and durable.
+
+        Args:
+            refs: What to export.
+            to: A folder, or, where the name ends in ``.tar``, one file. A folder goes on naming what it held before.
+            base: An earlier bundle, or the file ``index`` out of it: what it has is left out.
+            verify: ``stat`` believes a content that is there already by its size; ``full`` reads and hashes it.
+
+        Raises:
+            UsageError: An argument makes no sense; nothing was written.
+            EntryNotFoundError: One of *refs* is not in the cache.
+            CorruptObjectError: What is cached is not what its name says; it is set aside.
+            BundleError: *base*, or what is at *to*, is a bundle that is not whole.
+            NoSpaceError, StorageError: What was written is used by the next try.
+        """
+        from .exporting import export
+
+        self._check_open()
+        if verify not in {"stat", "full"}:
+            raise UsageError(problem=f"verify={verify!r} makes no sense: one of stat, full")
+        if not refs:
+            raise UsageError(problem="nothing to export: no ref was given")
+        entries = {entry.key: entry for entry in map(self._recorded, refs)}
+        return export(
+            self.root,
+            list(entries.values()),
+            os.fspath(to),
+            base=None if base is None else os.fspath(base),
+            full=verify == "full",
+            leases=self._leases(),
+            tell=self._tell,
+        )
+
+    def import_(
+        self,
+        path: RefLike,
+        *refs: RefLike,
+        digest: str | None = None,
+        conflict: str = "newer",
+        dry_run: bool = False,
+    ) -> ImportReport:
+        """Take *refs*, everything if none is given, from the bundle at *path* into the cache.
+
+        All contents are read and hashed before anything of them is visible. What the cache holds already, in any
+        object, is not read from the bundle. An import that was interrupted goes on by the same call.
+
+        Args:
+            path: A folder or a file that `export` wrote.
+            refs: What to import.
+            digest: What the bundle's index must hash to, as the export reported it: no other bundle is accepted then.
+            conflict: What becomes of a ref that stands for another content here: ``newer`` takes what its source
+                confirmed later, ``replace`` the bundle's, ``keep`` this cache's. What is pinned stays in any case.
+            dry_run: Say what would be done, and do nothing.
+
+        Raises:
+            UsageError: An argument makes no sense.
+            NotFoundError: There is no such bundle, or one of *refs* is not in it.
+            BundleError: It is damaged, or made to do damage; nothing was imported. MissingContentsError: it leaves out
+                what is not here.
+            DigestMismatchError: It is another bundle than *digest* says.
+            PolicyError: A policy refuses something in it; nothing was imported.
+            NoSpaceError, StorageError: Entries are as they were, or as they were to be; the same call goes on.
+        """
+        from .importing import CONFLICTS, Importer, Wish
+
+        self._check_open()
+        if conflict not in CONFLICTS:
+            raise UsageError(problem=f"conflict={conflict!r} makes no sense: one of {', '.join(CONFLICTS)}")
+        wanted = None if digest is None else Digest.parse(digest)
+        wish = Wish(os.path.abspath(path), tuple(reference.parse(ref).key for ref in refs), wanted, conflict)
+        limits, room = self._limits, None
+        if limits.capacity is not None:
+            from .gc import Room
+
+            room = Room(self.root, limits.capacity, limits.grace, self._tell)
+        importer = Importer(
+            self.root, wish, leases=self._leases(), room=room, gate=self._gate(), host_of=self._host_of,
+            lock_timeout=limits.lock_timeout, tell=self._tell,
+        )  # fmt: skip
+        if dry_run:
+            return importer.plan()
+        report = importer.run()
+        for model in report.models:
+            self._warm.forget(model.ref)
+        return report
+
     def usage(self) -> Usage:
         """Return what is on disk, counted; bytes that several names share are counted once."""
         from .usage import measure
@@ -178,6 +273,20 @@ class Keeper(ABC):
     @abstractmethod
     def _fetch_again(self, entry: Entry) -> None:
         """Fetch what *entry* names, from where it came."""
+
+    @abstractmethod
+    def _host_of(self, place: Ref) -> str:
+        """Return whom a request for *place* would go to."""
+
+    def _gate(self) -> Gate | None:
+        """Return what policies have to say of what comes in: of its size, format and signature."""
+        if not self._limits.policies:
+            return None
+        from .gate import Gate
+
+        gate = Gate(self.root, self._limits.policies)
+        gate.prepare()
+        return gate
 
     def _recorded(self, ref: RefLike) -> Entry:
         key = reference.parse(ref).key

@@ -79,6 +79,26 @@ def key_id(key: str) -> str:
     return str(sha256(key.encode("utf-8", "surrogatepass")).hexdigest())
 
 
+_ARCHIVES = (
+    "tar.gz", "tgz", "tar.bz2", "tbz2", "tar.xz", "txz", "tar.zst", "tzst", "tar", "zip",
+)  # fmt: skip
+
+
+def archive_form(name: str) -> str | None:
+    """Return the ending, such as ``tar.gz``, of a file name that is an archive's; None if *name* is none."""
+    return next((form for form in _ARCHIVES if name.lower().endswith(f".{form}")), None)
+
+
+def is_packed(name: str) -> bool:
+    """Tell whether the file name *name* is that of an archive, or of one compressed file."""
+    return archive_form(name) is not None or name.lower().endswith((".gz", ".bz2", ".xz", ".zst"))
+
+
+def unpacked_name(name: str) -> str:
+    """Return the name of the directory that an archive called *name* is unpacked to: without its ending."""
+    return name[: -len(archive_form(name) or "") - 1] or "model"
+
+
 def object_name(digest: str) -> str:
     """Return the directory name of the object with *digest*: ``sha256:ab…`` → ``sha256-ab…``."""
     return digest.replace(":", "-", 1)

@@ -12,6 +12,7 @@ mode, whether it may be executed is.
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -102,6 +103,46 @@ def check_paths(paths: Iterable[str], *, ref: str) -> None:
     both = seen & directories
     if both:
         raise InvalidReferenceError(ref=ref, problem=f"it holds {min(both)!r} as a file and as a directory")
+
+
+class Names:
+    """Paths that shall be files of one tree, also where case and normal form do not count (macOS)."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, str] = {}
+        self._directories: dict[str, str] = {}  # With a file in each.
+
+    def add(self, path: str) -> str | None:
+        """Add *path*; return why it cannot be there with the others: one name with one, or a directory of one."""
+        folded = _folded(path)
+        if folded in self._files:
+            return f"{brief(self._files[folded])} and {brief(path)} are one name on some file systems"
+        if folded in self._directories:
+            return f"{brief(path)} is a file, and {brief(self._directories[folded])} is in it"
+        parents = folded.split("/")[:-1]
+        for count in range(1, len(parents) + 1):
+            parent = "/".join(parents[:count])
+            if parent in self._files:
+                return f"{brief(self._files[parent])} is a file, and {brief(path)} is in it"
+            self._directories.setdefault(parent, path)
+        self._files[folded] = path
+        return None
+
+
+def clash(paths: Iterable[str]) -> str | None:
+    """Return why *paths* cannot all be files of one tree where case and normal form do not count; else None."""
+    names = Names()
+    return next((problem for problem in map(names.add, paths) if problem is not None), None)
+
+
+def brief(path: str) -> str:
+    """Return *path* as it may be printed."""
+    return repr(path) if len(path) <= 100 else f"{path[:100]!r}…"
+
+
+def _folded(path: str) -> str:
+    """Return what two paths have in common that are one name where case and normal form do not count."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
 
 
 def _leaf(line: str) -> Leaf:

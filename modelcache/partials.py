@@ -125,8 +125,7 @@ class Partial:
             StorageError, NoSpaceError: Nothing was published.
         """
         self._close()
-        if self._lost:
-            raise StorageError(path=self._directory, action="close", reason="what was written may not be there")
+        self.check()
         fail_point("partials.before-publish")
         stored = objects.publish(f"{self._directory}/object", self.digest, self._name)
         fail_point("partials.after-publish")
@@ -144,11 +143,15 @@ class Partial:
             StorageError: What was written may not be there.
             OSError
         """
-        if self._lost:
-            raise StorageError(path=self._directory, action="close", reason="what was written may not be there")
+        self.check()
         fail_point("partials.before-give")
         if not commit.share(self.path, path):
             commit.rename(self.path, path)
+
+    def check(self) -> None:
+        """Raise StorageError if what was written may not be there."""
+        if self._lost:
+            raise StorageError(path=self._directory, action="close", reason="what was written may not be there")
 
     @property
     def digest(self) -> Digest:
@@ -321,16 +324,18 @@ class Partials:
                 removed += 1
         return removed
 
+    def bytes_of(self, key: str) -> int:
+        """Return how many bytes the largest partial of *key* has, whoever owns it."""
+        places = [f"{self._directory}/{name}/object" for name in self.of(key)]
+        return max((_size(f"{place}/{file}") for place in places for file in files.listing(place)), default=0)
+
     def size(self) -> tuple[int, int]:
         """Return how many partials there are, of whatever owner, and their bytes."""
         found = files.listing(self._directory)
         total = 0
         for name in found:
             for file in files.listing(f"{self._directory}/{name}/object"):
-                try:
-                    total += os.stat(f"{self._directory}/{name}/object/{file}").st_size
-                except OSError:
-                    continue  # Published or discarded meanwhile.
+                total += _size(f"{self._directory}/{name}/object/{file}")
         return len(found), total
 
     def _adopt(self, found: str, key: str, name: str) -> Partial | None:
@@ -370,6 +375,13 @@ class Partials:
             return partial
         finally:
             os.close(source)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0  # Published or discarded meanwhile.
 
 
 def _state(directory: str) -> dict[str, Any] | None:

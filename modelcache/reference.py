@@ -131,6 +131,11 @@ class Ref:
         return Ref(self.key, place.at(revision, place.path).url, self.scheme)
 
     @property
+    def file(self) -> "Ref":
+        """The ref of the file that a tree is unpacked from."""
+        return Ref(self.key.partition(_TREE)[0], self.url.partition(_TREE)[0], self.scheme)
+
+    @property
     def selection(self) -> str:
         """What `tree` was given."""
         return self.key.partition(_TREE)[2]

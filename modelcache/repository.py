@@ -197,16 +197,16 @@ class TreeDownload:
         gate = None if self._job.gate is None else self._job.gate.for_a_part
         job = Job(file.ref, file.digest, file.size, gate=gate)
         if self._listing is not None:
-            return Download(means, job, file.ref, self._policy, deadline, below=True).keep()
+            return _whole(Download(means, job, file.ref, self._policy, deadline, below=True))
         copy_of = None if means.tiers is None else means.tiers.copy_of(file)
         if copy_of is not None:
             try:
-                return Download(means, job, copy_of, self._policy, deadline, below=True).keep()
+                return _whole(Download(means, job, copy_of, self._policy, deadline, below=True))
             except (CancelledError, StorageError, NoSpaceError):
                 raise
             except ModelCacheError as error:
                 self._tell("mirror", detail=f"{reason(error)}; {file.ref.key} is asked")
-        return Download(means, job, file.ref, self._policy, deadline).keep()
+        return _whole(Download(means, job, file.ref, self._policy, deadline))
 
     def _check(self, file: RemoteFile, partial: Partial) -> None:
         if file.size is not None and partial.length != file.size:
@@ -259,3 +259,9 @@ class TreeDownload:
 
     def _tell(self, kind: str, **facts: object) -> None:
         self._means.emit(Event(kind, self._job.ref.key, **facts))  # type: ignore[arg-type]
+
+
+def _whole(download: Download) -> Partial:
+    kept = download.keep()
+    assert isinstance(kept, Partial), "nothing was known that could be confirmed"
+    return kept

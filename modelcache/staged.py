@@ -13,7 +13,7 @@ from functools import cached_property
 
 from failpoints import fail_point
 
-from . import commit, files, layout, trees
+from . import commit, files, layout, process, trees
 from .digest import ALGORITHM, Digest
 from .errors import (
     EmptyContentError,
@@ -97,7 +97,7 @@ class StagedTree:
     def __init__(self, root: str, name: str, *, ref: str) -> None:
         if name == layout.LISTING:
             raise InvalidReferenceError(ref=ref, problem=f"{name!r} cannot be the name of a tree")
-        self.directory = commit.stage_directory(root)
+        self.root, self.directory = root, commit.stage_directory(root)
         self.name, self.ref = name, ref
         self._leaves: list[Leaf] = []  # Appended to by any thread.
         commit.make_staged(f"{self.directory}/{name}")
@@ -129,6 +129,15 @@ class StagedTree:
         self._leaves.append(leaf)
         return leaf
 
+    def replace(self, existing: str, leaf: Leaf) -> None:
+        """Make *leaf*, which was written, another name of the file *existing*, which holds the same, if that can be."""
+        beside = f"{self.directory}/{process.token()}"
+        try:
+            if commit.share(existing, beside):
+                commit.rename(beside, f"{self.path}/{leaf.path}")
+        except FileNotFoundError:
+            return  # It was removed this moment: there are two of it.
+
     def adopt(self, partial: Partial, leaf: Leaf) -> None:
         """Make *leaf* what *partial* holds; the partial stays the caller's."""
         place = self._place(leaf.path)
@@ -136,6 +145,11 @@ class StagedTree:
         if leaf.executable:
             commit.make_executable(place)
         self._leaves.append(leaf)
+
+    @property
+    def paths(self) -> set[str]:
+        """Of the files that it holds by now."""
+        return {leaf.path for leaf in self._leaves}
 
     def seal(self) -> None:
         """Make all that is in it durable and read-only: partials that were adopted can be discarded then."""

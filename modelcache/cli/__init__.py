@@ -33,11 +33,17 @@ COMMANDS = {
     "pin": "keep a model until it is unpinned",
     "unpin": "take a pin off",
     "gc": "remove what nothing names, what crashes left, and what is beyond a limit",
+    "export": "write models to a folder or a file, for a machine without a network",
+    "import": "take models from what export wrote",
     "tiers": "show the caches below this one, and how each is",
     "stats": "count what is on disk",
     "config": "show every setting, and where it comes from",
     "doctor": "examine the cache directory and its file system",
 }
+_MODULES = {
+    "rm": "remove",
+    "import": "import_",
+}  # Where the name of a command cannot be, or says less than, a module's.
 EXIT_CODES = """\
 exit codes:
   0 ok               4 not found        8 no space left
@@ -129,7 +135,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", parents=[shared]
         )
         if name == named:
-            module = import_module(f"{__name__}.{'remove' if name == 'rm' else name}")
+            module = import_module(f"{__name__}.{_MODULES.get(name, name)}")
             module.add(command)
             command.set_defaults(run=module.run)
     return parser.parse_args(argv)

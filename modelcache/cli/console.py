@@ -18,6 +18,7 @@ HEARTBEAT_S = 10.0
 HEARTBEAT_SHARE = 0.1
 # What a person wants to know without having asked for progress.
 _NEWS = {"retry", "waiting", "mirror", "restarted", "quarantined", "stale", "ranges", "evicted"}
+_DONE = {"fetched", "exported", "imported"}
 
 
 class _Progress(Protocol):
@@ -169,7 +170,7 @@ class _Plain:
                 share = f"{100 * event.done // event.total} %, " if event.total else ""
                 left = f", {duration((event.total - event.done) / rate)} left" if event.total and rate else ""
                 self._say(f"{event.ref}: {share}{size(event.done)}, {size(rate)}/s{left}")
-        elif event.kind == "fetched":
+        elif event.kind in _DONE:
             took = f" in {event.seconds:.1f} s" if event.seconds is not None else ""
             self._say(f"{event.ref}: done, {size(event.done)}{took}")
         elif event.kind in _NEWS:
@@ -200,11 +201,11 @@ class _Bars:
             bar.update(event.done)
         elif event.kind == "progress" and bar is not None:
             bar.update(event.done - bar.n)
-        elif event.kind in {"fetched", "failed", "unchanged"}:
+        elif event.kind in {*_DONE, "failed", "unchanged"}:
             if bar is not None:
                 bar.close()
                 del self._bars[event.ref]
-            if event.kind == "fetched":
+            if event.kind in _DONE:
                 self._tqdm.write(
                     f"{event.ref}: done, {size(event.done)} in {event.seconds or 0:.1f} s", file=sys.stderr
                 )

@@ -21,6 +21,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--exclude", action="append", metavar="PATTERN", help="not these files of a repository; repeatable"
     )
     parser.add_argument(
+        "--unpack", action="store_true", help="REF is an archive (.tar.gz, .zip …): its files, as a directory"
+    )
+    parser.add_argument(
         "--mirror", action="append", default=[], metavar="URL", help="asked when REF cannot serve; repeatable"
     )
     parser.add_argument(
@@ -44,7 +47,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             "verify": arguments.verify,
             "ttl": parse_seconds(arguments.ttl, setting="--ttl") if arguments.ttl else None,
         }
-        if arguments.include or arguments.exclude:
+        if arguments.include or arguments.exclude or arguments.unpack:
             path = cache.get_tree(
                 arguments.ref, allow_patterns=arguments.include, ignore_patterns=arguments.exclude, **options
             )

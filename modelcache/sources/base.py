@@ -8,7 +8,6 @@ entry-point group ``modelcache.sources``, the entry point's name being the schem
 
 from __future__ import annotations
 
-import unicodedata
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -17,6 +16,7 @@ from .. import reference
 from ..config import Timeout
 from ..digest import Digest
 from ..errors import InvalidReferenceError, ListingError, NotListableError
+from ..listing import brief, clash
 from ..policy import NONE, Policies
 from ..reference import Ref
 from ..retry import Deadline
@@ -210,30 +210,12 @@ class Source(ABC):
 
 
 def _check_paths(paths: list[str], ref: str) -> None:
-    seen: dict[str, str] = {}
     for path in paths:
         try:
             for part in path.split("/"):
                 reference.check_name(part, ref=ref)
         except InvalidReferenceError as error:
-            raise ListingError(ref=ref, problem=f"{_brief(path)} is no path that is safe everywhere") from error
-        folded = _folded(path)
-        if folded in seen:
-            both = f"{_brief(seen[folded])} and {_brief(path)}"
-            raise ListingError(ref=ref, problem=f"{both} are one name on some file systems")
-        seen[folded] = path
-    for path in paths:
-        parents = _folded(path).split("/")[:-1]
-        for count in range(1, len(parents) + 1):
-            other = seen.get("/".join(parents[:count]))
-            if other is not None:
-                raise ListingError(ref=ref, problem=f"{_brief(other)} is a file, and {_brief(path)} is in it")
-
-
-def _folded(path: str) -> str:
-    """Return what two paths have in common that are one name where case and normal form do not count."""
-    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
-
-
-def _brief(path: str) -> str:
-    return repr(path) if len(path) <= 100 else f"{path[:100]!r}…"
+            raise ListingError(ref=ref, problem=f"{brief(path)} is no path that is safe everywhere") from error
+    problem = clash(paths)
+    if problem is not None:
+        raise ListingError(ref=ref, problem=problem)

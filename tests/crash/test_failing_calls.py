@@ -27,7 +27,24 @@ from typing import Any
 
 import pytest
 
-from modelcache import Cache, RetryPolicy, commit, errors, files, leases, locks, partials, process, staged, trees
+from modelcache import (
+    Cache,
+    RetryPolicy,
+    bundle,
+    commit,
+    errors,
+    exporting,
+    files,
+    importing,
+    leases,
+    locks,
+    packed,
+    partials,
+    process,
+    staged,
+    trees,
+    unpacking,
+)
 from modelcache.records import Entries
 from modelcache.sweep import sweep
 from modelcache.testing import Fault, FaultServer, check_cache
@@ -36,17 +53,23 @@ from tests.crash.world import (
     Act,
     Operation,
     World,
+    broken_exports,
     cold_get,
     collect,
     collect_for_room,
     digest_of,
+    export_file,
+    export_folder,
     hit_by_digest,
+    import_file,
+    import_folder,
     judge,
     leased,
     pin_and_unpin,
     promote,
     put,
     put_again,
+    put_archive,
     put_tree,
     refresh,
     remove,
@@ -59,16 +82,17 @@ from tests.crash.world import (
 from tests.crash.world import Log as Listener
 from tests.support.state import leftovers
 
-MODULES = (commit, partials, locks, files, staged, trees)
+MODULES = (commit, partials, locks, files, staged, trees, bundle, exporting, importing, packed, unpacking)
 CALLS = {
     "close", "fchmod", "fdatasync", "fstat", "fsync", "ftruncate", "link", "listdir", "lseek", "mkdir", "open", "pread",
     "pwrite", "read", "rename", "replace", "rmdir", "scandir", "stat", "unlink", "utime", "write",
 }  # fmt: skip
 OF_TWO_PATHS = {"link", "rename", "replace"}
+_OUTSIDE = ("out",)  # Beside the root: what is exported to.
 WAYS = ["ENOSPC", "EIO", "EMFILE", "EROFS", "EACCES", "EINTR", "short write"]
 WAYS_OF_A_PATH = ["EIO", "EMFILE"]
 # What is acknowledged through them was synced; no other way in leads to the disk.
-PROMISING = ("get", "put", "put_tree", "remove", "pin", "unpin", "lease")
+PROMISING = ("get", "put", "put_tree", "remove", "pin", "unpin", "lease", "export", "import_")
 
 
 def interrupted_get(world: World) -> Act:
@@ -88,6 +112,7 @@ def interrupted_get(world: World) -> Act:
 OPERATIONS: list[Operation] = [
     cold_get, resumed_get, interrupted_get, refresh, put, put_again, hit_by_digest, remove, remove_one_of_two_names,
     pin_and_unpin, put_tree, second_name_of_a_tree, remove_tree, promote, leased, collect, collect_for_room,
+    put_archive, import_folder, import_file, export_folder, export_file,
 ]  # fmt: skip
 
 
@@ -276,21 +301,23 @@ def attempt(act: Act, log: Log, case: Case) -> list[str]:
     return []
 
 
-def next_try(act: Act, root: Path) -> list[str]:
+def next_try(act: Act, world: World) -> list[str]:
     """Do it again where nothing fails any more: it must come to its end, and what was asked be there."""
     log = Log()
     try:
         act(log)
     except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001  # Whatever it is, it is a finding.
         return [f"the next try: {said_of(error)}"]
-    return [f"the next try: {what}" for what in broken(root, log)]
+    found = broken(world.root, log) + broken_exports(world, world.root, log.said)
+    return [f"the next try: {what}" for what in found]
 
 
 def broken(root: Path, log: Log) -> list[str]:
     """Return what is not as it must be: I1 to I7, and what the operation has said, of every key."""
-    sure = {key: next(iter(allowed)) for key, allowed in log.said.items() if len(allowed) == 1}
+    said = {key: allowed for key, allowed in log.said.items() if not key.startswith("export ")}
+    sure = {key: next(iter(allowed)) for key, allowed in said.items() if len(allowed) == 1}
     wrong = [str(violation) for violation in check_cache(root, sure) if violation.kind != "garbage"]
-    for key, allowed in log.said.items():
+    for key, allowed in said.items():
         entry = Entries(str(root)).read(key)
         found = None if entry is None else entry.digest
         if found not in allowed:
@@ -307,17 +334,22 @@ class Stage:
         self._prepared = place / "prepared"
         operation(World(server, self.root))
         self._prepared.mkdir()
-        if self.root.exists():
-            shutil.copytree(self.root, self._prepared / "cache", symlinks=True)
+        for name in ("cache", *_OUTSIDE):
+            if (place / name).exists():
+                shutil.copytree(place / name, self._prepared / name, symlinks=True)
 
     def anew(self) -> tuple[World, Act]:
-        shutil.rmtree(self.root, ignore_errors=True)
         elsewhere = self._place / "elsewhere"
         world = World(self._server, elsewhere)
         act = self._operation(world)  # For what it does to the server, and what it notes.
         shutil.rmtree(elsewhere, ignore_errors=True)
-        if (self._prepared / "cache").exists():
-            shutil.copytree(self._prepared / "cache", self.root, symlinks=True)
+        for half in self._place.glob(".out*"):
+            half.unlink()
+        (self._place / "out.tar").unlink(missing_ok=True)
+        for name in ("cache", *_OUTSIDE):
+            shutil.rmtree(self._place / name, ignore_errors=True)
+            if (self._prepared / name).exists():
+                shutil.copytree(self._prepared / name, self._place / name, symlinks=True)
         world.root = self.root
         return world, act
 
@@ -338,13 +370,13 @@ class Stage:
         leases._at_exit()  # The one file that a process keeps open until its end.
         wrong += shim.wrong
         wrong += [f"left open: {path}" for path in shim.left_open]
-        wrong += broken(self.root, log)
+        wrong += broken(self.root, log) + broken_exports(world, self.root, log.said)
         if case.way == "short write" and not wrong:
             wrong += judge(world, self.root, log.said)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(process, "boot_id", lambda: "b00ted00")
             patch.setattr(commit, "_settled", set())
-            wrong += next_try(act, self.root)
+            wrong += next_try(act, world)
             sweep(str(self.root))
             wrong += [f"garbage: {name}" for name in leftovers(self.root) if not name.startswith("partial-v1")]
             wrong += [str(violation) for violation in check_cache(self.root) if violation.kind != "garbage"]

@@ -59,6 +59,7 @@ class Task:
     digest: str = OLDS
     attempts: int = 4
     lock_timeout: float | None = None
+    bundle: str = ""
     fails: bool = False  # With an error of the network, as it is expected to.
 
 
@@ -75,6 +76,8 @@ def perform(root: str, task: Task) -> str | None:
         "promote": lambda: cache.get(task.key),
         "promote tree": lambda: cache.get_tree(task.key),
         "put tree": lambda: cache.put_tree(source_of(root, task.digest), name=task.key),
+        "export": lambda: cache.export("m", "t", to=f"{root}.{task.key or 'out.tar'}"),
+        "import": lambda: cache.import_(task.bundle),
         "remove": lambda: cache.remove(task.key, force=True),
         "pin": lambda: cache.pin(task.key),
         "unpin": lambda: cache.unpin(task.key),
@@ -125,7 +128,18 @@ def live(root: str, tasks: list[Task], spec: str) -> dict[str, Any]:
 
 def serve() -> None:
     """Fork a process for each line of the input; say its number at once, and what came of it when that is asked."""
-    for name in ("fetch", "flights", "gc", "intake", "leasing", "sources.http", "sweep", "verification"):
+    for name in (
+        "exporting",
+        "fetch",
+        "flights",
+        "gc",
+        "importing",
+        "intake",
+        "leasing",
+        "sources.http",
+        "sweep",
+        "verification",
+    ):
         importlib.import_module(f"modelcache.{name}")  # Once; else each of some thousand processes takes 0.1 s for it.
     answers: dict[int, int] = {}
     for line in sys.stdin:
@@ -407,6 +421,51 @@ def promote_tree(world: World) -> Iterator[Story]:
     yield Story([Task("promote tree", "t")], here, {**here, "t": NEW_TREE})
 
 
+def export_file(world: World) -> Iterator[Story]:
+    yield from _exporting(world, "out.tar")
+
+
+def export_folder(world: World) -> Iterator[Story]:
+    """A folder to which one of the contents was exported before."""
+    world.do(Task("put", "m", NEWS), Task("put tree", "t", OLD_TREE), Task("export", "out"))
+    yield from _exporting(world, "out")
+
+
+def _exporting(world: World, to: str) -> Iterator[Story]:
+    world.do(Task("put", "m", OLDS), Task("put tree", "t", NEW_TREE))
+    here: dict[str, str | None] = {"m": OLDS, "t": NEW_TREE}
+    again = [Task("export", to), Task("look", "t")]
+    yield Story([Task("export", to)], here, here, again)
+    path = Path(f"{world.root}.{to}")
+    left = world.crew.do(world.root, Task("export", to))  # What the judge of this does next.
+    assert left.code == 0
+    with Cache(f"{world.root}.scratch") as scratch:
+        assert {model.digest for model in scratch.import_(path).models} == {OLDS, NEW_TREE}
+        assert scratch.verify().ok
+    assert list(path.parent.glob(f".{path.name}.*")) == []
+    if path.is_dir():
+        assert {one.name[:7] for one in (path / "contents").iterdir()} == {"sha256-"}
+
+
+def import_folder(world: World) -> Iterator[Story]:
+    yield from _importing(world, "out")
+
+
+def import_file(world: World) -> Iterator[Story]:
+    yield from _importing(world, "out.tar")
+
+
+def _importing(world: World, form: str) -> Iterator[Story]:
+    """One of the contents is here already."""
+    origin = Path(f"{world.root}.origin")
+    made = world.crew.do(origin, Task("put", "m", OLDS), Task("put tree", "t", NEW_TREE), Task("export", form))
+    assert made.code == 0
+    world.do(Task("put", "kept", NEWS))
+    here: dict[str, str | None] = {"kept": NEWS}
+    work = [Task("import", "t", bundle=f"{origin}.{form}")]
+    yield Story(work, here, {**here, "m": OLDS, "t": NEW_TREE})
+
+
 def pin_and_unpin(world: World) -> Iterator[Story]:
     world.do(Task("put", "m", OLDS))
     yield Story([Task("pin", "m"), Task("unpin", "m")], {"m": OLDS}, {"m": OLDS})
@@ -451,7 +510,7 @@ OPERATIONS: list[Operation] = [
     put, second_name, remove, remove_one_of_two_names, remove_what_is_wanted, died_in_remove, pin_and_unpin, lease,
     collect, collect_partials, repair,
     put_tree, put_tree_again, second_name_of_a_tree, remove_tree, promote, promote_tree,
-    get_under_a_policy, let_in, put_under_a_policy,
+    get_under_a_policy, let_in, put_under_a_policy, export_file, export_folder, import_file, import_folder,
 ]  # fmt: skip
 
 
@@ -479,8 +538,7 @@ def allowed_after(story: Story, *, acknowledged: bool) -> dict[str, set[str | No
 def requests_due(world: World, tasks: list[Task]) -> int:
     """Return how many requests *tasks* may make, and must: what is here whole is not asked for.
 
-    A refresh asks in any case; if all bytes have come already it asks for the rest, is told that there is none, and
-    asks for the whole.
+    A refresh asks in any case; if all bytes have come already it asks whether they still hold.
     """
     entry = Entries(str(world.root)).read(world.url)
     here = entry is not None and Path(entry.path).exists() and digest_of(Path(entry.path).read_bytes()) == entry.digest
@@ -488,7 +546,7 @@ def requests_due(world: World, tasks: list[Task]) -> int:
     due = 0
     for task in tasks:
         if task.what == "refresh":
-            due += 2 if complete else 1
+            due += 1
         elif not here and (task.key == world.url or (task.what == "verify" and entry is not None)):
             due += 0 if complete else 1
             here = True
@@ -593,8 +651,8 @@ def test_a_kill_in_the_middle_of_a_write_is_no_other_than_one_before_it(
 def test_every_fail_point_was_reached_by_some_operation() -> None:
     if len(reached) == 0:
         pytest.skip("the operations above did not run in this session")
-    elsewhere = {point for point in POINTS if point.startswith("repository.")}
-    assert sorted(set(POINTS) - reached - elsewhere) == []  # test_kill_in_a_tree.py comes by those.
+    elsewhere = {point for point in POINTS if point.startswith(("repository.", "archived.", "unpacking."))}
+    assert sorted(set(POINTS) - reached - elsewhere) == []  # test_kill_in_a_tree.py and test_kill_in_an_archive.py do.
 
 
 if __name__ == "__main__":

@@ -8,8 +8,11 @@ CRASH.md: corrupt, lost, stuck, offline-broken, garbage.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import random
+import tarfile
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +80,8 @@ class World:
         self.url = server.url("/m.onnx")
         self.legit: dict[str, set[str]] = {}
         self.tiers: list[str] = []
+        self.bundles: dict[str, Path] = {}  # What brings a key here in place of a fetch.
+        self.exports: dict[str, set[str]] = {}  # Names beside the root of bundles, and what must be in each.
 
     def cache(self, root: Path | None = None) -> Cache:
         return Cache(root or self.root, retry=QUICK, tiers=self.tiers)
@@ -97,6 +102,24 @@ class World:
         make_tree(source, files)
         self.cache(root).put_tree(source, name=name)
         return tree_digest(files)
+
+    def bundle(self, form: str, names: dict[str, bytes], trees: dict[str, bytes]) -> Path:
+        """Return a bundle, made in another cache, that brings *names* and *trees*."""
+        place = self.root.parent.parent / f"bundle-{form}"
+        origin = World(self.server, place / "origin")
+        path = place / ("b.tar" if form == "file" else "b")
+        for name, content in names.items():
+            self.legit.setdefault(name, set()).add(digest_of(content))
+        for name, content in trees.items():
+            self.legit.setdefault(name, set()).add(tree_digest(tree_of(content)))
+        self.bundles |= dict.fromkeys([*names, *trees], path)
+        if not path.exists():
+            for name, content in names.items():
+                origin.put(content, name)
+            for name, content in trees.items():
+                origin.put_tree(content, name)
+            origin.cache().export(*names, *trees, to=path)
+        return path
 
 
 Act = Callable[[Log], None]
@@ -219,6 +242,26 @@ def put_tree(world: World) -> Act:
     def act(log: Log) -> None:
         log.expect("kept", digest_of(OLD))
         log.expect("t", world.put_tree(OLD, "t"))
+
+    return act
+
+
+def put_archive(world: World) -> Act:
+    """One of its files is here already."""
+    world.put(OLD, "kept")
+    files = tree_of(OLD)
+    path = world.root.parent.parent / "archive.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o755 if name == "bin/run" else 0o644
+            archive.addfile(member, io.BytesIO(content))
+    world.legit["a"] = {tree_digest(files)}
+
+    def act(log: Log) -> None:
+        log.expect("kept", digest_of(OLD))
+        world.cache().put_tree(path, name="a")
+        log.expect("a", tree_digest(files))
 
     return act
 
@@ -373,6 +416,82 @@ def repair(world: World) -> Act:
     return act
 
 
+def import_folder(world: World) -> Act:
+    return _importing(world, "folder")
+
+
+def import_file(world: World) -> Act:
+    return _importing(world, "file")
+
+
+def _importing(world: World, form: str) -> Act:
+    """One of the contents is here already; two are shared by what comes; one ref stands for another content here."""
+    world.put(NEW, "kept")
+    world.put(OLD + OLD, "replaced")
+    path = world.bundle(form, {"i": OLD, "j": OLD, "replaced": OLD + NEW}, {"it": OLD, "jt": NEW})
+    world.legit["replaced"] = {digest_of(OLD + OLD), digest_of(OLD + NEW)}
+
+    def act(log: Log) -> None:
+        log.expect("kept", digest_of(NEW))
+        log.expect("replaced", digest_of(OLD + OLD), digest_of(OLD + NEW))
+        world.cache().import_(path, conflict="replace")
+        log.expect("replaced", digest_of(OLD + NEW))
+        for name in ("i", "j"):
+            log.expect(name, digest_of(OLD))
+        log.expect("it", tree_digest(tree_of(OLD)))
+        log.expect("jt", tree_digest(tree_of(NEW)))
+
+    return act
+
+
+def export_folder(world: World) -> Act:
+    """To a folder that holds an earlier export."""
+    world.put(NEW, "n")
+    tree = world.put_tree(OLD, "t")
+    world.cache().export("n", to=world.root.parent / "out")
+    world.exports["out"] = {digest_of(NEW), tree}
+
+    def act(log: Log) -> None:
+        log.expect("n", digest_of(NEW))
+        log.expect("t", tree)
+        log.expect("export out", digest_of(NEW))
+        world.cache().export("t", to=world.root.parent / "out")
+        log.expect("export out", digest_of(NEW), tree)
+
+    return act
+
+
+def export_file(world: World) -> Act:
+    world.put(NEW, "n")
+    tree = world.put_tree(OLD, "t")
+    world.exports["out.tar"] = {digest_of(NEW), tree}
+
+    def act(log: Log) -> None:
+        log.expect("n", digest_of(NEW))
+        world.cache().export("n", "t", to=world.root.parent / "out.tar")
+        log.expect("export out.tar", digest_of(NEW), tree)
+
+    return act
+
+
+def broken_exports(world: World, root: Path, expected: dict[str, frozenset[str | None]]) -> list[str]:
+    """Return what is wrong with the bundles beside *root*: each is not there, or whole, and holds what is promised."""
+    wrong = []
+    for name, legit in world.exports.items():
+        path, sure = root.parent / name, expected.get(f"export {name}", frozenset())
+        found: set[str] = set()
+        if (path / "index").exists() if path.suffix == "" else path.exists():
+            with tempfile.TemporaryDirectory() as scratch:
+                try:
+                    found = {model.digest for model in Cache(scratch).import_(path).models}
+                except Exception as error:  # noqa: BLE001  # Whatever it is, it is a finding.
+                    wrong.append(f"corrupt: the bundle {name}: {error!r}")
+                    continue
+        wrong += [f"corrupt: the bundle {name} holds {digest}" for digest in found - legit]
+        wrong += [f"lost: the bundle {name} lacks {digest}" for digest in sure - found]
+    return wrong
+
+
 def two_at_once(world: World) -> Act:
     """A download and a put of the same content, and a removal, interleaved as they fall."""
     import threading
@@ -454,6 +573,7 @@ OPERATIONS: list[Operation] = [
     cold_get, resumed_get, interrupted_get, refresh, put, put_again, put_what_is_here, hit_by_digest, remove,
     remove_one_of_two_names, pin_and_unpin, leased, collect, collect_for_room, repair, two_at_once, two_processes,
     put_tree, put_tree_again, second_name_of_a_tree, remove_tree, promote, let_in,
+    put_archive, import_folder, import_file, export_folder, export_file,
 ]  # fmt: skip
 
 
@@ -472,6 +592,7 @@ def judge(world: World, root: Path, expected: dict[str, frozenset[str | None]], 
         except (errors.RootError, errors.FormatError) as error:
             return [f"stuck: {error}"]
         wrong = [str(v) for v in checked if v.kind != "garbage" and not (damaged and v.promise in {"I1", "I2"})]
+        wrong += broken_exports(world, root, expected)
         wrong += _offline(world, root, expected)
         wrong += _online(world, root)
         sweep(str(root))
@@ -515,6 +636,9 @@ def _online(world: World, root: Path) -> list[str]:
                     got = digest_of(Path(cache.get(key)).read_bytes())
                     # A partial of an interrupted refresh waits for the next one.
                     cache.get(key, force_download=True)
+                elif key in world.bundles:
+                    cache.import_(world.bundles[key], conflict="replace")
+                    got = found_at(Path(cache.get(key)))
                 elif any(digest.startswith("tree:") for digest in legit):
                     got = world.put_tree(OLD if tree_digest(tree_of(OLD)) in legit else NEW, key, root)
                     assert found_at(Path(cache.get(key))) == got

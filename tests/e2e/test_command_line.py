@@ -87,6 +87,38 @@ def test_a_cached_get_loads_no_parser_and_no_network(server: FaultServer, run: R
     assert len(loaded) <= 60
 
 
+def test_what_one_machine_exports_another_one_imports(server: FaultServer, run: Run, tmp_path: Path) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    run("get", url)
+    other = str(tmp_path / "other")
+
+    exported = run("export", url, "--to", "bundle.tar")
+    dry = run("import", "bundle.tar", "--dry-run", "--root", other)
+    imported = run("import", "bundle.tar", "--digest", exported.stdout.strip(), "--json", "--root", other)
+
+    assert exported.stdout.startswith("sha256:")
+    assert dry.stdout.splitlines()[1].split() == ["new", "400", "kB", url]
+    assert json.loads(imported.stdout)["models"] == [{"ref": url, "digest": DIGEST, "size": 400_000, "state": "new"}]
+    assert Path(run("path", url, "--root", other).stdout.strip()).read_bytes() == CONTENT
+    assert len(server.seen()) == 1
+
+
+def test_export_takes_all_or_a_manifest_and_import_says_what_is_wrong(manifest: Path, run: Run, tmp_path: Path) -> None:
+    run("prewarm", str(manifest))
+    assert run("export", "--to", "out").returncode == 2
+    everything = json.loads(run("export", "--all", "--to", "all", "--json").stdout)
+    listed = json.loads(run("export", "--manifest", str(manifest), "--to", "listed", "--json").stdout)
+    next((tmp_path / "all/contents").iterdir()).write_bytes(b"short")
+
+    damaged = run("import", "all", "--root", "other")
+
+    assert everything["refs"] == listed["refs"]
+    assert everything["digest"] == listed["digest"]
+    assert damaged.returncode == 7
+    assert "hint: " in damaged.stderr
+    assert not (tmp_path / "other").exists()
+
+
 def test_importing_the_package_loads_nothing_heavy() -> None:
     code = "import sys; before = set(sys.modules); import modelcache; print(*(set(sys.modules) - before))"
 

@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 from . import commit, hit, layout, locks, notes
-from .archived import ArchiveDownload
 from .config import ArchiveLimits, RetryPolicy, Timeout
 from .download import Download, Job, Means, reason
 from .errors import (
@@ -79,13 +78,13 @@ class Fetcher:
         Raises:
             ModelCacheError: As `fetch`.
         """
-        if _is_archive(job) and (job.offer is None or job.offer.listing is None):
-            archive = ArchiveDownload(self.means, job, patterns, self._policy, deadline, self._archive_limits)
-            return self._once(job, deadline, archive.run)
 
         def work(job: Job, listing: RemoteListing | None = None) -> Entry:
             if listing is None and _is_archive(job):
-                return ArchiveDownload(self.means, job, patterns, self._policy, deadline, self._archive_limits).run()
+                from .archived import ArchiveDownload  # With tarfile and zipfile it takes 20 ms to import.
+
+                limits = self._archive_limits
+                return ArchiveDownload(self.means, job, patterns, self._policy, deadline, limits).run()
             return TreeDownload(self.means, job, patterns, self._policy, deadline, jobs=jobs, listing=listing).run()
 
         def promote(job: Job, offer: Offer) -> Entry:

@@ -1,0 +1,99 @@
+"""Policies are asked at every door: of archives, of bundles, and of what a tier once unpacked."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from modelcache import Cache, Policy, errors
+from modelcache.testing import FaultServer, check_cache
+from tests.support.state import leftovers
+
+WEIGHTS = b"weights" * 5000
+PICKLE = pickle.dumps({"weights": [1.0]})
+
+
+def tar_of(**files: bytes) -> bytes:
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return target.getvalue()
+
+
+def nothing_in(root: Path) -> None:
+    assert Cache(root).entries() == []
+    assert [violation for violation in check_cache(root) if violation.kind != "garbage"] == []
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [Policy(), Policy(max_size=100), Policy(hosts=("elsewhere.example",)), Policy(formats=("onnx",))],
+    ids=["pickle", "size", "host", "format"],
+)
+def test_what_comes_out_of_an_archive_is_held_to_the_policies(
+    policy: Policy, root: Path, server: FaultServer, tmp_path: Path
+) -> None:
+    content = tar_of(weights=PICKLE if policy == Policy() else WEIGHTS)
+    url = server.add("/m.tar.gz", content)
+    (tmp_path / "m.tar.gz").write_bytes(content)
+    with Cache(root, policy=policy) as cache:
+        with pytest.raises(errors.PolicyError):
+            cache.get_tree(url)
+        if policy.hosts is None:
+            with pytest.raises(errors.PolicyError):
+                cache.put_tree(tmp_path / "m.tar.gz", name="m")
+    nothing_in(root)
+    with Cache(root) as free:
+        assert (Path(free.get_tree(url)) / "weights").read_bytes() in {WEIGHTS, PICKLE}
+    with Cache(root, policy=policy) as cache, pytest.raises(errors.PolicyError):
+        cache.get_tree(url)  # It is here by now, and is not served for that.
+
+
+@pytest.mark.parametrize("tree", [False, True])
+@pytest.mark.parametrize(
+    "policy",
+    [Policy(), Policy(max_size=100), Policy(hosts=("elsewhere.example",)), Policy(formats=("onnx",))],
+    ids=["pickle", "size", "host", "format"],
+)
+def test_what_a_bundle_brings_is_held_to_the_policies(
+    policy: Policy, tree: bool, root: Path, server: FaultServer, tmp_path: Path
+) -> None:
+    content = PICKLE if policy == Policy() else WEIGHTS
+    url = server.add("/m.tar.gz", tar_of(weights=content)) if tree else server.add("/m.weights", content)
+    fine = server.add("/fine.onnx", b"fine")
+    bundle = tmp_path / "bundle.tar"
+    with Cache(tmp_path / "origin") as origin:
+        path = origin.get_tree(url) if tree else origin.get(url)
+        origin.get(fine)
+        refs = [entry.key for entry in origin.entries()]
+        origin.export(*refs, to=bundle)
+
+    with Cache(root, policy=policy) as cache, pytest.raises(errors.PolicyError):
+        cache.import_(bundle)
+    nothing_in(root)
+    assert not list(root.glob("staging/*"))
+
+    with Cache(root, policy=Policy(allow_pickle=True)) as cache:
+        assert {model.state for model in cache.import_(bundle).models} == {"new"}
+        found = cache.get_tree(url) if tree else cache.get(url)
+        assert Path(found).name == Path(path).name
+    assert leftovers(root) == []
+
+
+def test_what_a_tier_once_unpacked_is_promoted_without_its_archive(
+    root: Path, server: FaultServer, tmp_path: Path
+) -> None:
+    url = server.add("/m.tar.gz", tar_of(weights=WEIGHTS))
+    with Cache(tmp_path / "below") as below:
+        below.get_tree(url)
+    for policy in (None, Policy()):
+        with Cache(root / str(policy is None), tiers=[f"{tmp_path / 'below'},promote"], policy=policy) as cache:
+            assert (Path(cache.get_tree(url)) / "weights").read_bytes() == WEIGHTS
+    assert len(server.seen()) == 1

@@ -25,7 +25,7 @@ from modelcache.testing import acknowledge
 
 root, seed, models, names = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
 chance = random.Random(seed)
-cache = Cache(root, retry=RetryPolicy(attempts=3, base=0), grace=0)
+cache = Cache(root, retry=RetryPolicy(attempts=3, base=0), grace=0, capacity=json.loads(sys.argv[5]))
 
 def whole(path, digest):
     for _ in range(chance.randrange(1, 30)):
@@ -80,7 +80,10 @@ def once():
 
 acknowledge("begins")
 while True:
-    acknowledge(once())
+    try:
+        acknowledge(once())
+    except errors.CapacityError:
+        acknowledge("full")  # Of what others lease.
 """
 
 _COLLECTOR = """
@@ -91,17 +94,23 @@ cache = Cache(sys.argv[1], grace=0)
 acknowledge("begins")
 while True:
     try:
-        report = cache.plan_gc(unused_for=0).execute()
+        limit = {"capacity": int(sys.argv[2])} if len(sys.argv) > 2 else {"unused_for": 0}
+        report = cache.plan_gc(**limit).execute()
         acknowledge(f"gone {sum(item.kind == 'object' for item in report.removed)} {len(report.stayed)}")
     except errors.LockTimeoutError:
         acknowledge("busy")
 """
 
 
+CAPACITY = 50_000  # Of seven contents of 20 kB and less.
+
+
+@pytest.mark.parametrize("capacity", [None, CAPACITY], ids=["all goes", "a capacity"])
 def test_no_path_inside_a_lease_is_ever_missing_while_gc_runs_in_a_loop(
-    server: FaultServer, root: Path, pytestconfig: pytest.Config
+    capacity: int | None, server: FaultServer, root: Path, pytestconfig: pytest.Config
 ) -> None:
-    seconds, seed = pytestconfig.getoption("--soak-seconds") / 3, pytestconfig.getoption("--crash-seed")
+    seconds, seed = pytestconfig.getoption("--soak-seconds") / 6, pytestconfig.getoption("--crash-seed")
+    count = 6 if seconds < 30 else 22  # With the collectors two dozens, by hand.
     contents = [random.Random(number).randbytes(20_000) for number in range(5)]
     models = [
         (server.add(f"/m{number}.onnx", content), hashlib.sha256(content).hexdigest())
@@ -116,10 +125,10 @@ def test_no_path_inside_a_lease_is_ever_missing_while_gc_runs_in_a_loop(
     chance = random.Random(seed)
 
     def start(number: int) -> Victim:
-        return spawn(_USER, root, f"{seed} {number}", json.dumps(models), json.dumps(names))
+        return spawn(_USER, root, f"{seed} {number}", json.dumps(models), json.dumps(names), json.dumps(capacity))
 
-    users = [start(number) for number in range(6)]
-    collectors = [spawn(_COLLECTOR, root) for _ in range(2)]
+    users = [start(number) for number in range(count)]
+    collectors = [spawn(_COLLECTOR, root, *([] if capacity is None else [str(capacity)])) for _ in range(2)]
     said: list[str] = []
     kills = 0
     try:
@@ -149,7 +158,15 @@ def test_no_path_inside_a_lease_is_ever_missing_while_gc_runs_in_a_loop(
 
     gone = sum(int(line.split()[1]) for line in found if line.startswith("gone"))
     stayed = sum(int(line.split()[2]) for line in found if line.startswith("gone"))
-    print(f"{seconds:g} s, seed {seed}: {len(said)} operations, {kills} kills, {gone} evicted, {stayed} kept at last")
+    print(
+        f"{seconds:g} s, {count} users and 2 collectors, seed {seed}: {len(said)} operations, {said.count('full')} of "
+        f"them refused for room, {kills} kills, {gone} evicted, {stayed} kept at last"
+    )
+    if capacity is not None:
+        # Nobody leases, and nothing is in grace: it fits, whatever was fetched at the same time at the end.
+        with Cache(root, grace=0) as cache:
+            cache.plan_gc(capacity=capacity).execute()
+            assert cache.plan_gc(capacity=capacity).used_bytes <= capacity
     assert gone > 0
     assert wrong_objects(root) == []
     assert [violation for violation in check_cache(root) if violation.kind != "garbage"] == []

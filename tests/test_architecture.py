@@ -28,7 +28,7 @@ FLOORS = [
     {"sources"},
     {"promises", "ranges", "staged", "sweep", "transfer"},
     {"gate", "gc", "retention", "verification"},
-    {"intake", "doctor"},
+    {"intake", "doctor", "sidecar"},
     {"download"},
     {"repository"},
     {"fetch"},

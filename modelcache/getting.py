@@ -347,6 +347,8 @@ class Getter:
         gate = self._gate(ask)
         assert gate is not None
         place = reference.parse(entry.source) if entry.source != "put" else ask.ref
+        if place.scheme == "hf" and entry.revision:
+            place = place.at_revision(entry.revision)  # Where its signature is that of these bytes.
         host = self._source_host(place) if place.scheme else ""
         return gate.check_entry(entry, host, lambda: self._signature(ask, place, gate))
 

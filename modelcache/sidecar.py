@@ -16,7 +16,7 @@ _READ_BYTES = 1 << 16
 def beside(place: Ref) -> Ref:
     """Return where the signature of the file *place* is: at the same address, with ``.sig`` at its end."""
     if place.scheme == "hf":
-        hub = place.hub
+        hub = parse(place.url).hub  # At the revision that is asked for.
         return hub.at(hub.revision, f"{hub.path}{signatures.BESIDE}")
     address, mark, query = place.url.partition("?")
     return parse(f"{address}{signatures.BESIDE}{mark}{query}")

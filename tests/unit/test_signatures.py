@@ -212,6 +212,27 @@ def test_a_file_is_verified_by_the_signature_beside_it(
 
 
 @with_library
+def test_the_signature_of_a_file_of_a_hub_is_that_of_its_revision(
+    hub: Hub, root: Path, tmp_path: Path, signer: Signer
+) -> None:
+    file = tmp_path / "net.onnx"
+    file.write_bytes(b"net" * 1000)
+    hub.add("org/name", {"net.onnx": file.read_bytes(), "net.onnx.sig": signer.sign(file, tmp_path / "net.onnx.sig")})
+    with Cache(root) as cache:
+        path = cache.get("hf://org/name/net.onnx")
+    manifest = tmp_path / "models.toml"
+    manifest.write_text('[[model]]\nref = "hf://org/name/net.onnx"\n')
+    with Cache(tmp_path / "builder") as cache:
+        cache.lock(manifest)
+    hub.add("org/name", {"net.onnx": b"another"})
+
+    with Cache(root, policy=signer.policy) as cache:
+        assert cache.get("hf://org/name/net.onnx") == path
+    with Cache(tmp_path / "other", policy=signer.policy) as cache:
+        cache.prewarm(manifest, locked=True).check()
+
+
+@with_library
 @pytest.mark.parametrize("how", ["changed", "unsigned", "another key"])
 def test_a_file_that_is_not_signed_as_asked_is_refused(
     how: str, root: Path, server: FaultServer, tmp_path: Path, signer: Signer

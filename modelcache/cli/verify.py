@@ -7,6 +7,7 @@ import argparse
 from ..cache import Cache
 from ..errors import IntegrityError, ModelCacheError
 from ..verification import Finding, Report
+from . import asking
 from .console import Console, size
 
 
@@ -15,11 +16,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("refs", nargs="*", metavar="REF", help="default: everything")
     parser.add_argument("--repair", action="store_true", help="fetch again what is corrupt or missing")
     parser.add_argument("-j", "--jobs", type=int, metavar="N", help="files hashed at a time (default: one a processor)")
+    asking.add(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Verify; 0 if all is well or repaired, 7 if not."""
-    with Cache(arguments.root, on_event=console.event) as cache:
+    with Cache(arguments.root, on_event=console.event, **asking.options(arguments)) as cache:
         report = cache.verify(*arguments.refs, repair=arguments.repair, jobs=arguments.jobs)
     console.close()
     if console.json:

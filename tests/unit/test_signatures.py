@@ -218,7 +218,7 @@ def certificate(directory: Path, name: str) -> tuple[Path, Path, Path]:
             )
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(keys[which].public_key()), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(keys[0].public_key()), critical=False)
-            .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CODE_SIGNING]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.CODE_SIGNING]), critical=False)
         )
         made.append(builder.sign(keys[0], hashes.SHA256()).public_bytes(forms.Encoding.PEM))
     root, cert, key = (directory / f"{name}.{part}" for part in ("root", "cert", "key"))

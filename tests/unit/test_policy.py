@@ -338,6 +338,7 @@ def test_policies_add_up_and_none_takes_another_away(
 ) -> None:
     url = server.add("/m.onnx", CONTENT)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MODELCACHE_CONFIG")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     (tmp_path / "xdg" / "modelcache").mkdir(parents=True)
     user, project = tmp_path / "xdg" / "modelcache" / "config.toml", tmp_path / "modelcache.toml"

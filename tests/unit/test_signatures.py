@@ -392,6 +392,7 @@ def test_the_library_is_imported_only_where_a_policy_asks_for_signatures(root: P
 
 def test_the_keys_of_a_file_start_at_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MODELCACHE_CONFIG")
     found: list[Any] = []
     for text in ('key = "a.pub"', 'certificates = ["b.pem", "/c.pem"]', 'identity = "i"\nissuer = "https://j"'):
         (tmp_path / "modelcache.toml").write_text(f"[policy.signatures]\n{text}\n")

@@ -22,18 +22,17 @@ def main() -> int:
 
 def _cached(ref: str) -> "str | None":
     """Return the path of *ref* if it is cached and its use need not be recorded; None leaves all to the command."""
-    from .configfiles import plain
+    from .configfiles import root_for_a_look
     from .hit import format_is_known, look
-    from .layout import default_root
     from .reference import parse
 
-    if ref[:1] == "-" or not plain(os.environ):
+    if ref[:1] == "-":
         return None
     try:
-        key, root = parse(ref).key, default_root(os.environ)
+        key, root = parse(ref).key, root_for_a_look(os.environ)
     except (ValueError, OSError):  # The command says it in its own words.
         return None
-    found = look(root, key, recently=True) if format_is_known(root) else None
+    found = look(root, key, recently=True) if root is not None and format_is_known(root) else None
     return None if found is None else found.path
 
 

@@ -6,7 +6,7 @@ settings, or two caches, makes its own `Cache`.
 
 import os
 
-from . import configfiles, hit, layout, reference
+from . import configfiles, hit, reference
 
 TYPE_CHECKING = False  # typing takes 10 ms to import; type checkers take this name for its constant.
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ def get(
     if not _asked and digest is None and max_age is None and not force_download and verify == "stat" and ttl is None:
         # The first get of a process, as a rule its only one: a hit needs no Cache, which takes 20 ms to import.
         _asked = True
-        if configfiles.plain(os.environ):
-            root = layout.default_root(os.environ)
-            found = hit.look(root, reference.parse(ref).key, recently=True) if hit.format_is_known(root) else None
+        root = configfiles.root_for_a_look(os.environ)
+        if root is not None and hit.format_is_known(root):
+            found = hit.look(root, reference.parse(ref).key, recently=True)
             if found is not None:
                 return found.path
     return default_cache().get(

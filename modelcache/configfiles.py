@@ -4,8 +4,8 @@ Read are, nearest first: ``modelcache.toml`` in the working directory, ``[tool.m
 there, and ``$XDG_CONFIG_HOME/modelcache/config.toml``. With ``MODELCACHE_CONFIG`` that file is read and no other one;
 empty, or a device such as ``/dev/null``, none.
 
-A warm hit in a new process asks `plain` and nothing else here: at most three failed looks. No parser is imported unless
-there is a file to parse.
+A warm hit in a new process asks `root_for_a_look` and nothing else here: without a file, that is three failed looks. No
+parser is imported unless there is a file to parse.
 """
 
 import os
@@ -26,11 +26,29 @@ _PLAIN_MODES = {"", "cache-first", "offline"}
 
 
 def plain(environ: "Mapping[str, str]") -> bool:
-    """Tell whether what is cached may be served with no more than the environment's root.
-
-    So it is where no file with settings is in force, nor a mode that asks the source.
-    """
+    """Tell whether no file with settings is in force, nor a mode that asks the source."""
     return environ.get("MODELCACHE_MODE", "") in _PLAIN_MODES and next(found(environ), None) is None
+
+
+def root_for_a_look(environ: "Mapping[str, str]") -> "str | None":
+    """Return the root from which a look alone may serve what is cached; None where a `Cache` has to decide.
+
+    That is so where the source is asked each time, where a policy is in force, and where there is a mistake to tell.
+
+    Raises:
+        RootError: Nothing says where the root is.
+    """
+    from .layout import default_root
+
+    if plain(environ):
+        return default_root(environ)
+    from .errors import UsageError
+
+    try:
+        settings, _, policies = load(environ)
+    except UsageError:
+        return None
+    return None if policies or settings.mode == "refresh" else root_of(settings, environ)
 
 
 def found(environ: "Mapping[str, str]") -> "Iterator[str]":

@@ -13,7 +13,7 @@ from typing import Any
 
 from failpoints import fail_point
 
-from . import errors, files, retry, signatures
+from . import errors, files, retry, sidecar
 from .backoff import Backoff
 from .config import RetryPolicy, Timeout
 from .digest import Digest
@@ -25,12 +25,11 @@ from .errors import (
     ModelCacheError,
     PolicyError,
     ProtocolError,
-    RemoteNotFoundError,
     SizeMismatchError,
     StorageError,
 )
 from .events import Event, Listener
-from .gate import Gate, beside, missing
+from .gate import Gate, missing
 from .gc import Room
 from .intake import link
 from .objects import Objects, Stored
@@ -162,22 +161,9 @@ class Download:
             if isinstance(found, Entry):
                 return found
             if self._job.gate is not None:
-                self._job.gate.check_file(
-                    self._job.ref.key,
-                    found.path,
-                    name=self._job.ref.name,
-                    bring=self._signature,
-                )
+                self._job.gate.check_file(self._job.ref.key, found.path, name=self._job.ref.name, bring=self._bring)
             with self._means.objects.announced(found.digest):
                 return self._record(found)
-
-    def _signature(self) -> bytes:
-        if self._job.local:
-            assert self._job.gate is not None
-            problem = "its signature lies beside the original, and the cache is offline"
-            raise missing(self._job.gate, self._job.ref.key, problem)
-        place = self._job.ref if self._below else self._place
-        return signature(self._means, self._job, place, self._policy, self._deadline)
 
     def keep(self) -> Partial | Entry:
         """Return the closed partial with all of the content, verified: the caller's now, to give away or to release.
@@ -322,7 +308,7 @@ class Download:
         stored = means.objects.find(digest) if digest is not None and fits else None
         if digest is None or stored is None or stream.total not in {None, stored.size}:
             return None
-        found = link(means.root, job.ref, digest)
+        found = link(means.root, job.ref, digest, admit=None if job.gate is None else self._admit)
         if found is None:
             return None  # It was damaged, and is set aside now.
         validators = stream.validators
@@ -340,6 +326,22 @@ class Download:
         means.counts.unchanged += 1
         self._tell("unchanged", total=entry.size)
         return entry
+
+    def _admit(self, entry: Entry) -> Entry:
+        """Return *entry*, of what is here already and what this place announces, if policies let it in."""
+        assert self._job.gate is not None
+        return self._job.gate.check_entry(replace(entry, source=self._place.key), self._host, self._bring)
+
+    def _bring(self) -> bytes:
+        assert self._job.gate is not None
+        if self._job.local:
+            problem = "its signature lies beside the original, and the cache is offline"
+            raise missing(self._job.gate, self._job.ref.key, problem)
+        place = self._job.ref if self._below else self._place
+        return sidecar.bring(
+            self._job.gate, self._job.ref, place, self._means.registry, self._means.timeout, self._policy,
+            self._deadline,
+        )  # fmt: skip
 
     def _knows_the_end(self, partial: Partial) -> bool:
         return partial.total is not None or self._job.digest is not None
@@ -503,42 +505,6 @@ class Download:
 
     def _tell(self, kind: str, **facts: Any) -> None:
         self._means.emit(Event(kind, self._job.ref.key, **facts))
-
-
-def signature(means: Means, job: Job, place: Ref, policy: RetryPolicy, deadline: Deadline) -> bytes:
-    """Return the signature that lies beside the file *place*.
-
-    Raises:
-        SignatureError: There is none, or none of a size that makes sense.
-        ModelCacheError: Its source could not be asked.
-    """
-    assert job.gate is not None
-    gate, where = job.gate, beside(place)
-    source = means.registry.source(where)
-    request = Request(where.url, where.key, means.timeout, deadline, policies=gate.policies)
-
-    def attempt() -> bytes:
-        deadline.check()
-        means.counts.requests += 1
-        stream = source.open(request)
-        found = bytearray()
-        try:
-            with deadline.cutting(stream.interrupt, within=means.timeout.read + means.timeout.stall):
-                while chunk := stream.read(1 << 16):
-                    found += chunk
-                    if len(found) > signatures.BYTES_MAX:
-                        raise missing(gate, job.ref.key, f"{where.key} is too large for a signature")
-        finally:
-            stream.close()
-        deadline.check()
-        return bytes(found)
-
-    try:
-        return retry.call(
-            attempt, policy=policy, deadline=deadline, progress=lambda: 0, on_retry=lambda _error, _seconds: None
-        )
-    except RemoteNotFoundError as error:
-        raise missing(gate, job.ref.key, f"there is no signature at {where.key}") from error
 
 
 def reason(error: ModelCacheError) -> str:

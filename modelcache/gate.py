@@ -21,7 +21,7 @@ from .errors import ModelCacheError, SignatureError, storage_error
 from .objects import Objects
 from .policy import Policies, refused_pickle
 from .records import Entry
-from .reference import Ref, parse
+from .reference import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -145,15 +145,6 @@ class Gate:
             raise _typed(error, directory) from error
         finally:
             commit.discard(directory)
-
-
-def beside(place: Ref) -> Ref:
-    """Return where the signature of the file *place* is: at the same address, with ``.sig`` at its end."""
-    if place.scheme == "hf":
-        hub = place.hub
-        return hub.at(hub.revision, f"{hub.path}{signatures.BESIDE}")
-    address, mark, query = place.url.partition("?")
-    return parse(f"{address}{signatures.BESIDE}{mark}{query}")
 
 
 def missing(gate: Gate, ref: str, problem: str) -> SignatureError:

@@ -332,7 +332,7 @@ class Getter:
                 return None
             from .intake import link
 
-            return link(self.root, ask.ref, ask.digest)
+            return link(self.root, ask.ref, ask.digest, admit=self._judge(ask))
         if ask.archive not in {None, entry.revision}:
             return None
         found = self._stat(entry)
@@ -393,8 +393,7 @@ class Getter:
             ask.policies.check_announced(ask.ref, ask.digest, entry.digest if vouched else None)
         if entry.admitted == gate.mark:
             return entry
-        host = self.host_of(place) if place.scheme else ""
-        found = gate.check_entry(entry, host, lambda: self._signature(ask, place, gate))
+        found = self._judged(ask, entry)
         current = self._entries.read(entry.key)
         if current is not None and current.serial == entry.serial:
             try:
@@ -403,6 +402,20 @@ class Getter:
             except (StorageError, NoSpaceError):
                 pass  # It is looked at again next time.
         return found
+
+    def _judge(self, ask: Ask) -> Callable[[Entry], Entry] | None:
+        """Return what policies have to say before an entry is recorded, None if there are none."""
+        return (lambda entry: self._judged(ask, entry)) if ask.policies else None
+
+    def _judged(self, ask: Ask, entry: Entry) -> Entry:
+        """Return *entry*, looked at and with the mark of the policies; raise PolicyError."""
+        gate = self._gate(ask)
+        assert gate is not None
+        place = reference.parse(entry.source) if entry.source != "put" else ask.ref
+        if place.scheme == "hf" and entry.revision:
+            place = place.at_revision(entry.revision)  # Where its signature is that of these bytes.
+        host = self.host_of(place) if place.scheme else ""
+        return gate.check_entry(entry, host, lambda: self._signature(ask, place, gate))
 
     def _gate(self, ask: Ask) -> Gate | None:
         if not ask.policies:
@@ -419,7 +432,7 @@ class Getter:
 
     def _signature(self, ask: Ask, place: Ref, gate: Gate) -> bytes:
         """Return the signature beside the file that is here already."""
-        from .download import Job, signature
+        from . import sidecar
         from .gate import missing
 
         if ask.local:
@@ -430,8 +443,8 @@ class Getter:
             raise missing(gate, ask.ref.key, "it was put here without one")
         self._flights()
         assert self._fetching is not None
-        job = Job(ask.ref, gate=gate)
-        return signature(self._fetching[0].means, job, place, self.limits.retry, self.deadline(ask.ref))
+        registry, deadline = self._fetching[0].means.registry, self.deadline(ask.ref)
+        return sidecar.bring(gate, ask.ref, place, registry, self.limits.timeout, self.limits.retry, deadline)
 
     def _is_quick(self, ask: Ask) -> bool:
         """Tell whether `look` is sure to find *ask* by one ``stat``."""

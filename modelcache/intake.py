@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -224,7 +224,9 @@ def _unpack(staged: StagedTree, path: str, ref: Ref, digest: Digest | None, limi
     return digest
 
 
-def link(root: str, ref: Ref, digest: Digest, lost: Entry | None = None) -> Entry | None:
+def link(
+    root: str, ref: Ref, digest: Digest, lost: Entry | None = None, admit: Callable[[Entry], Entry] | None = None
+) -> Entry | None:
     """Return an entry for *ref* on the object with *digest*, which is here already; None if it is not.
 
     *lost* is an entry of *ref* whose file is gone, although the object is here under another name: it holds again.
@@ -232,6 +234,9 @@ def link(root: str, ref: Ref, digest: Digest, lost: Entry | None = None) -> Entr
     The object is read and hashed: no record of *ref* says what ``stat`` should find, and one that is written now must
     not call altered bytes whole (I1). No source has confirmed it for *ref*, so that any ``max_age`` makes one say. A
     root that cannot be written serves the object all the same, under the name that it has.
+
+    *admit* is called with the entry before it is recorded, and returns it with the mark of the policies that let it in,
+    or raises PolicyError: then nothing is recorded.
     """
     objects = Objects(root)
     stored = objects.find(digest, ref.name) or objects.find(digest)
@@ -247,12 +252,15 @@ def link(root: str, ref: Ref, digest: Digest, lost: Entry | None = None) -> Entr
             if writable:
                 objects.quarantine(digest, f"{ref.key}: expected {digest}, found {actual}", seen)
             return None
+        mark = "" if lost is None else lost.admitted
+        if admit is not None:
+            mark = admit(replace(_linked(ref, stored, lost), name=ref.name)).admitted
         if not writable:
-            return _linked(ref, stored, lost)
+            return replace(_linked(ref, stored, lost), admitted=mark)
         named = objects.name(digest, ref.name)
         if named is None:
             return None
-        entry = _linked(ref, named, lost)
+        entry = replace(_linked(ref, named, lost), admitted=mark)
         Entries(root).write(entry)
         return entry
 

@@ -17,7 +17,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from .config import (
@@ -281,6 +280,8 @@ class FileTable:
             if key.lower().replace("_", "-").rpartition("-")[2] in _SECRETS or key.lower() in _SECRETS:
                 problem = "is no setting: credentials never are; see docs/sources.md for where they go"
                 raise self.error(key, problem)
+            from difflib import get_close_matches  # Only a mistake needs it.
+
             close = get_close_matches(key.lower().replace("_", "-"), names, n=1, cutoff=0.6)
             meant = f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
             raise self.error(key, f"unknown key; {meant}")

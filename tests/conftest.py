@@ -25,7 +25,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest
             monkeypatch.delenv(name)
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.chdir(home)  # A file with settings where the tests are started is another one's.
+    # A file with settings where the tests are started is no test's; those of such files take this away again.
+    monkeypatch.setenv("MODELCACHE_CONFIG", "")
 
 
 @pytest.fixture
@@ -40,6 +41,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def pytest_configure() -> None:
+    os.environ["MODELCACHE_CONFIG"] = ""  # For what is started before a test has its own environment.
     # A shell ignores SIGINT in what it starts in the background, and all that is started from there inherits that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -30,7 +30,7 @@ FLOORS = [
     {"promises", "ranges", "staged", "sweep", "tiers", "transfer"},
     {"footprint"},
     {"gate", "gc", "retention", "unpacking", "verification"},
-    {"exporting", "importing", "intake", "doctor"},
+    {"exporting", "importing", "intake", "doctor", "sidecar"},
     {"download"},
     {"archived", "repository"},
     {"fetch"},

@@ -70,6 +70,7 @@ def run(argv: Sequence[str]) -> int:
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         arguments = _parse(argv)
+        console = Console(json=arguments.json, quiet=arguments.quiet)
         progress = arguments.progress or configfiles.load(os.environ)[0].progress
         console = Console(json=arguments.json, quiet=arguments.quiet, progress=progress)
         code: int = arguments.run(arguments, console)

@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import configfiles
 from ..config import Capacity
+from ..errors import UsageError
 from ..policy import Policy, Signatures
 from ..settings import ARGUMENT, TABLE
 from .console import Console
@@ -21,6 +22,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Print one setting a line: name, value, origin; then each policy. Credentials are no settings, and never shown."""
+    if arguments.root == "":
+        raise UsageError(problem="--root is empty: give a directory, or leave it out for the default one")
     root = os.path.abspath(os.path.expanduser(arguments.root)) if arguments.root else None
     settings, origins, policies = configfiles.load(os.environ, dir=root)
     values: dict[str, Any] = {setting.name: _plain(getattr(settings, setting.name)) for setting in TABLE}

@@ -9,6 +9,7 @@ from ..cache import Cache
 from ..config import parse_moment
 from ..errors import IntegrityError, ModelCacheError
 from ..verification import Finding, Report
+from . import asking
 from .console import Console, size
 
 
@@ -22,11 +23,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="only what came since then: a date, 2d or 12h ago",
     )
     parser.add_argument("-j", "--jobs", type=int, metavar="N", help="files hashed at a time (default: one a processor)")
+    asking.add(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Verify; 0 if all is well or repaired, 7 if not."""
-    with Cache(arguments.root, on_event=console.event) as cache:
+    with Cache(arguments.root, on_event=console.event, **asking.options(arguments)) as cache:
         since = None if arguments.since is None else parse_moment(arguments.since, now=time.time(), setting="--since")
         report = cache.verify(*arguments.refs, repair=arguments.repair, jobs=arguments.jobs, since=since)
     console.close()

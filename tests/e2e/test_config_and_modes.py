@@ -27,6 +27,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     project = tmp_path / "project"
     project.mkdir()
     monkeypatch.chdir(project)
+    monkeypatch.delenv("MODELCACHE_CONFIG")
     return project
 
 
@@ -129,7 +130,35 @@ def test_a_broken_file_is_told_by_every_command(command: list[str], here: Path, 
     assert "hint: " in done.stderr
 
 
-@pytest.mark.parametrize("command", ["get", "prewarm", "lock"])
+def test_a_broken_file_is_told_in_json_where_that_is_asked_for(here: Path, run: Run) -> None:
+    (here / "modelcache.toml").write_text("retries = -1\n")
+
+    told = json.loads(run("ls", "--json").stderr)
+
+    assert (told["error"], told["exit_code"]) == ("ConfigFileError", 2)
+
+
+def test_a_file_with_settings_costs_the_short_path_a_parser_and_no_cache(
+    here: Path, server: FaultServer, run: Run
+) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    (here / "modelcache.toml").write_text('dir = "mine"\n')
+    run("get", url)
+    code = (
+        "import os, sys; exit = os._exit\n"
+        "os._exit = lambda code: (os.write(2, '\\n'.join(sys.modules).encode()), exit(code))\n"
+        f"sys.argv = ['modelcache', 'path', {url!r}]\n"
+        "from modelcache.__main__ import main; main()\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True)
+
+    loaded = set(done.stderr.split())
+    assert "tomllib" in loaded
+    assert not loaded & {"modelcache.cache", "argparse", "json", "urllib3", "fasteners", "logging"}
+
+
+@pytest.mark.parametrize("command", ["get", "prewarm", "lock", "verify"])
 def test_offline_and_another_mode_are_a_contradiction(command: str, run: Run) -> None:
     target = ["http://host/m"] if command == "get" else []
 

@@ -338,6 +338,7 @@ def test_policies_add_up_and_none_takes_another_away(
 ) -> None:
     url = server.add("/m.onnx", CONTENT)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MODELCACHE_CONFIG")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     (tmp_path / "xdg" / "modelcache").mkdir(parents=True)
     user, project = tmp_path / "xdg" / "modelcache" / "config.toml", tmp_path / "modelcache.toml"
@@ -429,8 +430,34 @@ def test_content_that_is_here_by_another_ref_is_held_to_the_policy(root: Path, s
     with Cache(root) as cache:
         cache.get(url)
 
-    with Cache(root, policy=OPEN) as cache, pytest.raises(PolicyError):
-        cache.get(other, digest=digest)
+    with Cache(root, policy=OPEN) as cache:
+        with pytest.raises(PolicyError):
+            cache.get(other, digest=digest)
+        assert [entry.key for entry in cache.entries()] == [url]
+
+
+@pytest.mark.parametrize("name", ["w.bin", "w.onnx"])
+def test_content_that_a_source_announces_and_that_is_here_is_held_to_the_policy(
+    name: str, root: Path, hub: Hub
+) -> None:
+    content = EVIL if name == "w.bin" else CONTENT
+    hub.large_bytes = 1
+    hub.add("org/name", {name: content})
+    hub.add("org/other", {name: content})
+    with Cache(root) as cache:
+        cache.get(f"hf://org/name/{name}")
+
+    with Cache(root, policy=OPEN) as cache:
+        if content is EVIL:
+            with pytest.raises(PolicyError):
+                cache.get(f"hf://org/other/{name}")
+            with pytest.raises(PolicyError):
+                asyncio.run(_aget(cache, f"hf://org/other/{name}"))
+            assert len(cache.entries()) == 1
+        else:
+            assert Path(cache.get(f"hf://org/other/{name}")).read_bytes() == CONTENT
+            assert all(entry.admitted for entry in cache.entries() if "other" in entry.key)
+        assert cache.stats().bytes_received == 0
 
 
 @pytest.mark.parametrize("kind", ["bytes", "path", "stream"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import json
 import subprocess
 import sys
@@ -188,6 +189,64 @@ def test_a_key_that_is_replaced_makes_all_be_verified_anew(root: Path, tmp_path:
         cache.get_tree("tree")
 
 
+def certificate(directory: Path, name: str) -> tuple[Path, Path, Path]:
+    """Make a root, and a certificate that it signs: return the paths of the root, of that, and of its key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives import serialization as forms
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    begin = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    names = [
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"{name} {which}")]) for which in ("root", "signer")
+    ]
+    made = []
+    for which in range(2):
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(names[which])
+            .issuer_name(names[0])
+            .public_key(keys[which].public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(begin)
+            .not_valid_after(begin + datetime.timedelta(days=9))
+            .add_extension(x509.BasicConstraints(ca=which == 0, path_length=None), critical=True)
+            .add_extension(
+                x509.KeyUsage(which == 1, False, False, False, False, which == 0, which == 0, False, False),
+                critical=True,
+            )
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(keys[which].public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(keys[0].public_key()), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.CODE_SIGNING]), critical=False)
+        )
+        made.append(builder.sign(keys[0], hashes.SHA256()).public_bytes(forms.Encoding.PEM))
+    root, cert, key = (directory / f"{name}.{part}" for part in ("root", "cert", "key"))
+    root.write_bytes(made[0])
+    cert.write_bytes(made[1])
+    key.write_bytes(keys[1].private_bytes(forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption()))
+    return root, cert, key
+
+
+@with_library
+def test_a_signing_certificate_must_descend_from_those_that_are_trusted(root: Path, tmp_path: Path) -> None:
+    from model_signing import hashing, signing
+
+    source, signature = tree(tmp_path / "signed", FILES), tmp_path / "signed" / "model.sig"
+    trusted, cert, key = certificate(tmp_path, "ours")
+    other, _, _ = certificate(tmp_path, "other")
+    signing.Config().use_certificate_signer(
+        private_key=key, signing_certificate=cert, certificate_chain=[trusted]
+    ).set_hashing_config(hashing.Config().set_ignored_paths(paths=[signature], ignore_git_paths=True)).sign(
+        source, signature
+    )
+
+    with Cache(root, policy=Policy(signatures=Signatures(certificates=[str(other)]))) as cache:
+        assert_refused(cache, lambda: cache.put_tree(source, name="tree"), "not verified")
+    with Cache(root, policy=Policy(signatures=Signatures(certificates=[str(trusted)]))) as cache:
+        assert cache.put_tree(source, name="tree").admitted
+
+
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
@@ -209,6 +268,27 @@ def test_a_file_is_verified_by_the_signature_beside_it(
     with Cache(root, policy=signer.policy, mode="offline") as cache:
         assert cache.get(url) == path
     assert len(server.seen()) == seen
+
+
+@with_library
+def test_the_signature_of_a_file_of_a_hub_is_that_of_its_revision(
+    hub: Hub, root: Path, tmp_path: Path, signer: Signer
+) -> None:
+    file = tmp_path / "net.onnx"
+    file.write_bytes(b"net" * 1000)
+    hub.add("org/name", {"net.onnx": file.read_bytes(), "net.onnx.sig": signer.sign(file, tmp_path / "net.onnx.sig")})
+    with Cache(root) as cache:
+        path = cache.get("hf://org/name/net.onnx")
+    manifest = tmp_path / "models.toml"
+    manifest.write_text('[[model]]\nref = "hf://org/name/net.onnx"\n')
+    with Cache(tmp_path / "builder") as cache:
+        cache.lock(manifest)
+    hub.add("org/name", {"net.onnx": b"another"})
+
+    with Cache(root, policy=signer.policy) as cache:
+        assert cache.get("hf://org/name/net.onnx") == path
+    with Cache(tmp_path / "other", policy=signer.policy) as cache:
+        cache.prewarm(manifest, locked=True).check()
 
 
 @with_library
@@ -312,6 +392,7 @@ def test_the_library_is_imported_only_where_a_policy_asks_for_signatures(root: P
 
 def test_the_keys_of_a_file_start_at_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MODELCACHE_CONFIG")
     found: list[Any] = []
     for text in ('key = "a.pub"', 'certificates = ["b.pem", "/c.pem"]', 'identity = "i"\nissuer = "https://j"'):
         (tmp_path / "modelcache.toml").write_text(f"[policy.signatures]\n{text}\n")

@@ -259,6 +259,42 @@ def test_a_digest_of_a_put_is_the_trees_or_the_archives(cache: Cache, tmp_path: 
             cache.put_tree(tmp_path / "a.tar", name="t", digest=wrong)
 
 
+def test_a_tree_out_of_an_archive_is_verified_repaired_and_moved_like_any_other(
+    server: FaultServer, cache: Cache, root: Path, tmp_path: Path
+) -> None:
+    url = server.add("/m.tar.gz", gzip.compress(tar_with(FILES)))
+    path = Path(cache.get_tree(url), "config.json")
+    path.chmod(0o644)
+    path.write_bytes(b"altered")
+
+    report = cache.verify(repair=True)
+
+    assert [finding.repaired for finding in report.findings] == [True]
+    assert content_of(cache.get(f"{url}#tree")) == FILES
+    cache.export(f"{url}#tree", to=tmp_path / "b.tar")
+    with Cache(tmp_path / "other", offline=True) as other:
+        other.import_(tmp_path / "b.tar")
+        assert content_of(other.get_tree(url)) == FILES
+
+
+@pytest.mark.parametrize("mark", ["", "#tree"])
+def test_a_manifest_chooses_from_an_archive(server: FaultServer, cache: Cache, tmp_path: Path, mark: str) -> None:
+    data = gzip.compress(tar_with(FILES))
+    url = server.add("/m.tar.gz", data)
+    manifest = tmp_path / "models.toml"
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    manifest.write_text(f'[[model]]\nref = "{url}{mark}"\ndigest = "{digest}"\nallow_patterns = ["*.json"]\n')
+
+    (locked,) = cache.lock(manifest)
+    report = cache.prewarm(manifest, locked=True)
+
+    report.check()
+    assert locked.digest.is_tree
+    assert locked.revision == digest
+    assert content_of(cache.get_tree(f"{url}{mark}", allow_patterns="*.json")) == {"config.json": b"{}"}
+    assert len(server.seen()) == 1
+
+
 # -- links -------------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """Imports: what a bundle holds into the cache, all of it verified before the first of it is visible.
 
-Order (I1, I2, I3): read and check the index → decide for each entry → hold what is here and is used again → room →
-each missing content into a partial, hashed → announce the digests → objects → records. So an import that was killed
+Order (I1, I2, I3): read and check the index → decide for each entry → announce the digests → hold what is here and is
+used again → room → each missing content into a partial, hashed → objects → records. So an import that was killed
 goes on with what its partials hold, and one that finds a wrong byte has changed nothing.
 """
 
@@ -164,6 +164,9 @@ class Importer:
             states = {item.key: self._state(item) for item in items}
             try:
                 self._check_origins([item for item in items if states[item.key] in _COMES])
+                # Before the look: what is found here must still be here when it is recorded.
+                for digest in {item.digest for item in items if states[item.key] in _COMES}:
+                    held.enter_context(self._objects.announced(digest))
                 made = self._to_make(items, states)
                 materials = self._materials(bundle, made, held, hold=True)
                 missing = self._missing(bundle, made, materials)
@@ -171,8 +174,6 @@ class Importer:
                 self._receive_all(bundle, missing)
                 for digest in missing:
                     materials[digest, False] = self._kept[digest].path
-                for digest in {item.digest for item in items if states[item.key] in _COMES}:
-                    held.enter_context(self._objects.announced(digest))
                 self._publish(bundle, made, materials)
                 for item in items:
                     if states[item.key] in _COMES:
@@ -430,6 +431,9 @@ class Importer:
             if partial is not None:
                 del materials[leaf.digest, False]
                 partial.discard()
+                if os.path.lexists(partial.path):
+                    reason = "it would be another name, which can be written to, of what is published"
+                    raise StorageError(path=partial.path, action="remove", reason=reason)
 
     def _check(self, expected: Digest, actual: Digest) -> None:
         if expected != actual:

@@ -32,7 +32,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
-from . import reference, tomltext
+from . import layout, reference, tomltext
 from .config import lifetime, parse_seconds
 from .digest import Digest
 from .errors import InvalidReferenceError, LockDriftError, ManifestError, ModelCacheError
@@ -212,8 +212,8 @@ class _Table(dict[str, Any]):
             key = "allow_patterns" if "allow_patterns" in error.summary else "ignore_patterns"
             raise self.error(key, error.summary) from None
         parsed = reference.parse(ref)
-        if parsed.is_tree == bool(parsed.selection):
-            raise self.error("ref", "is no repository, such as hf://org/name, that patterns could choose from")
+        if parsed.selection or not (parsed.is_tree or layout.archive_form(parsed.name)):
+            raise self.error("ref", "is no repository (hf://org/name) or archive that patterns could choose from")
         return parsed.tree(patterns.text).key
 
     def span(self, key: str) -> float:

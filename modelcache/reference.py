@@ -123,7 +123,7 @@ class Ref:
         All of a repository is called by its own ref; everything else has a mark, as a file may be called the same.
         """
         mark = "" if not selection and self._is_repository else f"{_TREE}{selection}"
-        return Ref(f"{self.key}{mark}", self.url, self.scheme)
+        return Ref(f"{self.key.partition(_TREE)[0]}{mark}", self.url, self.scheme)
 
     def at_revision(self, revision: str) -> "Ref":
         """Return the ref that is asked for at *revision* of its hub, and recorded under its own key."""

@@ -56,6 +56,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         console.close()
         if console.json:
             entry = cache.lookup(arguments.ref)
+            if entry is None or entry.path != path:  # A tree that was chosen or unpacked has a ref of its own.
+                entry = next((one for one in cache.entries() if one.path == path), None)
             stats = cache.stats().as_dict()
             console.data_json({**(entry.as_dict() if entry else {"path": path}), "stats": stats})
         else:

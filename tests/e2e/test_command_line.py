@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,23 @@ def test_a_cached_get_loads_no_parser_and_no_network(server: FaultServer, run: R
     loaded = set(done.stderr.split())
     assert not loaded & {"argparse", "json", "hashlib", "typing", "pathlib", "urllib3", "fasteners", "logging", "re"}
     assert len(loaded) <= 60
+
+
+def test_get_unpacks_an_archive_when_it_is_told_to(server: FaultServer, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(CONTENT)
+    with tarfile.open(tmp_path / "m.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "m.onnx", "m.onnx")
+    url = server.add("/m.tar.gz", (tmp_path / "m.tar.gz").read_bytes())
+
+    plain, unpacked = run("get", url), run("get", url, "--unpack")
+    told = json.loads(run("get", url, "--unpack", "--json").stdout)
+    no_tree = run("get", server.add("/m.onnx.gz", b"x"), "--unpack")
+
+    assert Path(plain.stdout.strip()).is_file()
+    assert (Path(unpacked.stdout.strip()) / "m.onnx").read_bytes() == CONTENT
+    assert (told["ref"], told["path"]) == (f"{url}#tree", unpacked.stdout.strip())
+    assert no_tree.returncode == 2
+    assert "hint: " in no_tree.stderr
 
 
 def test_what_one_machine_exports_another_one_imports(server: FaultServer, run: Run, tmp_path: Path) -> None:

@@ -174,10 +174,16 @@ def test_the_same_archive_that_comes_again_is_not_unpacked_again(
     data = zip_with(FILES)
     url = server.add("/m.zip", data, [])
     path = cache.get_tree(url)
-    server.add("/m.zip", data, [Fault(headers={"ETag": '"another"'})])
+    server.add("/m.zip", data, etag='"another"')
     monkeypatch.setattr("modelcache.archived.Unpacking", None)
 
     assert cache.get_tree(url, force_download=True) == path
+
+    assert cache.stats().bytes_received == 2 * len(data)
+    monkeypatch.undo()
+    received = cache.stats().bytes_received
+    assert cache.get_tree(url, max_age=0) == path
+    assert cache.stats().bytes_received == received, "the new validator is on record"
 
 
 def test_the_digest_of_an_archive_is_known_later_and_another_one_is_not_served(
@@ -253,6 +259,42 @@ def test_a_digest_of_a_put_is_the_trees_or_the_archives(cache: Cache, tmp_path: 
             cache.put_tree(tmp_path / "a.tar", name="t", digest=wrong)
 
 
+def test_a_tree_out_of_an_archive_is_verified_repaired_and_moved_like_any_other(
+    server: FaultServer, cache: Cache, root: Path, tmp_path: Path
+) -> None:
+    url = server.add("/m.tar.gz", gzip.compress(tar_with(FILES)))
+    path = Path(cache.get_tree(url), "config.json")
+    path.chmod(0o644)
+    path.write_bytes(b"altered")
+
+    report = cache.verify(repair=True)
+
+    assert [finding.repaired for finding in report.findings] == [True]
+    assert content_of(cache.get(f"{url}#tree")) == FILES
+    cache.export(f"{url}#tree", to=tmp_path / "b.tar")
+    with Cache(tmp_path / "other", offline=True) as other:
+        other.import_(tmp_path / "b.tar")
+        assert content_of(other.get_tree(url)) == FILES
+
+
+@pytest.mark.parametrize("mark", ["", "#tree"])
+def test_a_manifest_chooses_from_an_archive(server: FaultServer, cache: Cache, tmp_path: Path, mark: str) -> None:
+    data = gzip.compress(tar_with(FILES))
+    url = server.add("/m.tar.gz", data)
+    manifest = tmp_path / "models.toml"
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    manifest.write_text(f'[[model]]\nref = "{url}{mark}"\ndigest = "{digest}"\nallow_patterns = ["*.json"]\n')
+
+    (locked,) = cache.lock(manifest)
+    report = cache.prewarm(manifest, locked=True)
+
+    report.check()
+    assert locked.digest.is_tree
+    assert locked.revision == digest
+    assert content_of(cache.get_tree(f"{url}{mark}", allow_patterns="*.json")) == {"config.json": b"{}"}
+    assert len(server.seen()) == 1
+
+
 # -- links -------------------------------------------------------------------------------------------------------------
 
 
@@ -319,7 +361,10 @@ def test_a_name_that_leaves_or_can_be_no_file_is_refused(cache: Cache, tmp_path:
 def test_a_name_with_a_nul_is_refused(cache: Cache, tmp_path: Path) -> None:
     data = zip_with({"fine": b"1", "evilXname": b"x"}).replace(b"evilXname", b"evil\0name")
 
-    assert refused(cache, tmp_path, data, "a.zip").facts["member"] == "evil\0name"
+    error = refused(cache, tmp_path, data, "a.zip")
+
+    assert error.facts["member"] == "evil\0name"
+    assert "NUL" in error.summary
 
 
 @pytest.mark.parametrize(
@@ -347,7 +392,10 @@ def test_a_link_that_leads_to_no_file_of_the_archive_is_refused(
 ) -> None:
     data = tar_of(FINE, (info("dir", kind=tarfile.DIRTYPE), b""), (info("link", kind=kind, target=target), b""))
 
-    assert refused(cache, tmp_path, data).facts["member"] == "link"
+    error = refused(cache, tmp_path, data)
+
+    assert error.facts["member"] == "link"
+    assert "leads out" in error.summary or target in {"nothing", "link", "dir"}
 
 
 def test_a_file_behind_a_link_to_a_directory_is_refused(cache: Cache, tmp_path: Path) -> None:
@@ -419,9 +467,10 @@ def test_what_goes_on_behind_its_end_is_refused(cache: Cache, tmp_path: Path) ->
 
 
 def test_a_header_of_many_megabytes_is_not_read(cache: Cache, tmp_path: Path) -> None:
-    header = info("pax", 1 << 30, kind=tarfile.XHDTYPE).tobuf()
+    member = info("a", 1)
+    member.pax_headers = {"comment": "x" * (2 << 20)}
 
-    refused(cache, tmp_path, gzip.compress(header + bytes(1 << 20)), "a.tar.gz")
+    assert "a header has" in refused(cache, tmp_path, gzip.compress(tar_of((member, b"x"))), "a.tar.gz").summary
 
 
 def test_an_encrypted_member_is_refused(cache: Cache, tmp_path: Path) -> None:
@@ -450,18 +499,21 @@ def test_a_size_that_lies_is_refused(cache: Cache, tmp_path: Path, lie: str) -> 
         if lie == "smaller":
             data[at + 16 : at + 20] = struct.pack("<L", zlib.crc32(content[:5_000]))
 
-    assert refused(cache, tmp_path, bytes(data), "a.zip").facts["member"] == "a"
+    error = refused(cache, tmp_path, bytes(data), "a.zip")
+
+    assert error.facts["member"] == "a"
+    assert {"smaller": "more than the 5000", "larger": "1 bytes are missing", "crc": "checksum"}[lie] in error.summary
 
 
 def test_entries_that_overlap_are_refused(cache: Cache, tmp_path: Path) -> None:
-    data = zip_with({"a": b"x" * 1000, "b": b"y" * 1000}, zipfile.ZIP_STORED)
-    at = data.index(b"PK\1\2")
-    second = data.index(b"PK\1\2", at + 4)
-    entry = bytearray(data[second : second + 46 + 1])
-    entry[42:46] = data[at + 42 : at + 46]  # Where the first one begins.
-    overlapping = data[:second] + bytes(entry) + data[second + len(entry) :]
+    inner = zip_with({"b": b"y" * 1000}, zipfile.ZIP_STORED)
+    quoted = inner[: inner.index(b"PK\1\2")]
+    data = zip_with({"a": quoted, "b": b"y" * 1000}, zipfile.ZIP_STORED)
+    second = data.index(b"PK\1\2", data.index(b"PK\1\2", 31 + len(quoted)) + 4)
+    # The second one is said to begin within the content of the first.
+    overlapping = data[: second + 42] + struct.pack("<L", 31) + data[second + 46 :]
 
-    refused(cache, tmp_path, overlapping, "a.zip")
+    assert "overlaps" in refused(cache, tmp_path, overlapping, "a.zip").summary
 
 
 def test_a_member_with_two_names_is_refused(cache: Cache, tmp_path: Path) -> None:

@@ -430,10 +430,7 @@ class Importer:
             partial = self._kept.pop(leaf.digest, None)
             if partial is not None:
                 del materials[leaf.digest, False]
-                partial.discard()
-                if os.path.lexists(partial.path):
-                    reason = "it would be another name, which can be written to, of what is published"
-                    raise StorageError(path=partial.path, action="remove", reason=reason)
+                partial.unname()
 
     def _check(self, expected: Digest, actual: Digest) -> None:
         if expected != actual:

@@ -191,6 +191,17 @@ class Partial:
             self._gone = True
             commit.discard(self._directory)
 
+    def unname(self) -> None:
+        """Delete it, because what it holds was given away and is about to be visible.
+
+        Raises:
+            StorageError: It is still there: another name, which can be written to, of what would be published (I1).
+        """
+        self.discard()
+        if os.path.lexists(self.path):
+            reason = "it would be another name, which can be written to, of what is published"
+            raise StorageError(path=self.path, action="remove", reason=reason)
+
     def resume(self, facts: dict[str, Any]) -> bool:
         """Go on after the bytes in our file that *facts*, the state that was found, vouches for; False if none are."""
         try:

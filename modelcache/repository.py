@@ -231,7 +231,7 @@ class TreeDownload:
         staged.seal()
         # Their files are the tree's by now, and what is published has no name where a writer could find it (I5).
         for partial, _ in self._kept:
-            partial.discard()
+            partial.unname()
         with objects.announced(found.digest):
             fail_point("repository.before-publish")
             stored = staged.publish(objects)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -543,3 +544,25 @@ def test_a_second_get_tree_of_a_cache_costs_one_stat(hub: Hub, root: Path, monke
     assert one.get_tree(REF, allow_patterns="*.json") == path
     assert opened == []
     assert one.get_tree(REF) != path
+
+
+def test_a_partial_that_cannot_be_removed_is_no_second_name_of_what_is_published(
+    hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("org/name", FILES)
+    real = os.unlink
+
+    def unlink(path: str, **options: Any) -> None:
+        if "partial-v1" in str(path) and "/object" in str(path):
+            raise PermissionError(errno.EPERM, "Operation not permitted", path)
+        real(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        with pytest.raises(errors.StorageError, match="another name"):
+            cache(root).get_tree(REF)
+        assert list((root / "objects-v1").iterdir()) == []
+
+    assert content_of(cache(root).get_tree(REF)) == FILES
+    # Ours, and nobody's to resume while this process lives.
+    assert [violation for violation in check_cache(root) if violation.kind != "garbage"] == []

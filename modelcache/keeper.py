@@ -143,6 +143,10 @@ class Keeper(ABC):
         from .verification import verify
 
         def found(finding: Finding) -> None:
+            nonlocal done
+            if finding.state in {"ok", "corrupt"}:
+                done += finding.entry.size  # Threads may lose some: it is for a bar.
+                self._tell(Event("progress", self.root, done=done, total=total))
             if finding.state == "corrupt":
                 self._tell(Event("quarantined", finding.entry.key, detail=finding.moved_to))
                 self._warm.forget(finding.entry.key)
@@ -151,14 +155,19 @@ class Keeper(ABC):
 
         self._check_open()
         entries = [self._recorded(ref) for ref in refs] if refs else self.entries()
-        return verify(
+        entries = [entry for entry in entries if since is None or entry.created >= since]
+        done, total = 0, sum(entry.size for entry in entries)
+        self._tell(Event("started", self.root, total=total))
+        report = verify(
             self.root,
-            [entry for entry in entries if since is None or entry.created >= since],
+            entries,
             everything=not refs and since is None,
             jobs=os.cpu_count() or 1 if jobs is None else self._jobs(jobs),
             on_finding=found,
             fetch_again=self._fetch_again if repair else None,
         )
+        self._tell(Event("verified", self.root, done=report.bytes_read, total=total))
+        return report
 
     def export(self, *refs: RefLike, to: RefLike, base: RefLike | None = None, verify: str = "stat") -> ExportReport:
         """Write *refs*, with all that a `get` of them needs, to a bundle that `import_` takes on another machine.

@@ -155,7 +155,8 @@ class TreeDownload:
         self._deadline.check()
         for existing, digest in self._same(present, file):
             size = os.stat(existing).st_size if file.size is None else file.size
-            if staged.link(existing, Leaf(file.path, size, digest, file.executable)):
+            leaf = Leaf(file.path, size, digest, file.executable)
+            if staged.link(existing, leaf) or staged.copy(existing, leaf):
                 return True
         return False
 

@@ -117,6 +117,19 @@ class StagedTree:
         self._leaves.append(leaf)
         return True
 
+    def copy(self, existing: str, leaf: Leaf) -> bool:
+        """Make *leaf* a copy of the file *existing*, where it cannot be another name of it; False if it has changed."""
+        try:
+            found = self.write(leaf.path, of_file(existing), executable=leaf.executable)
+        except RemoteNotFoundError:
+            commit.remove_quietly(f"{self.path}/{leaf.path}")
+            return False  # It was removed this moment.
+        if found == leaf:
+            return True
+        self._leaves.remove(found)
+        commit.remove_quietly(f"{self.path}/{leaf.path}")
+        return False
+
     def write(self, path: str, chunks: Iterator[bytes], *, executable: bool) -> Leaf:
         """Write *chunks* as the file *path* of the tree."""
         descriptor = commit.create_file(self._place(path), executable=executable)

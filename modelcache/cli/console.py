@@ -18,7 +18,7 @@ HEARTBEAT_S = 10.0
 HEARTBEAT_SHARE = 0.1
 # What a person wants to know without having asked for progress.
 _NEWS = {"retry", "waiting", "mirror", "restarted", "quarantined", "stale", "ranges", "evicted"}
-_DONE = {"fetched", "exported", "imported"}
+_DONE = {"fetched", "exported", "imported", "verified"}
 
 
 class _Progress(Protocol):

@@ -566,3 +566,22 @@ def test_a_partial_that_cannot_be_removed_is_no_second_name_of_what_is_published
     assert content_of(cache(root).get_tree(REF)) == FILES
     # Ours, and nobody's to resume while this process lives.
     assert [violation for violation in check_cache(root) if violation.kind != "garbage"] == []
+
+
+def test_without_hard_links_what_is_here_is_copied_and_does_not_come_again(
+    hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    hub.add("org/name", FILES)
+    cache(root).get_tree(REF)
+    hub.add("org/name", {**FILES, "model-00002.safetensors": SHARDS[2]})
+    before = len(blobs(hub))
+
+    tree = cache(root).get_tree(REF, force_download=True)
+
+    assert content_of(tree) == {**FILES, "model-00002.safetensors": SHARDS[2]}
+    assert len(blobs(hub)) - before == 1
+    whole(root)

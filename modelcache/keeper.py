@@ -142,6 +142,11 @@ class Keeper(ABC):
         """
         from .verification import verify
 
+        self._check_open()
+        entries = [self._recorded(ref) for ref in refs] if refs else self.entries()
+        entries = [entry for entry in entries if since is None or entry.created >= since]
+        done, total = 0, sum(entry.size for entry in entries)
+
         def found(finding: Finding) -> None:
             nonlocal done
             if finding.state in {"ok", "corrupt"}:
@@ -153,10 +158,6 @@ class Keeper(ABC):
             if on_finding is not None:
                 on_finding(finding)
 
-        self._check_open()
-        entries = [self._recorded(ref) for ref in refs] if refs else self.entries()
-        entries = [entry for entry in entries if since is None or entry.created >= since]
-        done, total = 0, sum(entry.size for entry in entries)
         self._tell(Event("started", self.root, total=total))
         report = verify(
             self.root,

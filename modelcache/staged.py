@@ -28,15 +28,56 @@ from .objects import Objects, Stored
 from .partials import Partial
 
 
+class _Facts:
+    """What the digests of objects stand for, read once by this process: it cannot change."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[Digest, int] = {}
+        self._listings: dict[Digest, Listing] = {}
+        self._leaves = 0
+
+    def size(self, digest: Digest, objects: Objects) -> int | None:
+        """Return the bytes of the file object *digest*, None if it has gone."""
+        found = self._sizes.get(digest)
+        if found is None:
+            stored = objects.find(digest)
+            if stored is None:
+                return None
+            if len(self._sizes) >= _FACTS_MAX:
+                self._sizes.clear()
+            found = self._sizes[digest] = stored.size
+        return found
+
+    def listing(self, digest: Digest, objects: Objects) -> Listing | None:
+        """Return the listing of the tree *digest*, None if it has gone or is broken."""
+        found = self._listings.get(digest)
+        if found is None:
+            found = trees.listing_on_record(objects.path(digest), digest)
+            if found is None:
+                return None
+            if self._leaves + len(found.files) > _FACTS_MAX:
+                self._listings.clear()
+                self._leaves = 0
+            self._listings[digest] = found
+            self._leaves += len(found.files)
+        return found
+
+
+_FACTS_MAX = 200_000
+_facts = _Facts()
+
+
 class Present:
     """The files that the objects of the cache at *root* hold, to be used again."""
 
     def __init__(self, root: str) -> None:
         self._objects = Objects(root)
+        self._tops: dict[Digest, str | None] = {}
 
     def find(self, digest: Digest, *, executable: bool) -> str | None:
         """Return the path of a file with that content, None if there is none. What it holds has been read (I1)."""
-        candidates = [self._leaves.get((digest, executable))]
+        leaf = self._leaves.get((digest, executable))
+        candidates = [None if leaf is None else self._place(*leaf)]
         if not executable:
             stored = self._objects.find(digest)
             candidates.append(None if stored is None else stored.path)
@@ -50,40 +91,54 @@ class Present:
 
     def at(self, path: str, size: int) -> Iterator[str]:
         """Yield the files of *size* bytes that trees have at *path*: what another revision of it may be equal to."""
-        for stored, listing in self._trees:
+        for digest, listing in self._trees:
             for leaf in listing.files:
                 if (leaf.path, leaf.size, leaf.executable) == (path, size, False):
-                    yield f"{stored.path}/{path}"
+                    place = self._place(digest, path)
+                    if place is not None:
+                        yield place
+
+    def _place(self, tree: Digest, path: str) -> str | None:
+        """Return where the file *path* of *tree* is, None if that has gone."""
+        if tree not in self._tops:
+            stored = self._objects.find(tree)
+            self._tops[tree] = None if stored is None else stored.path
+        top = self._tops[tree]
+        return None if top is None else f"{top}/{path}"
 
     def has_size(self, size: int) -> bool:
         """Tell whether any file here has *size* bytes: only then is content worth hashing before it is copied."""
         return size in self._sizes
 
     @cached_property
-    def _leaves(self) -> dict[tuple[Digest, bool], str]:
+    def _leaves(self) -> dict[tuple[Digest, bool], tuple[Digest, str]]:
         found = {}
-        for stored, listing in self._trees:
+        for digest, listing in self._trees:
             for leaf in listing.files:
-                found[leaf.digest, leaf.executable] = f"{stored.path}/{leaf.path}"
+                found[leaf.digest, leaf.executable] = digest, leaf.path
         return found
 
     @cached_property
     def _sizes(self) -> set[int]:
         sizes = {leaf.size for _, listing in self._trees for leaf in listing.files}
-        for digest in self._objects.all():
-            stored = None if digest.is_tree else self._objects.find(digest)
-            if stored is not None:
-                sizes.add(stored.size)
+        for digest in self._all:
+            if not digest.is_tree:
+                size = _facts.size(digest, self._objects)
+                if size is not None:
+                    sizes.add(size)
         return sizes
 
     @cached_property
-    def _trees(self) -> list[tuple[Stored, Listing]]:
+    def _all(self) -> list[Digest]:
+        return list(self._objects.all())
+
+    @cached_property
+    def _trees(self) -> list[tuple[Digest, Listing]]:
         found = []
-        for digest in self._objects.all():
-            stored = self._objects.find(digest) if digest.is_tree else None
-            listing = None if stored is None else trees.listing_on_record(self._objects.path(digest), digest)
-            if stored is not None and listing is not None:
-                found.append((stored, listing))
+        for digest in self._all:
+            listing = _facts.listing(digest, self._objects) if digest.is_tree else None
+            if listing is not None:
+                found.append((digest, listing))
         return found
 
 

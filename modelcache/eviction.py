@@ -26,13 +26,32 @@ class File(NamedTuple):  # As cheap as can be: a plan makes one of each file the
     links: int
 
 
+class Footprint(NamedTuple):
+    """What something takes of the disk: its ``own`` bytes, in files of one name, and files that have several names."""
+
+    own: int = 0
+    shared: tuple[File, ...] = ()
+
+    @classmethod
+    def of(cls, files: Iterable[File]) -> Footprint:
+        """Return that of *files*."""
+        files = tuple(files)
+        own = sum(file.size for file in files if file.links == 1)
+        return cls(own, tuple(file for file in files if file.links != 1))
+
+    @property
+    def size(self) -> int:
+        """Its bytes, each inode counted once."""
+        return self.own + sum({file.inode: file.size for file in self.shared}.values())
+
+
 class Candidate(NamedTuple):
     """An object, and what speaks for it.
 
     Attributes:
         name: Of its directory under ``objects-v1``.
         records: The names of the records that name it; empty for one that nothing names.
-        files: What it consists of.
+        footprint: What it takes of the disk.
         used: When it was last used, in Unix seconds, as far as is on record.
         expires: When the time of all its entries is over, in Unix seconds; 0 if that never comes.
         held: Why it must stay whatever its age; empty if nothing says so.
@@ -40,7 +59,7 @@ class Candidate(NamedTuple):
 
     name: str
     records: tuple[str, ...]
-    files: tuple[File, ...]
+    footprint: Footprint
     used: float
     held: str = ""
     expires: int = 0
@@ -48,7 +67,7 @@ class Candidate(NamedTuple):
     @property
     def size(self) -> int:
         """Its bytes, each inode counted once."""
-        return sum({file.inode: file.size for file in self.files}.values())
+        return self.footprint.size
 
     def age(self, now: float) -> float:
         """Return the seconds since its last use; one in the future (a clock that jumped) counts as far as it is."""
@@ -62,23 +81,24 @@ class Candidate(NamedTuple):
 
 
 class Ledger:
-    """The bytes of a set of files, and what is free when some of them go."""
+    """The bytes of what was added, and what is free when some of it goes."""
 
     def __init__(self) -> None:
         self.total = 0
         self._left: dict[tuple[int, int], int] = {}
 
-    def add(self, files: Iterable[File]) -> None:
-        """Count *files*."""
-        for file in files:
+    def add(self, footprint: Footprint) -> None:
+        """Count *footprint*."""
+        self.total += footprint.own
+        for file in footprint.shared:
             if file.inode not in self._left:
                 self._left[file.inode] = file.links
                 self.total += file.size
 
-    def drop(self, files: Iterable[File]) -> int:
-        """Take *files* away; return the bytes that are free by that: those whose last link went."""
-        freed = 0
-        for file in files:
+    def drop(self, footprint: Footprint) -> int:
+        """Take *footprint* away; return the bytes that are free by that: those whose last link went."""
+        freed = footprint.own
+        for file in footprint.shared:
             left = self._left.get(file.inode, 0)
             self._left[file.inode] = left - 1
             if left == 1:
@@ -125,9 +145,9 @@ def choose(
             reason = "its time is over"
         elif unused_for is not None and one.age(now) >= unused_for:
             reason = "unused for too long"
-        elif limit is not None and ledger.total > limit and one.files:
+        elif limit is not None and ledger.total > limit and any(one.footprint):
             reason = "least recently used"
         else:
             continue
-        chosen.append(Choice(one, reason, ledger.drop(one.files)))
+        chosen.append(Choice(one, reason, ledger.drop(one.footprint)))
     return chosen

@@ -1,47 +1,61 @@
-"""What lies on the disk: the files at a path, as their inodes, so that what several names share is counted once."""
+"""What lies on the disk: bytes by inode, so that what several names share is counted once."""
 
 from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
 
-from .eviction import File
+from .eviction import File, Footprint
 
 
-def object_files(directory: str, name: str = "") -> tuple[File, ...]:
-    """Return the files of the object in *directory*, which may be known to hold a file called *name*."""
+def object_footprint(directory: str, name: str = "") -> Footprint:
+    """Return that of the object in *directory*, which may be known to hold a file called *name*."""
     if name:
         try:
             found = os.stat(f"{directory}/{name}", follow_symlinks=False)
         except OSError:
-            return tuple(files_at(directory))
+            return footprint_of(directory)
         # All names of a file object are links of one inode: one that has a single link is all there is.
         if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
-            return (File((found.st_dev, found.st_ino), found.st_size, 1),)
-    return tuple(files_at(directory))
+            return Footprint(found.st_size)
+    return footprint_of(directory)
 
 
-def files_at(path: str) -> list[File]:
-    """Return the regular files at and under *path*, each of its names; what goes meanwhile is passed over."""
-    found: list[File] = []
-    try:
-        with os.scandir(path) as inside:
+def footprint_of(path: str) -> Footprint:
+    """Return that of the regular files at and under *path*; what goes meanwhile is passed over."""
+    own = 0
+    shared: list[File] = []
+    pending = [path]
+    while pending:
+        try:
+            inside = os.scandir(pending.pop())
+        except NotADirectoryError:
+            return _of_file(path)
+        except OSError:
+            continue
+        with inside:
             for one in inside:
-                if one.is_dir(follow_symlinks=False):
-                    found += files_at(one.path)
-                else:
-                    found += _file(one)
-    except NotADirectoryError:
-        found += _file(Path(path))
-    except OSError:
-        pass
-    return found
+                try:
+                    if one.is_dir(follow_symlinks=False):
+                        pending.append(one.path)
+                        continue
+                    found = one.stat(follow_symlinks=False)
+                except OSError:
+                    continue
+                if found.st_nlink == 1:  # Only what has several names is remembered by its inode.
+                    own += found.st_size if stat.S_ISREG(found.st_mode) else 0
+                elif stat.S_ISREG(found.st_mode):
+                    shared.append(File((found.st_dev, found.st_ino), found.st_size, found.st_nlink))
+    return Footprint(own, tuple(shared))
 
 
-def _file(one: os.DirEntry[str] | Path) -> tuple[File, ...]:
+def _of_file(path: str) -> Footprint:
     try:
-        found = one.stat(follow_symlinks=False)
+        found = os.stat(path, follow_symlinks=False)
     except OSError:
-        return ()
-    return (File((found.st_dev, found.st_ino), found.st_size, found.st_nlink),) if stat.S_ISREG(found.st_mode) else ()
+        return Footprint()
+    if not stat.S_ISREG(found.st_mode):
+        return Footprint()
+    if found.st_nlink == 1:
+        return Footprint(found.st_size)
+    return Footprint(0, (File((found.st_dev, found.st_ino), found.st_size, found.st_nlink),))

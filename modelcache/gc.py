@@ -29,7 +29,7 @@ from .digest import Digest
 from .errors import CapacityError, LockTimeoutError, ModelCacheError, NoLocksError, storage_error
 from .events import Event, Listener, ignore
 from .eviction import ELSEWHERE, IN_GRACE, LEASED, PINNED, Candidate, Choice, Ledger, choose
-from .footprint import files_at, object_files
+from .footprint import footprint_of, object_footprint
 from .leases import InUse, Leases
 from .objects import Objects
 from .pins import Pins
@@ -189,19 +189,19 @@ class Collector:
         candidates = self._candidates(wanted)
         ledger = Ledger()
         for candidate in candidates:
-            ledger.add(candidate.files)
+            ledger.add(candidate.footprint)
         for name in files.listing(f"{self._root}/{layout.OBJECTS}"):
             if not is_object(name):
-                ledger.add(files_at(f"{self._root}/{layout.OBJECTS}/{name}"))
+                ledger.add(footprint_of(f"{self._root}/{layout.OBJECTS}/{name}"))
         for bucket in _STORED:
-            ledger.add(files_at(f"{self._root}/{bucket}"))
+            ledger.add(footprint_of(f"{self._root}/{bucket}"))
         for name in files.listing(f"{self._root}/{layout.PARTIALS}"):
-            ledger.add(files_at(f"{self._root}/{layout.PARTIALS}/{name}/object"))  # Without the notes beside it.
+            ledger.add(footprint_of(f"{self._root}/{layout.PARTIALS}/{name}/object"))  # Without the notes beside it.
         used = ledger.total
         limit = None
         if capacity is not None and os.path.isdir(self._root):
             limit = self._limit(capacity, used) - needed
-        left = [replace(item, size=ledger.drop(files_at(_path(self._root, item)))) for item in self._left_over(now)]
+        left = [replace(item, size=ledger.drop(footprint_of(_path(self._root, item)))) for item in self._left_over(now)]
         chosen = choose(candidates, ledger, now=now, grace=grace, unused_for=unused_for, limit=limit)
         items = [item for choice in chosen if (item := self._item(choice)) is not None]
         gone = {item.name for item in items}
@@ -346,10 +346,10 @@ class Collector:
         found = []
         for name in dict.fromkeys([*here, *records]):
             of = records.get(name, ())
-            tree = object_files(f"{objects}/{name}", names.get(name, ""))
+            footprint = object_footprint(f"{objects}/{name}", names.get(name, ""))
             last = used[name] if of else _mtime(f"{objects}/{name}")
             held = _held(name, of, in_use, pinned, wanted)
-            found.append(Candidate(name, of, tree, last, held, expires.get(name, 0)))
+            found.append(Candidate(name, of, footprint, last, held, expires.get(name, 0)))
         return found
 
     def _item(self, choice: Choice) -> Item | None:

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from . import files, layout
 from .doctor import health
-from .footprint import files_at, object_files
+from .footprint import footprint_of, object_footprint
 from .objects import Objects
 from .partials import Partials
 from .pins import Pins
-from .records import Entries, Entry
+from .records import Entries
 from .report import ModelUsage, Usage
 
 
 def measure(root: str) -> Usage:
     """Return what is under *root*; bytes that several names share are counted once."""
     objects = list(Objects(root).all())
-    seen = {file.inode: file.size for file in files_at(f"{root}/{layout.OBJECTS}")}
     partials, partial_bytes = Partials(root).size()
     return Usage(
         root=root,
         entries=sum(1 for _ in Entries(root).all()),
         pinned=len(Pins(root).all()),
         objects=len(objects),
-        object_bytes=sum(seen.values()),
+        object_bytes=footprint_of(f"{root}/{layout.OBJECTS}").size,
         partials=partials,
         partial_bytes=partial_bytes,
         quarantined=len(files.listing(f"{root}/{layout.QUARANTINE}")),
@@ -32,24 +31,25 @@ def measure(root: str) -> Usage:
 
 def measure_models(root: str) -> tuple[list[ModelUsage], int]:
     """Return what each object under *root* takes, the largest first, and the bytes of all."""
-    entries: dict[str, list[Entry]] = {}
+    refs: dict[str, list[str]] = {}
+    names: dict[str, str] = {}
     for entry in Entries(root).all():
-        entries.setdefault(layout.object_name(entry.digest), []).append(entry)
+        refs.setdefault(layout.object_name(entry.digest), []).append(entry.key)
+        names[layout.object_name(entry.digest)] = entry.name
     directory = f"{root}/{layout.OBJECTS}"
     found = {}
-    for name in files.listing(directory):
-        of = entries.get(name, ())
-        found[name] = {one.inode: one.size for one in object_files(f"{directory}/{name}", of[0].name if of else "")}
     owners: dict[tuple[int, int], int] = {}
-    sizes: dict[tuple[int, int], int] = {}
-    for inodes in found.values():
-        sizes.update(inodes)
+    total = 0
+    for name in files.listing(directory):
+        one = object_footprint(f"{directory}/{name}", names.get(name, ""))
+        inodes = {file.inode: file.size for file in one.shared}
+        total += one.own + sum(size for inode, size in inodes.items() if inode not in owners)
         for inode in inodes:
             owners[inode] = owners.get(inode, 0) + 1
+        found[name] = one.own, inodes
     models = []
-    for name, inodes in found.items():
-        own = sum(size for inode, size in inodes.items() if owners[inode] == 1)
-        refs = tuple(sorted(entry.key for entry in entries.get(name, ())))
-        models.append(ModelUsage(name, refs, own, sum(inodes.values()) - own))
+    for name, (alone, inodes) in found.items():
+        own = alone + sum(size for inode, size in inodes.items() if owners[inode] == 1)
+        models.append(ModelUsage(name, tuple(sorted(refs.get(name, ()))), own, alone + sum(inodes.values()) - own))
     models.sort(key=lambda one: (-one.own_bytes - one.shared_bytes, one.refs, one.object))
-    return models, sum(sizes.values())
+    return models, total

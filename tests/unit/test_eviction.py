@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelcache.eviction import IN_GRACE, LEASED, PINNED, STAMP_LAG_S, Candidate, Choice, File, Ledger, choose
+from modelcache.eviction import (
+    IN_GRACE,
+    LEASED,
+    PINNED,
+    STAMP_LAG_S,
+    Candidate,
+    Choice,
+    File,
+    Footprint,
+    Ledger,
+    choose,
+)
 
 NOW = 1_000_000.0
 HOUR = 3600.0
@@ -18,7 +29,7 @@ OLD, OLDER, OLDEST = NOW - 10 * HOUR, NOW - 20 * HOUR, NOW - 30 * HOUR
 
 def one(name: str, used: float = OLD, size: int = 10, held: str = "", *, named: bool = True) -> Candidate:
     inode = 1, int.from_bytes(name.encode(), "big")
-    return Candidate(name, (f"key-{name}",) if named else (), (File(inode, size, 1),), used, held)
+    return Candidate(name, (f"key-{name}",) if named else (), Footprint.of([File(inode, size, 1)]), used, held)
 
 
 def chosen(candidates: Sequence[Candidate], ledger: Ledger | None = None, **options: Any) -> list[Choice]:
@@ -29,7 +40,7 @@ def chosen(candidates: Sequence[Candidate], ledger: Ledger | None = None, **opti
 def full(candidates: Sequence[Candidate]) -> Ledger:
     ledger = Ledger()
     for candidate in candidates:
-        ledger.add(candidate.files)
+        ledger.add(candidate.footprint)
     return ledger
 
 
@@ -60,8 +71,8 @@ A, B, C = one("a", OLDEST), one("b", OLDER), one("c", OLD)
         ([A, B._replace(records=(), used=NOW), C], {}, ""),
         ([A._replace(used=NOW + 30 * HOUR), B, C], {"limit": 20}, "a"),  # A clock that jumped.
         ([A._replace(used=NOW + 60), B, C], {"limit": 0}, "bc"),
-        ([A._replace(files=()), B, C], {"limit": 19}, "b"),  # It frees nothing.
-        ([A._replace(files=()), B, C], {"unused_for": 0.0}, "abc"),
+        ([A._replace(footprint=Footprint()), B, C], {"limit": 19}, "b"),  # It frees nothing.
+        ([A._replace(footprint=Footprint()), B, C], {"unused_for": 0.0}, "abc"),
     ],
 )
 def test_what_goes_is_what_may_go_and_was_least_recently_used(
@@ -83,14 +94,16 @@ def test_the_grace_period_allows_for_uses_that_are_recorded_once_an_hour(age: fl
 
 def test_bytes_that_two_objects_share_are_free_when_the_second_one_goes() -> None:
     shared = File((1, 1), 100, 2)
-    first, second = (Candidate(name, (name,), (shared,), used) for name, used in (("a", OLDEST), ("b", OLD)))
+    first, second = (
+        Candidate(name, (name,), Footprint.of([shared]), used) for name, used in (("a", OLDEST), ("b", OLD))
+    )
 
     assert [choice.freed for choice in chosen([first, second], limit=0)] == [0, 100]
     assert full([first, second]).total == 100
 
 
 def test_bytes_that_have_a_name_outside_the_cache_are_never_free() -> None:
-    candidate = Candidate("a", ("a",), (File((1, 1), 100, 2),), OLD)
+    candidate = Candidate("a", ("a",), Footprint.of([File((1, 1), 100, 2)]), OLD)
     ledger = full([candidate])
 
     (choice,) = chosen([candidate], ledger, limit=0)
@@ -101,7 +114,7 @@ def test_bytes_that_have_a_name_outside_the_cache_are_never_free() -> None:
 
 def test_two_names_of_one_file_in_one_object_are_free_once() -> None:
     file = File((1, 1), 100, 2)
-    candidate = Candidate("a", ("a", "b"), (file, file), OLD)
+    candidate = Candidate("a", ("a", "b"), Footprint.of([file, file]), OLD)
 
     assert candidate.size == 100
     assert [choice.freed for choice in chosen([candidate], limit=0)] == [100]
@@ -113,7 +126,7 @@ candidates = st.lists(
         st.uuids().map(str),
         st.lists(st.text(max_size=3), max_size=2).map(tuple),
         st.lists(st.builds(File, st.tuples(st.just(1), st.integers(1, 12)), st.just(7), st.integers(1, 4)), max_size=3)
-        .map(tuple),
+        .map(Footprint.of),
         st.floats(NOW - 40 * HOUR, NOW + 40 * HOUR),
         st.sampled_from(["", "", "", PINNED, LEASED]),
     ),
@@ -137,11 +150,11 @@ def test_nothing_goes_that_must_stay_and_a_limit_is_kept_unless_all_the_rest_mus
     assert before - sum(choice.freed for choice in gone) == ledger.total >= 0
     rest = [one for one in found if one.name not in names]
     if limit is not None and ledger.total > limit:
-        assert all(one.stays(NOW, grace) or not one.files for one in rest)
+        assert all(one.stays(NOW, grace) or not any(one.footprint) for one in rest)
     assert all(one.stays(NOW, grace) or one.records for one in rest)
     if unused_for is not None:
         assert all(one.stays(NOW, grace) or one.age(NOW) < unused_for for one in rest)
     lru = [choice.candidate for choice in gone if choice.reason == "least recently used"]
     assert lru == sorted(lru, key=lambda one: -one.age(NOW)) or len({one.used for one in lru}) < len(lru)
-    oldest_kept = max((one.age(NOW) for one in rest if not one.stays(NOW, grace) and one.files), default=0)
+    oldest_kept = max((one.age(NOW) for one in rest if not one.stays(NOW, grace) and any(one.footprint)), default=0)
     assert all(one.age(NOW) >= oldest_kept for one in lru)

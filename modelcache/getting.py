@@ -315,11 +315,14 @@ class Getter:
         entry = self._find(ask)
         if entry is not None or self._tiers is None:
             return entry
-        ask.offer = self._tiers.find(ask.ref, ask.digest)
-        if ask.offer is not None and ask.archive is not None:
-            told = ask.offer.entry
-            ask.offer = ask.offer if told is not None and told.revision == ask.archive else None
-        return ask.offer.entry if ask.offer is not None and ask.offer.in_place and not ask.promote else None
+        offer = self._tiers.find(ask.ref, ask.digest)
+        if offer is None or (ask.archive is not None and (offer.entry is None or offer.entry.revision != ask.archive)):
+            return None
+        served = offer.in_place and not ask.promote
+        if served and ask.verify != "stat" and not self._tiers.is_whole(offer):
+            return None
+        ask.offer = offer
+        return offer.entry if served else None
 
     def _find(self, ask: Ask) -> Entry | None:
         """Return the entry that holds what *ask* names, whole, and here."""

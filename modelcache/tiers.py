@@ -133,6 +133,19 @@ class Tiers:
                 return found
         return None
 
+    def is_whole(self, offer: Offer) -> bool:
+        """Read and hash what is offered in place; what is wrong is told, and left as it is."""
+        entry = offer.entry
+        assert entry is not None
+        try:
+            whole = trees.digest_of(entry.path, entry.digest)[0] == entry.digest
+        except OSError as error:
+            _complain(offer.tier, error.strerror or str(error))
+            return False
+        if not whole:
+            _complain(offer.tier, f"what it has for {entry.key} is not what was stored")
+        return whole
+
     def copy_of(self, file: RemoteFile) -> Ref | None:
         """Return where a tier has the content of *file*, None if none has. Who takes it from there hashes it."""
         for level in self._levels:
@@ -196,9 +209,7 @@ class _Level:
         return outcome[0] if outcome else None
 
     def _complain(self, why: str) -> None:
-        if (self.tier.path, why) not in _complained:
-            _complained.add((self.tier.path, why))
-            _log.warning("the tier %s is passed over: %s", self.tier.path, why)
+        _complain(self.tier, why)
 
     def _find(self, ref: Ref, digest: Digest | None) -> Offer | None:
         top = self.tier.path
@@ -313,6 +324,12 @@ class _Level:
         if known not in self._hashed:
             self._hashed[known] = files.digest_of(path)[0]
         return self._hashed[known]
+
+
+def _complain(tier: Tier, why: str) -> None:
+    if (tier.path, why) not in _complained:
+        _complained.add((tier.path, why))
+        _log.warning("the tier %s is passed over: %s", tier.path, why)
 
 
 def _why_not(top: str) -> str:

@@ -207,6 +207,27 @@ def test_an_altered_object_of_a_tier_is_never_served(
     assert "is not what was stored" in caplog.text
 
 
+@pytest.mark.parametrize("verify", ["sample", "full"])
+def test_a_get_that_verifies_reads_what_a_tier_serves_in_place(
+    root: Path, below: Path, server: FaultServer, verify: str
+) -> None:
+    url = stored(below, server)
+    with Cache(below) as filled:
+        path = Path(filled.get(url))
+    with cache(root, below) as upper:
+        assert upper.get(url, verify=verify) == str(path)
+    facts = path.stat()
+    path.chmod(0o644)
+    path.write_bytes(CONTENT[:-1] + b"?")
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+    with cache(root, below) as upper:
+        found = Path(upper.get(url, verify=verify))
+
+    assert found.is_relative_to(root)
+    assert found.read_bytes() == CONTENT
+
+
 def test_bytes_that_are_altered_while_they_are_promoted_are_not_stored(
     root: Path, below: Path, server: FaultServer
 ) -> None:

@@ -109,9 +109,10 @@ class Cache(Keeper):
     ) -> None:
         _check_kind("offline", offline, bool)
         _check_kind("policy", policy, Policy)
-        settings, _, policies = configfiles.load(os.environ, offline=offline, mode=mode)
         if root is not None and not os.fspath(root):
             raise UsageError(problem="root is empty: give a directory, or leave it out for the default one")
+        given = None if root is None else os.fspath(root)
+        settings, _, policies = configfiles.load(os.environ, dir=given, offline=offline, mode=mode)
         if root is None:
             root = configfiles.root_of(settings, os.environ)
         root = layout.default_root({"MODELCACHE_DIR": os.fspath(root)})

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .policy import Policy
     from .settings import Layer, Settings
 
-PROJECT, PYPROJECT = "modelcache.toml", "pyproject.toml"
+PROJECT, PYPROJECT, USER = "modelcache.toml", "pyproject.toml", "config.toml"
 _MARK = b"[tool.modelcache"  # Only a pyproject.toml with these bytes is worth parsing.
 _BYTES_MAX = 4 << 20
 _PLAIN_MODES = {"", "cache-first", "offline"}
@@ -85,11 +85,21 @@ def load(environ: "Mapping[str, str]", **given: "Any") -> "tuple[Settings, dict[
 
     layers, policies = [arguments(**given), environment(environ)], []
     for path in found(environ):
-        layer, policy = _read(path)
+        layer, policy = _read(path, project="MODELCACHE_CONFIG" not in environ and os.path.basename(path) != USER)
         layers.append(layer)
         if policy is not None:
             policies.append(policy)
-    return *resolve(layers), tuple(policies)
+    settings, origins = resolve(layers)
+    # A file of the working directory may be a stranger's: it limits the cache that it names, and no other one.
+    ours = [layer for layer in layers if not _is_foreign(layer, origins["dir"])]
+    if len(ours) < len(layers):
+        settings, origins = resolve(layer if layer in ours else layer.without("capacity", "grace") for layer in layers)
+    return settings, origins, tuple(policies)
+
+
+def _is_foreign(layer: "Layer", chosen: str) -> bool:
+    """Tell whether *layer* is of a file in the working directory, and the cache is not the one that it names."""
+    return layer.project and chosen != layer.origins.get("dir")
 
 
 def root_of(settings: "Settings", environ: "Mapping[str, str]") -> str:
@@ -99,8 +109,8 @@ def root_of(settings: "Settings", environ: "Mapping[str, str]") -> str:
     return settings.dir or default_root(environ)
 
 
-def _read(path: str) -> "tuple[Layer, Policy | None]":
-    """Return what the file at *path* says."""
+def _read(path: str, *, project: bool) -> "tuple[Layer, Policy | None]":
+    """Return what the file at *path* says; *project*: it is one of the working directory."""
     from . import tomltext
     from .errors import ConfigFileError
     from .policy import from_table
@@ -126,7 +136,11 @@ def _read(path: str) -> "tuple[Layer, Policy | None]":
         document = tool.get("modelcache", {}) if isinstance(tool, dict) else {}
     table = FileTable(document, path, name, lambda inside, key: tomltext.line_of(text, inside, key))
     policy = from_table(table.inside("policy")) if "policy" in table.values else None
-    return in_file(table), policy
+    layer = in_file(table, project=project)
+    for key in ("capacity", "grace"):
+        if project and key in layer.values and "dir" not in layer.values:
+            raise table.error(key, "limits the cache that this file names: give dir as well, or set it elsewhere")
+    return layer, policy
 
 
 def _user_file(environ: "Mapping[str, str]") -> str:
@@ -135,7 +149,7 @@ def _user_file(environ: "Mapping[str, str]") -> str:
     base = environ.get("XDG_CONFIG_HOME", "")
     if not base.startswith("/"):
         base = os.path.expanduser("~/.config")
-    return f"{base.rstrip('/')}/modelcache/config.toml" if base.startswith("/") else ""
+    return f"{base.rstrip('/')}/modelcache/{USER}" if base.startswith("/") else ""
 
 
 def _has_table(path: str) -> bool:

@@ -211,10 +211,19 @@ TABLE: tuple[Setting, ...] = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What one place says. ``values`` and ``origins`` (for people: a variable, or file and line) are by name."""
+    """What one place says. ``values`` and ``origins`` (for people: a variable, or file and line) are by name.
+
+    ``project`` says that it is a file of the working directory.
+    """
 
     values: Mapping[str, Any]
     origins: Mapping[str, str]
+    project: bool = False
+
+    def without(self, *names: str) -> Layer:
+        """Return it without what it says of *names*."""
+        kept = {name: value for name, value in self.values.items() if name not in names}
+        return Layer(kept, self.origins, self.project)
 
 
 def environment(environ: Mapping[str, str]) -> Layer:
@@ -305,7 +314,7 @@ class FileTable:
         return FileTable(self.values[key], self.file, name, self._line_of)
 
 
-def in_file(table: FileTable) -> Layer:
+def in_file(table: FileTable, *, project: bool = False) -> Layer:
     """Return what *table* says; relative paths in it start at its file.
 
     Raises:
@@ -319,7 +328,7 @@ def in_file(table: FileTable) -> Layer:
             origins[setting.name] = table.where(setting.key)
     if "offline" in values and "mode" in values and values["offline"] != (values["mode"] == "offline"):
         raise table.error("offline", f"contradicts mode = {values['mode']!r}")
-    return Layer(values, origins)
+    return Layer(values, origins, project)
 
 
 def arguments(**given: Any) -> Layer:

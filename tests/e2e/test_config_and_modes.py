@@ -101,14 +101,14 @@ def test_refresh_asks_the_source_of_what_is_cached_in_a_new_process(
 
 
 def test_config_shows_every_setting_with_where_it_comes_from(here: Path, run: Run) -> None:
-    (here / "modelcache.toml").write_text('capacity = "50GB"\n[policy]\nhosts = ["a.example"]\n')
+    (here / "modelcache.toml").write_text('concurrency = 3\n[policy]\nhosts = ["a.example"]\n')
 
     shown = run("config", "--json", "--root", "x", MODELCACHE_GRACE="2h", HF_TOKEN="hf_s3cr3t")
     plain = run("config", MODELCACHE_GRACE="2h")
 
     found = json.loads(shown.stdout)
     assert found["settings"]["dir"] == {"value": str(here / "x"), "origin": "--root"}
-    assert found["settings"]["capacity"] == {"value": "50000000000", "origin": f"{here}/modelcache.toml:1"}
+    assert found["settings"]["concurrency"] == {"value": 3, "origin": f"{here}/modelcache.toml:1"}
     assert found["settings"]["grace"] == {"value": 7200.0, "origin": "MODELCACHE_GRACE"}
     assert found["settings"]["retries"] == {"value": 0, "origin": "MODELCACHE_HTTP_RETRIES"}
     assert found["settings"]["mode"] == {"value": "cache-first", "origin": "default"}

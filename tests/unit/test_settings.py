@@ -110,17 +110,17 @@ def test_a_file_can_say_everything(here: Path) -> None:
 
 
 def test_the_nearest_place_wins_setting_by_setting(here: Path, user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    user.write_text("retries = 1\nconcurrency = 1\ngrace = 1\nlock-timeout = 1\n")
-    (here / "pyproject.toml").write_text("[tool.modelcache]\nretries = 2\nconcurrency = 2\ngrace = 2\n")
+    user.write_text("retries = 1\nconcurrency = 1\ndeadline = 1\nlock-timeout = 1\n")
+    (here / "pyproject.toml").write_text("[tool.modelcache]\nretries = 2\nconcurrency = 2\ndeadline = 2\n")
     (here / "modelcache.toml").write_text("\nretries = 3\nconcurrency = 3\n")
     monkeypatch.setenv("MODELCACHE_CONCURRENCY", "4")
 
     found, places = load(), origins()
 
-    assert (found.concurrency, found.retries, found.grace, found.lock_timeout) == (4, 3, 2.0, 1.0)
+    assert (found.concurrency, found.retries, found.deadline, found.lock_timeout) == (4, 3, 2.0, 1.0)
     assert places["concurrency"] == "MODELCACHE_CONCURRENCY"
     assert places["retries"] == f"{here}/modelcache.toml:2"
-    assert places["grace"] == f"{here}/pyproject.toml:4"
+    assert places["deadline"] == f"{here}/pyproject.toml:4"
     assert places["lock_timeout"] == f"{user}:4"
     assert places["capacity"] == DEFAULT
 
@@ -135,6 +135,25 @@ def test_a_cache_takes_what_the_files_say_and_an_argument_wins(here: Path, tmp_p
         assert (named._limits.bandwidth, named._limits.grace, named._limits.retry.attempts) == (1000, 5, 1)
         assert (other.root, other.offline) == (str(tmp_path / "other"), False)
         assert (other._limits.grace, other._limits.retry.attempts, other._limits.timeout) == (7, 3, Timeout())
+
+
+def test_a_file_of_the_working_directory_limits_the_cache_that_it_names_and_no_other(
+    here: Path, user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in (("capacity", '"1kB"'), ("grace", "0")):
+        (here / "modelcache.toml").write_text(f"{key} = {value}\n")
+        with pytest.raises(ConfigFileError, match=r"modelcache.toml:1: .*give dir as well"):
+            load()
+    user.write_text('grace = 9\ncapacity = "9GB"\n')
+    (here / "modelcache.toml").write_text('dir = "mine"\ncapacity = "1kB"\ngrace = 0\n')
+
+    with Cache() as mine, Cache(tmp_path / "other") as other:
+        assert (str(mine._limits.capacity), mine._limits.grace) == ("1000", 0)
+        assert (str(other._limits.capacity), other._limits.grace) == ("9000000000", 9)
+    monkeypatch.setenv("MODELCACHE_DIR", str(tmp_path / "third"))
+    assert (str(load().capacity), load().grace) == ("9000000000", 9)
+    monkeypatch.setenv("MODELCACHE_CONFIG", str(here / "modelcache.toml"))  # Named by who starts it: not a stranger's.
+    assert (str(load().capacity), load().grace) == ("1000", 0)
 
 
 def test_a_variable_names_the_directory_before_a_file_does(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -465,6 +465,7 @@ class Importer:
                 last_modified=item.last_modified,
                 revision=item.revision,
                 mirrors=item.mirrors,
+                ttl=None if before is None else before.ttl,
                 admitted=self._gate.mark if self._gate is not None else "",
             )
         )

@@ -232,6 +232,8 @@ class Keeper(ABC):
         self._check_open()
         if conflict not in CONFLICTS:
             raise UsageError(problem=f"conflict={conflict!r} makes no sense: one of {', '.join(CONFLICTS)}")
+        if not os.fspath(path):
+            raise UsageError(problem="the bundle's path is empty", hint="Name what an export wrote")
         wanted = None if digest is None else Digest.parse(digest)
         wish = Wish(os.path.abspath(path), tuple(reference.parse(ref).key for ref in refs), wanted, conflict)
         limits, room = self._limits, None

@@ -721,3 +721,16 @@ def test_an_index_of_many_gigabytes_is_not_read(tmp_path: Path) -> None:
 
     with pytest.raises(errors.BundleError, match="are the most"):
         Cache(tmp_path / "cache").import_(tmp_path / "b")
+
+
+@pytest.mark.parametrize(("to", "told"), [("", "is empty"), ("{}/none/m.tar", "/none/m.tar would be, is no directory")])
+def test_a_target_that_makes_no_sense_is_told_in_the_words_of_who_gave_it(
+    origin: Cache, tmp_path: Path, to: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(errors.UsageError, match=told):
+        origin.export("big.bin", to=to.format(tmp_path))
+    with pytest.raises(errors.UsageError, match="is empty"):
+        origin.import_("")
+    assert list((tmp_path / "empty").iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import logging
@@ -259,3 +260,60 @@ def test_a_record_is_not_written_for_what_a_collection_takes_away_meanwhile(
     with Cache(root, policy=Policy()) as one:
         one.get(url)
     assert seen == [True]
+
+
+def test_a_key_that_is_not_there_is_told_with_the_place_that_names_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "modelcache.toml"
+    file.write_text('[policy.signatures]\nkey = "nowhere.pub"\n')
+    monkeypatch.setenv("MODELCACHE_CONFIG", str(file))
+    monkeypatch.setattr("modelcache.signatures._library", lambda: None)
+
+    with (
+        Cache(root) as one,
+        pytest.raises(errors.ConfigurationError, match=r"the policy in .*modelcache\.toml") as caught,
+    ):
+        one.put(CONTENT, name="m.bin")
+    assert str(tmp_path / "nowhere.pub") in str(caught.value)
+
+
+def test_what_a_get_by_digest_takes_the_place_of_is_kept_a_while(root: Path, server: FaultServer) -> None:
+    url = server.add("/m.onnx", OTHER)
+    with Cache(root) as one:
+        before = one.get(url)
+        os.utime(Path(before).parent, (1000, 1000))
+        os.utime(Entries(str(root)).path(url), (1000, 1000))
+        one.put(CONTENT, name="mine")
+
+        assert one.get(url, digest=DIGEST) != before
+
+        plan = one.plan_gc()
+    assert [item.name for item in plan.items] == []
+
+
+def test_the_mirrors_of_a_get_that_promotes_are_on_record(root: Path, below: Path, server: FaultServer) -> None:
+    url = stored(below, server)
+    mirror = server.url("/mirror.onnx")
+
+    with cache(root, f"{below},promote") as upper:
+        upper.get(url, mirrors=[mirror])
+        entry = upper.lookup(url)
+
+    assert entry is not None
+    assert entry.mirrors == (mirror,)
+
+
+@pytest.mark.parametrize("policy", [None, Policy()])
+def test_a_time_given_while_the_source_is_away_is_on_record(
+    root: Path, server: FaultServer, policy: Policy | None
+) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    with Cache(root, policy=policy, retry=RetryPolicy(attempts=1)) as one:
+        one.get(url)
+        server.unplug()
+        one.get(url, max_age=0, ttl=DAY)
+        asyncio.run(one.aget(url, max_age=0, ttl=2 * DAY))
+        entry = one.lookup(url)
+    assert entry is not None
+    assert entry.ttl == 2 * DAY

@@ -84,8 +84,6 @@ def export(
     tell: Listener,
 ) -> ExportReport:
     """Do what `Cache.export` says of *entries*."""
-    if not to:
-        raise UsageError(problem="the target of the export is empty", hint="Name a folder, or a file that ends in .tar")
     target = os.path.abspath(to)
     _check_target(root, target)
     without = frozenset(bundle.read_index(base).contents) if base is not None else frozenset()

@@ -55,7 +55,7 @@ class Tier:
     timeout: float = 5.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.path, str) and os.path.isabs(self.path)):
+        if not (isinstance(self.path, str) and os.path.isabs(self.path) and "\0" not in self.path):
             raise UsageError(problem=f"the tier {self.path!r} makes no sense: the absolute path of a directory")
         if not (is_seconds(self.timeout) and self.timeout > 0):
             raise UsageError(problem=f"timeout={self.timeout!r} of {self.path} makes no sense: seconds above 0")

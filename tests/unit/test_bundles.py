@@ -723,7 +723,9 @@ def test_an_index_of_many_gigabytes_is_not_read(tmp_path: Path) -> None:
         Cache(tmp_path / "cache").import_(tmp_path / "b")
 
 
-@pytest.mark.parametrize(("to", "told"), [("", "is empty"), ("{}/none/m.tar", "/none/m.tar would be, is no directory")])
+@pytest.mark.parametrize(
+    ("to", "told"), [("", "to='' makes no sense"), ("{}/none/m.tar", "/none/m.tar would be, is no directory")]
+)
 def test_a_target_that_makes_no_sense_is_told_in_the_words_of_who_gave_it(
     origin: Cache, tmp_path: Path, to: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -731,6 +733,11 @@ def test_a_target_that_makes_no_sense_is_told_in_the_words_of_who_gave_it(
     monkeypatch.chdir(tmp_path / "empty")
     with pytest.raises(errors.UsageError, match=told):
         origin.export("big.bin", to=to.format(tmp_path))
-    with pytest.raises(errors.UsageError, match="is empty"):
-        origin.import_("")
+    for path in ("", None, "a\0b", b"bundle"):
+        with pytest.raises(errors.UsageError, match="path="):
+            origin.import_(path)  # type: ignore[arg-type]
+        with pytest.raises(errors.UsageError, match="to="):
+            origin.export("big.bin", to=path)  # type: ignore[arg-type]
+    with pytest.raises(errors.UsageError, match="base='' makes no sense"):
+        origin.export("big.bin", to="bundle", base="")
     assert list((tmp_path / "empty").iterdir()) == []

@@ -317,3 +317,26 @@ def test_a_time_given_while_the_source_is_away_is_on_record(
         entry = one.lookup(url)
     assert entry is not None
     assert entry.ttl == 2 * DAY
+
+
+@pytest.mark.parametrize("ttl", [1e300, 10**400, float("inf"), float("nan"), -1, True, "5", 0])
+def test_a_time_that_makes_no_sense_is_refused(root: Path, ttl: float) -> None:
+    with Cache(root) as one:
+        with pytest.raises(errors.UsageError, match="ttl="):
+            one.put(CONTENT, name="m.bin", ttl=ttl)
+        with pytest.raises(errors.UsageError, match="ttl="):
+            one.get("m.bin", ttl=ttl)
+        assert one.entries() == []
+
+
+@pytest.mark.parametrize("since", ["2d", float("nan"), float("inf")])
+def test_a_moment_that_makes_no_sense_is_refused(root: Path, since: float) -> None:
+    with Cache(root) as one, pytest.raises(errors.UsageError, match="since="):
+        one.verify(since=since)
+
+
+def test_patterns_and_tiers_that_make_no_sense_are_refused(root: Path) -> None:
+    with pytest.raises(errors.UsageError, match="makes no sense"):
+        Cache(root, tiers=["/a\0b"])
+    with Cache(root) as one, pytest.raises(errors.UsageError, match="allow_patterns=5"):
+        one.get_tree("hf://org/name", allow_patterns=5)  # type: ignore[arg-type]

@@ -97,3 +97,16 @@ def test_what_a_tier_once_unpacked_is_promoted_without_its_archive(
         with Cache(root / str(policy is None), tiers=[f"{tmp_path / 'below'},promote"], policy=policy) as cache:
             assert (Path(cache.get_tree(url)) / "weights").read_bytes() == WEIGHTS
     assert len(server.seen()) == 1
+
+
+def test_a_tree_without_its_listing_is_looked_at_file_by_file(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "weights").write_bytes(PICKLE)
+    with Cache(root) as free:
+        path = Path(free.put_tree(tmp_path / "net", name="net").path)
+    listing = path.parent / ".listing"
+    listing.chmod(0o644)
+    listing.write_bytes(b"nonsense")
+
+    with Cache(root, policy=Policy()) as cache, pytest.raises(errors.PolicyError, match="weights"):
+        cache.get("net")

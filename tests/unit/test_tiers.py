@@ -306,6 +306,16 @@ def test_a_tier_that_hangs_is_left_alone_after_its_time(
     assert "has not answered for 0.05 s" in caplog.text
 
 
+def test_the_state_of_a_tier_that_hangs_is_that(root: Path, below: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(tiers, "_why_not", lambda _: release.wait())
+    try:
+        with cache(root, Tier(str(below), timeout=0.05)) as upper:
+            assert [state.problem for state in upper.tiers()] == ["does not answer"]
+    finally:
+        release.set()
+
+
 def test_what_is_too_old_in_a_tier_is_promoted_and_confirmed_without_its_bytes(
     root: Path, below: Path, server: FaultServer
 ) -> None:
@@ -407,6 +417,21 @@ def test_tiers_come_from_the_environment(
         assert Path(upper.get(url)).is_relative_to(below)
     with Cache(root, tiers=()) as upper:
         assert upper.tiers() == []
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"HF_HUB_CACHE": "/a", "HUGGINGFACE_HUB_CACHE": "/b", "HF_HOME": "/c"}, "/a"),
+        ({"HUGGINGFACE_HUB_CACHE": "/b", "HF_HOME": "/c"}, "/b"),
+        ({"HF_HOME": "/c", "XDG_CACHE_HOME": "/d"}, "/c/hub"),
+        ({"XDG_CACHE_HOME": "/d"}, "/d/huggingface/hub"),
+        ({"HF_HOME": ""}, "{home}/.cache/huggingface/hub"),
+    ],
+)
+def test_the_hub_s_cache_is_where_its_own_client_has_it(said: dict[str, str], expected: str) -> None:
+    home = os.path.expanduser("~")
+    assert Tier.parse("huggingface,in-place", said) == Tier(expected.format(home=home), promote=False)
 
 
 # -- huggingface_hub's cache ---------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ goes on with what its partials hold, and one that finds a wrong byte has changed
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -174,6 +175,7 @@ class Importer:
                 self._receive_all(bundle, missing)
                 for digest in missing:
                     materials[digest, False] = self._kept[digest].path
+                self._admit(bundle, [item for item in items if states[item.key] in _COMES], made, materials)
                 self._publish(bundle, made, materials)
                 for item in items:
                     if states[item.key] in _COMES:
@@ -403,14 +405,31 @@ class Importer:
                     self._check(leaf.digest, written(descriptor, of_file(path)))
                 finally:
                     os.close(descriptor)
-            if self._gate is not None:
-                self._gate.check_file(item.key, place, name=item.name, bring=lambda: self._signature(item))
             commit.seal(staged)
             self._drop([leaf], materials)
             fail_point("importing.before-publish")
             return self._objects.publish(staged, item.digest, item.name)
         finally:
             commit.discard(staged)
+
+    def _admit(self, bundle: Bundle, items: list[Item], made: list[Item], materials: Materials) -> None:
+        """Ask the policies of each of *items*, under its own name, whether its content came or was here already.
+
+        A tree of *made* is looked at when it has been put together.
+        """
+        gate, new = self._gate, {item.digest for item in made}
+        if gate is None:
+            return
+        for item in items:
+            stored = None if item.digest in new else self._objects.find(item.digest)
+            if item.digest not in new and stored is None:
+                raise vanishing(self._objects.path(item.digest))
+            if item.digest.is_tree and stored is not None:
+                gate.check_tree(item.key, stored.path, [(leaf.path, leaf.size) for leaf in bundle.index.leaves(item)])
+            elif not item.digest.is_tree:
+                leaf = Leaf(item.name, item.size, item.digest)
+                path = self._material(leaf, materials)[0] if stored is None else stored.path
+                gate.check_file(item.key, path, name=item.name, bring=functools.partial(self._signature, item))
 
     def _signature(self, item: Item) -> bytes:
         assert self._gate is not None

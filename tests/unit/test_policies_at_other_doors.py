@@ -110,3 +110,42 @@ def test_a_tree_without_its_listing_is_looked_at_file_by_file(root: Path, tmp_pa
 
     with Cache(root, policy=Policy()) as cache, pytest.raises(errors.PolicyError, match="weights"):
         cache.get("net")
+
+
+@pytest.mark.parametrize("kind", ["file", "tree"])
+def test_an_import_is_refused_for_content_that_is_here_already_too(root: Path, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "weights").write_bytes(PICKLE)
+    with Cache(tmp_path / "origin") as origin:
+        ref = "net" if kind == "tree" else "weights"
+        origin.put_tree(tmp_path / "net", name="net") if kind == "tree" else origin.put(PICKLE, name="weights")
+        origin.export(ref, to=tmp_path / "bundle")
+    with Cache(root) as free:
+        free.put_tree(tmp_path / "net", name="other") if kind == "tree" else free.put(PICKLE, name="other")
+
+    with Cache(root, policy=Policy()) as cache:
+        with pytest.raises(errors.PolicyError, match="weights"):
+            cache.import_(tmp_path / "bundle")
+        assert [entry.key for entry in cache.entries()] == ["other"]
+    assert leftovers(root) == []
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_each_name_of_a_content_is_held_to_the_policies_when_it_is_imported(
+    root: Path, tmp_path: Path, here: bool
+) -> None:
+    with Cache(tmp_path / "origin") as origin:
+        origin.put(WEIGHTS, name="a.onnx")
+        origin.put(WEIGHTS, name="b.exe")
+        origin.export("a.onnx", "b.exe", to=tmp_path / "bundle")
+    if here:
+        with Cache(root) as free:
+            free.put(WEIGHTS, name="other.onnx")
+
+    with Cache(root, policy=Policy(formats=["onnx"])) as cache:
+        with pytest.raises(errors.PolicyError, match=r"b\.exe"):
+            cache.import_(tmp_path / "bundle")
+        assert [entry.key for entry in cache.entries()] == (["other.onnx"] if here else [])
+        cache.import_(tmp_path / "bundle", "a.onnx")
+        assert cache.get("a.onnx")
+    assert leftovers(root) == []

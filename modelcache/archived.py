@@ -25,6 +25,7 @@ from .errors import (
     CapacityError,
     DigestMismatchError,
     ModelCacheError,
+    PolicyError,
     UnsupportedArchiveError,
     storage_error,
 )
@@ -74,7 +75,7 @@ class ArchiveDownload:
             return entry
         except (ArchiveLimitError, UnsupportedArchiveError):
             raise  # It is whole: with other limits, or a library, the next try needs no request.
-        except ArchiveError:
+        except (ArchiveError, PolicyError):
             found.discard()
             raise
         finally:

@@ -29,6 +29,7 @@ from .errors import (
     LockTimeoutError,
     MissingContentsError,
     ModelCacheError,
+    PolicyError,
     StorageError,
     storage_error,
 )
@@ -182,6 +183,10 @@ class Importer:
                         states[item.key] = self._record(item)
                 for digest in {leaf.digest for item in items for leaf in bundle.index.leaves(item)}:
                     self._partials.remove(_partial_key(digest))  # Of others, who died: it is here now.
+            except PolicyError:
+                for partial in self._kept.values():
+                    partial.discard()  # What is refused is kept for nobody.
+                raise
             except OSError as error:
                 if isinstance(error, ModelCacheError):
                     raise

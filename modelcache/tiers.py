@@ -248,7 +248,10 @@ class _Level:
         entry = Entries(self.tier.path).read(ref.key)
         if entry is None or digest not in {None, entry.digest}:
             return None
-        found = os.lstat(entry.path)
+        try:
+            found = os.lstat(entry.path)
+        except FileNotFoundError:
+            return None  # Its owner may be collecting; with a digest it is looked for under other names.
         listing = self._listing(ref, entry)
         if listing is None and entry.digest.is_tree:
             return None

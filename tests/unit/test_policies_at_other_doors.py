@@ -11,6 +11,7 @@ import pytest
 
 from modelcache import Cache, Policy, errors
 from modelcache.testing import FaultServer, check_cache
+from tests.support.hub import Hub
 from tests.support.state import leftovers
 
 WEIGHTS = b"weights" * 5000
@@ -148,4 +149,33 @@ def test_each_name_of_a_content_is_held_to_the_policies_when_it_is_imported(
         assert [entry.key for entry in cache.entries()] == (["other.onnx"] if here else [])
         cache.import_(tmp_path / "bundle", "a.onnx")
         assert cache.get("a.onnx")
+    assert leftovers(root) == []
+
+
+@pytest.mark.parametrize("door", ["archive", "hub", "file", "tier", "tier's tree", "bundle"])
+def test_a_refusal_leaves_nothing_of_what_had_come(
+    door: str, root: Path, tmp_path: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiers = []
+    with Hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        if door == "archive":
+            ref = server.add("/m.tar.gz", tar_of(weights=PICKLE, other=WEIGHTS)) + "#tree"
+        elif door == "hub":
+            hub.add("org/name", {"weights": PICKLE, "other": WEIGHTS})
+            ref = "hf://org/name"
+        elif door == "file":
+            ref = server.add("/weights", PICKLE)
+        else:
+            (tmp_path / "net").mkdir()
+            (tmp_path / "net" / "weights").write_bytes(PICKLE)
+            ref, tiers = "net", [tmp_path / "below"]
+            with Cache(tmp_path / "below") as below:
+                below.put_tree(tmp_path / "net", name=ref) if "tree" in door else below.put(PICKLE, name=ref)
+            if door == "bundle":
+                Cache(tmp_path / "below").export("net", to=tmp_path / "bundle")
+        with Cache(root, policy=Policy(), tiers=[] if door == "bundle" else tiers) as cache:
+            with pytest.raises(errors.PolicyError):
+                cache.import_(tmp_path / "bundle") if door == "bundle" else cache.get(ref)
+    nothing_in(root)
     assert leftovers(root) == []

@@ -340,3 +340,42 @@ def test_patterns_and_tiers_that_make_no_sense_are_refused(root: Path) -> None:
         Cache(root, tiers=["/a\0b"])
     with Cache(root) as one, pytest.raises(errors.UsageError, match="allow_patterns=5"):
         one.get_tree("hf://org/name", allow_patterns=5)  # type: ignore[arg-type]
+
+
+def test_what_a_tier_has_on_record_and_lost_is_looked_for_under_its_other_names(
+    root: Path, below: Path, server: FaultServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = stored(below, server)
+    entry = Entries(str(below)).read(url)
+    assert entry is not None
+    os.rename(entry.path, f"{Path(entry.path).parent}/other.onnx")
+
+    with cache(root, below, offline=True) as upper:
+        with pytest.raises(errors.LocalNotFoundError):
+            upper.get(url)
+        assert Path(upper.get(url, digest=DIGEST)).read_bytes() == CONTENT
+    assert caplog.text == ""
+
+
+def test_nothing_is_noted_of_an_object_that_is_gone_by_then(
+    root: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    with Cache(root) as one:
+        path = Path(one.get(url))
+    before = Entries(str(root)).read(url)
+    assert before is not None
+    real = Gate.check_entry
+
+    def check(self: Gate, *args: object) -> object:
+        found = real(self, *args)  # type: ignore[arg-type]
+        path.parent.rename(root / "elsewhere")
+        return found
+
+    monkeypatch.setattr(Gate, "check_entry", check)
+    with Cache(root, policy=Policy(), offline=True) as one:
+        one.get(url)
+
+    after = Entries(str(root)).read(url)
+    assert after is not None
+    assert after.serial == before.serial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -741,3 +742,23 @@ def test_a_target_that_makes_no_sense_is_told_in_the_words_of_who_gave_it(
     with pytest.raises(errors.UsageError, match="base='' makes no sense"):
         origin.export("big.bin", to="bundle", base="")
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["folder", "file.tar"])
+def test_an_export_that_fails_leaves_only_what_the_next_one_uses(
+    origin: Cache, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    target = tmp_path / "out" / form
+    (tmp_path / "out").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("modelcache.commit.write", full)
+        with pytest.raises(errors.NoSpaceError):
+            origin.export("big.bin", to=target)
+    left = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != ".lock"]
+    assert left == []
+
+    origin.export("big.bin", to=target)
+    assert not [path for path in (tmp_path / "out").rglob("*") if ".partial-" in path.name or path.name == ".lock"]

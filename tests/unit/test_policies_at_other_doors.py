@@ -174,8 +174,10 @@ def test_a_refusal_leaves_nothing_of_what_had_come(
                 below.put_tree(tmp_path / "net", name=ref) if "tree" in door else below.put(PICKLE, name=ref)
             if door == "bundle":
                 Cache(tmp_path / "below").export("net", to=tmp_path / "bundle")
-        with Cache(root, policy=Policy(), tiers=[] if door == "bundle" else tiers) as cache:
-            with pytest.raises(errors.PolicyError):
-                cache.import_(tmp_path / "bundle") if door == "bundle" else cache.get(ref)
+        with (
+            Cache(root, policy=Policy(), tiers=[] if door == "bundle" else tiers) as cache,
+            pytest.raises(errors.PolicyError),
+        ):
+            cache.import_(tmp_path / "bundle") if door == "bundle" else cache.get(ref)
     nothing_in(root)
     assert leftovers(root) == []

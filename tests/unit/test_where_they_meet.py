@@ -379,3 +379,12 @@ def test_nothing_is_noted_of_an_object_that_is_gone_by_then(
     after = Entries(str(root)).read(url)
     assert after is not None
     assert after.serial == before.serial
+
+
+def test_so_many_hits_are_remembered_and_no_more(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelcache.memory._REFS_MAX", 3)
+    with Cache(root) as one:
+        for number in range(10):
+            one.put(CONTENT, name=f"m{number}")
+            one.get(f"m{number}")
+            assert 1 <= len(one._warm) <= 3

@@ -159,7 +159,8 @@ class Fetcher:
             *(f"{place.key} at {source.host(place.key)}" for source, place in sources),
             f"archive={job.archive}, {self._archive_limits}",
             f"digest={job.digest}, size={job.size}, {self.means.timeout}, {self._policy}, {self.means.room}",
-            "tiers only" if job.local else "sources",
+            "sources" if not job.local else f"tier={job.offer and job.offer.tier}",
+            f"policies={'' if job.gate is None else job.gate.mark}",
             "with credentials" if personal else "without credentials",
         ]
 

@@ -215,8 +215,7 @@ class Fetcher:
         if place.scheme:
             policies.check_place(place, self.means.registry.source(place).host(place.key))
             if entry is not None and not entry.digest.is_tree:
-                vouched = entry.etag is not None and entry.etag.strip('"') == entry.digest.hex
-                policies.check_announced(job.ref, job.digest, entry.digest if vouched else None)
+                policies.check_announced(job.ref, job.digest, entry.announced)
 
     def _fetch(self, job: Job, deadline: Deadline) -> Entry:
         """Ask the places of *job* in order."""

@@ -402,8 +402,7 @@ class Getter:
         assert gate is not None
         place = reference.parse(entry.source) if entry.source != "put" else ask.ref
         if place.scheme and ask.patterns is None and not ask.digest:
-            vouched = entry.etag is not None and entry.etag.strip('"') == entry.digest.hex
-            ask.policies.check_announced(ask.ref, ask.digest, entry.digest if vouched else None)
+            ask.policies.check_announced(ask.ref, ask.digest, entry.announced)
         if entry.admitted == gate.mark:
             return entry
         found = self._judged(ask, entry)

@@ -145,3 +145,15 @@ def test_a_block_goes_on_in_the_next_file(tmp_path: Path, first: int) -> None:
             assert sampling.sample_of(str(tmp_path), listing.digest, listing) != before, (name, at)
             overwrite(tmp_path / name, at, b"\0")
     assert sampling.sample_of(str(tmp_path), listing.digest, listing) == before
+
+
+def test_a_file_that_was_touched_is_read_whole_whatever_a_quick_look_finds(cache: Cache, server: FaultServer) -> None:
+    url = server.add("/m.onnx", LARGE)
+    path = cache.get(url, verify="sample")
+    starts = sampling._starts(len(LARGE), DIGEST)
+    between = next(at for at in range(len(LARGE)) if all(not s <= at < s + sampling.BLOCK_BYTES for s in starts))
+    overwrite(path, between, bytes([LARGE[between] ^ 1]))
+    os.utime(path)
+
+    assert Path(cache.get(url, verify="sample")).read_bytes() == LARGE
+    assert len(server.seen()) == 2

@@ -217,12 +217,12 @@ class Importer:
         known = self._entries.read(item.key)
         if known is None:
             return "new"
-        if not hit.stands(known.path, known.size, known.mtime_ns):
-            return "replaced" if known.digest != item.digest else "new"
         if known.digest == item.digest:
-            return "here"
+            return "here" if hit.stands(known.path, known.size, known.mtime_ns) else "new"
         if self._pins.has(item.key):
             return "pinned"
+        if self._objects.find(known.digest, known.name) is None:
+            return "replaced"
         wins = self._wish.conflict == "replace" or (self._wish.conflict == "newer" and item.checked > known.checked)
         return "replaced" if wins else "kept"
 

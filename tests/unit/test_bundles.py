@@ -762,3 +762,43 @@ def test_an_export_that_fails_leaves_only_what_the_next_one_uses(
 
     origin.export("big.bin", to=target)
     assert not [path for path in (tmp_path / "out").rglob("*") if ".partial-" in path.name or path.name == ".lock"]
+
+
+@pytest.mark.parametrize("harm", ["touched", "gone"])
+@pytest.mark.parametrize("conflict", ["keep", "newer", "replace"])
+def test_what_is_pinned_stays_also_if_its_file_was_touched_or_is_gone(tmp_path: Path, harm: str, conflict: str) -> None:
+    with Cache(tmp_path / "a") as one:
+        one.put(b"theirs", name="m")
+        one.export("m", to=tmp_path / "b")
+    with Cache(tmp_path / "c") as two:
+        path = two.put(b"ours", name="m").path
+        two.pin("m")
+        os.utime(path) if harm == "touched" else shutil.rmtree(Path(path).parent)
+
+        assert [model.state for model in two.import_(tmp_path / "b", conflict=conflict).models] == ["pinned"]
+        entry = two.entries()[0]
+    assert entry.size == 4
+
+
+@pytest.mark.parametrize(("conflict", "state"), [("keep", "kept"), ("newer", "kept"), ("replace", "replaced")])
+def test_what_is_kept_is_kept_also_if_its_file_was_touched(tmp_path: Path, conflict: str, state: str) -> None:
+    with Cache(tmp_path / "a") as one:
+        one.put(b"theirs", name="m")
+        one.export("m", to=tmp_path / "b")
+    with Cache(tmp_path / "c") as two:
+        os.utime(two.put(b"ours", name="m").path)
+
+        assert [model.state for model in two.import_(tmp_path / "b", conflict=conflict).models] == [state]
+        assert Path(two.get("m")).read_bytes() == (b"theirs" if state == "replaced" else b"ours")
+
+
+@pytest.mark.parametrize("conflict", ["keep", "newer", "replace"])
+def test_what_is_on_record_and_gone_comes_from_a_bundle(tmp_path: Path, conflict: str) -> None:
+    with Cache(tmp_path / "a") as one:
+        one.put(b"theirs", name="m")
+        one.export("m", to=tmp_path / "b")
+    with Cache(tmp_path / "c") as two:
+        shutil.rmtree(Path(two.put(b"ours", name="m").path).parent)
+
+        assert [model.state for model in two.import_(tmp_path / "b", conflict=conflict).models] == ["replaced"]
+        assert Path(two.get("m")).read_bytes() == b"theirs"

@@ -25,6 +25,7 @@ from .errors import (
     CapacityError,
     DigestMismatchError,
     ModelCacheError,
+    PolicyError,
     UnsupportedArchiveError,
     storage_error,
 )
@@ -59,6 +60,9 @@ class ArchiveDownload:
             ModelCacheError: Any other leaf; what has come of the archive is not asked for again.
         """
         packed.check_form(self._job.ref.name, ref=self._job.ref.key)
+        if self._job.gate is not None:  # Also if the archive is here: what is recorded comes from this place.
+            place = self._job.ref
+            self._job.gate.policies.check_place(place, self._means.registry.source(place).host(place.key))
         here = self._here()
         if here is not None:
             return self._unpacked(here, self._job.archive, Validators())
@@ -71,7 +75,7 @@ class ArchiveDownload:
             return entry
         except (ArchiveLimitError, UnsupportedArchiveError):
             raise  # It is whole: with other limits, or a library, the next try needs no request.
-        except ArchiveError:
+        except (ArchiveError, PolicyError):
             found.discard()
             raise
         finally:

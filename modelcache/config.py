@@ -12,6 +12,7 @@ from .errors import ConfigurationError, UsageError
 
 SECONDS_MAX = 1_000_000  # Eleven days. Sockets and locks refuse, each at another number, to wait for much longer.
 GRACE_S = 3600.0
+SPAN_MAX_S = 100_000_000_000  # Three thousand years: a time that is over after that fits in every record.
 _ABOVE_ZERO = f"seconds above 0, {SECONDS_MAX} at most"
 
 
@@ -205,8 +206,8 @@ def lifetime(ttl: float) -> float:
 
 def span(name: str, value: float) -> float:
     """Return *value* if it is a span of time in seconds; else raise UsageError, which names the argument."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise UsageError(problem=f"{name}={value!r} makes no sense: seconds, from 0")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= SPAN_MAX_S:
+        raise UsageError(problem=f"{name}={value!r} makes no sense: seconds from 0 to {SPAN_MAX_S}")
     return value
 
 

@@ -61,7 +61,7 @@ class Job:
         no_news: What was on record could not be read, so that what is on record now may be what will not do.
         offer: What a tier has of it.
         local: Ask no source: what the tier has, or nothing.
-        ttl: For how long it is wanted, in seconds; None leaves what is on record.
+        ttl: For how long it is wanted, in seconds: what the caller says, else what is on record.
         archive: Of a tree that is unpacked, the digest that the archive must have; None takes any.
     """
 
@@ -100,15 +100,18 @@ class Means:
     def entry(self, job: Job, stored: Stored, *, source: str, validators: Validators) -> Entry:
         """Return the entry of what *job* has brought, not recorded yet. What it takes the place of is kept a while."""
         now, known = int(time.time()), job.known
-        ttl = job.ttl if job.ttl is not None or known is None else known.ttl
+        mark = job.gate.mark if job.gate is not None else ""
+        mirrors = tuple(mirror.key for mirror in job.mirrors)
         if known is not None and known.digest != stored.digest:
             self.objects.touch(known.digest)
             known = None
         if job.offer is not None and job.offer.entry is not None:
-            told = job.offer.entry  # By the source, to the tier.
+            # What the source has told the tier holds here too; how long it is wanted, and what let it in, does not.
+            told = job.offer.entry
             return replace(
-                told, path=stored.path, name=stored.name, mtime_ns=stored.mtime_ns, created=told.created or now
-            )
+                told, path=stored.path, name=stored.name, mtime_ns=stored.mtime_ns, created=now,
+                mirrors=mirrors or told.mirrors, ttl=job.ttl, sample=None, admitted=mark,
+            )  # fmt: skip
         return Entry(
             key=job.ref.key,
             digest=stored.digest,
@@ -117,14 +120,14 @@ class Means:
             name=stored.name,
             source=source,
             created=now if known is None else known.created,
-            checked=now,
+            checked=now if job.offer is None else job.offer.checked,
             mtime_ns=stored.mtime_ns,
             etag=validators.etag,
             last_modified=validators.last_modified,
             revision=validators.revision,
-            mirrors=tuple(mirror.key for mirror in job.mirrors),
-            ttl=ttl,
-            admitted=job.gate.mark if job.gate is not None else "",
+            mirrors=mirrors,
+            ttl=job.ttl,
+            admitted=mark,
         )
 
     def check_space(self, key: str, needed: int | None) -> None:
@@ -320,6 +323,7 @@ class Download:
             last_modified=validators.last_modified,
             revision=validators.revision,
             mirrors=tuple(mirror.key for mirror in job.mirrors),
+            ttl=job.ttl,
         )
         means.entries.write(entry)
         self._drop_partial()

@@ -113,6 +113,9 @@ def _check_target(root: str, target: str) -> None:
     if is_folder(target) and os.path.lexists(target) and not os.path.isdir(target):
         hint = f"One file is written where the name ends in {FILE_SUFFIX}"
         raise UsageError(problem=f"{target} is a file that is no bundle by its name", hint=hint)
+    directory = os.path.dirname(target)
+    if not is_folder(target) and not os.path.isdir(directory):
+        raise UsageError(problem=f"{directory}, where {target} would be, is no directory", hint="Make it first")
 
 
 class _Export:

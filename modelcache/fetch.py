@@ -159,7 +159,8 @@ class Fetcher:
             *(f"{place.key} at {source.host(place.key)}" for source, place in sources),
             f"archive={job.archive}, {self._archive_limits}",
             f"digest={job.digest}, size={job.size}, {self.means.timeout}, {self._policy}, {self.means.room}",
-            "tiers only" if job.local else "sources",
+            "sources" if not job.local else f"tier={job.offer and job.offer.tier}",
+            f"policies={'' if job.gate is None else job.gate.mark}",
             "with credentials" if personal else "without credentials",
         ]
 
@@ -214,8 +215,7 @@ class Fetcher:
         if place.scheme:
             policies.check_place(place, self.means.registry.source(place).host(place.key))
             if entry is not None and not entry.digest.is_tree:
-                vouched = entry.etag is not None and entry.etag.strip('"') == entry.digest.hex
-                policies.check_announced(job.ref, job.digest, entry.digest if vouched else None)
+                policies.check_announced(job.ref, job.digest, entry.announced)
 
     def _fetch(self, job: Job, deadline: Deadline) -> Entry:
         """Ask the places of *job* in order."""

@@ -35,6 +35,9 @@ _MEMBERS_MAX = 100_000
 _LINE_BYTES_MAX = 1 << 16
 _UNPACKED_BYTES = 8 << 20
 _UNSEEN_BYTES = 64 << 20  # What is unpacked no further may be so large; a text that goes beyond that is none.
+_STREAMS_MAX = 10_000  # One behind another; bgzip makes one of 64 KiB.
+_PIECE_BYTES, _HEAD_BYTES = 1 << 16, 8
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")
 _NUMPY, _ZIP = b"\x93NUMPY", (b"PK\x03\x04", b"PK\x05\x06")
 _IMPORTABLE = re.compile(rb"[\w.]+\r?")
 _OBJECT = re.compile(rb"""["'][|<>=]?O\d*["']""")
@@ -64,8 +67,11 @@ def _found(file: IO[bytes], size: int, depth: int) -> str | None:
     if _is_pickle(file, size):
         return "is a pickle"
     if depth >= _DEPTH_MAX:
-        return "holds archives in archives that nobody looks into" if head.startswith(_ZIP) else None
+        deeper = head.startswith((*_ZIP, *_PACKED)) or head[257:262] == b"ustar"
+        return "holds archives in archives that nobody looks into" if deeper else None
     unpacked = _unpacked(file, head)
+    if isinstance(unpacked, str):
+        return unpacked
     if unpacked is not None:
         inside = _found(*unpacked, depth + 1)
         return f"{inside}, compressed" if inside else None
@@ -124,25 +130,50 @@ def _is_old_tar(head: bytes) -> bool:
     return int(field, 8) == sum(head) - sum(head[148:156]) + 8 * 32
 
 
-def _unpacked(file: IO[bytes], head: bytes) -> tuple[IO[bytes], int] | None:
-    """Return the beginning of what is compressed in *file*, and a size that it may have; None if nothing is."""
-    machine: Any
+def _machine(head: bytes) -> Any:
+    """Return what decompresses a stream that begins with *head*, None if nothing does."""
     if head.startswith(b"\x1f\x8b") or (head[:1] == b"x" and len(head) > 1 and int.from_bytes(head[:2]) % 31 == 0):
-        machine = zlib.decompressobj(wbits=47)  # gzip or zlib, whichever it is.
-    elif head.startswith(b"BZh"):
-        machine = BZ2Decompressor()
-    elif head.startswith((b"\xfd7zXZ\0", b"]\0\0")):
-        machine = LZMADecompressor()
-    else:
+        return zlib.decompressobj(wbits=47)  # gzip or zlib, whichever it is.
+    if head.startswith(b"BZh"):
+        return BZ2Decompressor()
+    if head.startswith((b"\xfd7zXZ\0", b"]\0\0")):
+        return LZMADecompressor()
+    return None
+
+
+def _unpacked(file: IO[bytes], head: bytes) -> tuple[IO[bytes], int] | str | None:
+    """Return the beginning of what is compressed in *file*, and a size that it may have; None if nothing is.
+
+    Streams one behind another are one, as for all who read them; a text says why they are not looked into.
+    """
+    machine = _machine(head)
+    if machine is None:
         return None
     file.seek(0)
-    found = b""
+    found, streams = b"", 1
+    chunk = file.read(_PIECE_BYTES)
     try:
-        while len(found) < _UNPACKED_BYTES and not machine.eof and (chunk := file.read(1 << 16)):
+        while chunk and len(found) < _UNPACKED_BYTES:
             found += machine.decompress(chunk, _UNPACKED_BYTES - len(found))
+            if not machine.eof:
+                chunk = file.read(_PIECE_BYTES)
+                continue
+            chunk = _next_stream(machine.unused_data, file)
+            machine, streams = _machine(chunk), streams + 1
+            if machine is None:
+                break
+            if streams > _STREAMS_MAX:
+                return "is compressed in more streams than are looked at"
     except (zlib.error, LZMAError, OSError, ValueError, EOFError):
         pass  # What came before counts: an unpickler would have read it too.
     return (io.BytesIO(found), len(found) if len(found) < _UNPACKED_BYTES else _UNSEEN_BYTES) if found else None
+
+
+def _next_stream(rest: bytes, file: IO[bytes]) -> bytes:
+    """Return what follows a stream, from *rest* of what was read and from *file*, without the padding between."""
+    while len(rest := rest.lstrip(b"\0")) < _HEAD_BYTES and (piece := file.read(_PIECE_BYTES)):
+        rest += piece
+    return rest
 
 
 def _numpy(file: IO[bytes]) -> str | None:
@@ -264,6 +295,12 @@ class _Reader:
         return b""
 
     def _line(self) -> bytes | None:
-        line = self._file.readline(min(_LINE_BYTES_MAX, self._left))
-        self._left -= len(line)
-        return line[:-1] if line.endswith(b"\n") else None
+        """Return the beginning of a line, however long it is; None if it has no end."""
+        kept = b""
+        while part := self._file.readline(min(_LINE_BYTES_MAX, self._left)):
+            self._left -= len(part)
+            kept = kept or part
+            if part.endswith(b"\n"):
+                return kept.removesuffix(b"\n")
+        self.cut = self.cut or self._left > 0
+        return None

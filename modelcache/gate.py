@@ -46,7 +46,7 @@ class Gate:
         for policy in self.policies:
             state.update(repr(replace(policy, origin="")).encode())
             for path in policy.signatures.files if policy.signatures is not None else ():
-                state.update(hashlib.sha256(signatures.trusted(path)).digest())
+                state.update(hashlib.sha256(signatures.trusted(policy, path)).digest())
         return state.hexdigest()[:32]
 
     @property

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from time import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from failpoints import fail_point
 
@@ -148,6 +148,7 @@ class Getter:
         self._fetching: tuple[Fetcher, Flights[Entry]] | None = None
         self._executor: tuple[int, ThreadPoolExecutor] | None = None
         self._deadlines: weakref.WeakSet[Deadline] = weakref.WeakSet()
+        self._told_over: set[str] = set()  # Of what has been told already.
 
     def renew_guard(self) -> None:
         """Replace the lock, which another thread may have held at a fork."""
@@ -231,7 +232,7 @@ class Getter:
         try:
             entry = self._admitted(ask, self._flights().run(ask.flight, self._work(ask), deadline))
         except (NetworkError, StorageError, NoSpaceError) as error:
-            return self._stale(ask, error)
+            entry = self._stale(ask, error)
         return self._wanted_for(ask, entry)
 
     async def aentry(self, ask: Ask, deadline: Deadline) -> Entry:
@@ -248,31 +249,41 @@ class Getter:
             entry = await self._flights().arun(ask.flight, self._work(ask), deadline, self._threads())
         except (NetworkError, StorageError, NoSpaceError) as error:
             entry = self._stale(ask, error, admit=False)
-        if ask.policies:
+        if ask.policies or self._changes(ask, entry):
             from asyncio import to_thread
 
-            entry = await to_thread(self._admitted, ask, entry)  # It may have to read all of it.
-        return self._wanted_for(ask, entry)
+            # It may have to read all of it, and to sync a record.
+            return await to_thread(lambda: self._wanted_for(ask, self._admitted(ask, entry)))
+        return entry
 
     def _wanted_for(self, ask: Ask, entry: Entry) -> Entry:
         """Return *entry* with the time that *ask* wants it for on record; a tier's keeps its own."""
-        if ask.ttl in {None, entry.ttl} or not entry.path.startswith(f"{self.root}/"):
+        if not self._changes(ask, entry):
             return entry
-        return self._noted(replace(entry, ttl=ask.ttl))
+        return self._noted(entry, ttl=ask.ttl)
 
-    def _noted(self, entry: Entry) -> Entry:
-        """Return *entry*, which is on record but for something new; unless it cannot be written, it is then whole."""
+    def _changes(self, ask: Ask, entry: Entry) -> bool:
+        """Tell whether *ask* wants *entry*, of this cache, for another time than is on record."""
+        return ask.ttl not in {None, entry.ttl} and entry.path.startswith(f"{self.root}/")
+
+    def _noted(self, entry: Entry, **new: Any) -> Entry:
+        """Return *entry* with what is *new* of it, on record too, unless that cannot be written."""
+        try:
+            self._note(entry, lambda now: now.digest == entry.digest, new)
+        except ModelCacheError as error:
+            logging.getLogger("modelcache").warning("%s cannot be noted on record: %s", entry.key, error.summary)
+        return replace(entry, **new)
+
+    def _note(self, entry: Entry, fits: Callable[[Entry], bool], new: dict[str, Any]) -> None:
+        """Write what is *new* of *entry* on record, if what is there now *fits*, and its object is there (I2)."""
         from .objects import Objects
 
         objects = Objects(self.root)
-        try:
-            with objects.announced(entry.digest):
-                now = self._entries.read(entry.key)
-                if now is not None and now.digest == entry.digest and objects.find(entry.digest, now.name):
-                    self._entries.write(replace(now, ttl=entry.ttl, sample=entry.sample))
-        except ModelCacheError as error:
-            logging.getLogger("modelcache").warning("%s cannot be noted on record: %s", entry.key, error.summary)
-        return entry
+        with objects.announced(entry.digest):
+            now = self._entries.read(entry.key)
+            if now is not None and fits(now) and objects.find(now.digest, now.name) is not None:
+                fail_point("getting.before-note")
+                self._entries.write(replace(now, **new))
 
     def look(self, ask: Ask) -> Entry | None:
         """Return the entry that answers *ask* without a fetch, None if one is needed.
@@ -296,6 +307,8 @@ class Getter:
                     reason="force_download needs a connection, but the cache is offline",
                 )
             self.hits += 1
+            if 0 < entry.expires <= time():
+                self._tell_over(ask, entry)
             return self._wanted_for(ask, self._admitted(ask, entry))
         self.misses += 1
         if ask.offer is not None and not (ask.force and ask.local):
@@ -315,14 +328,11 @@ class Getter:
         entry = self._find(ask)
         if entry is not None or self._tiers is None:
             return entry
-        offer = self._tiers.find(ask.ref, ask.digest)
-        if offer is None or (ask.archive is not None and (offer.entry is None or offer.entry.revision != ask.archive)):
-            return None
-        served = offer.in_place and not ask.promote
-        if served and ask.verify != "stat" and not self._tiers.is_whole(offer):
-            return None
-        ask.offer = offer
-        return offer.entry if served else None
+        ask.offer = self._tiers.find(ask.ref, ask.digest, verify=ask.verify)
+        if ask.offer is not None and ask.archive is not None:
+            told = ask.offer.entry
+            ask.offer = ask.offer if told is not None and told.revision == ask.archive else None
+        return ask.offer.entry if ask.offer is not None and ask.offer.in_place and not ask.promote else None
 
     def _find(self, ask: Ask) -> Entry | None:
         """Return the entry that holds what *ask* names, whole, and here."""
@@ -354,7 +364,7 @@ class Getter:
             self._tell(Event("quarantined", entry.key, detail=finding.moved_to))
         if finding.state != "ok":
             return None
-        return self._noted(replace(entry, sample=sample(self.root, entry))) if ask.verify == "sample" else entry
+        return self._noted(entry, sample=sample(self.root, entry)) if ask.verify == "sample" else entry
 
     def _stat(self, entry: Entry) -> os.stat_result | None:
         try:
@@ -392,18 +402,14 @@ class Getter:
         assert gate is not None
         place = reference.parse(entry.source) if entry.source != "put" else ask.ref
         if place.scheme and ask.patterns is None and not ask.digest:
-            vouched = entry.etag is not None and entry.etag.strip('"') == entry.digest.hex
-            ask.policies.check_announced(ask.ref, ask.digest, entry.digest if vouched else None)
+            ask.policies.check_announced(ask.ref, ask.digest, entry.announced)
         if entry.admitted == gate.mark:
             return entry
         found = self._judged(ask, entry)
-        current = self._entries.read(entry.key)
-        if current is not None and current.serial == entry.serial:
-            try:
-                fail_point("getting.before-admit")
-                self._entries.write(found)
-            except (StorageError, NoSpaceError):
-                pass  # It is looked at again next time.
+        try:
+            self._note(entry, lambda now: now.serial == entry.serial, {"admitted": found.admitted})
+        except (StorageError, NoSpaceError):
+            pass  # It is looked at again next time.
         return found
 
     def _judge(self, ask: Ask) -> Callable[[Entry], Entry] | None:
@@ -451,7 +457,7 @@ class Getter:
 
     def _is_quick(self, ask: Ask) -> bool:
         """Tell whether `look` is sure to find *ask* by one ``stat``."""
-        if ask.policies:
+        if ask.policies or ask.ttl is not None:
             return False
         found = hit.look(self.root, ask.ref.key) if ask.verify == "stat" else None
         return (
@@ -498,7 +504,8 @@ class Getter:
         job = Job(
             ask.ref, ask.digest, ask.size, ask.mirrors, ask.record, refresh,
             unless_changed=conditional, no_news=ask.force and ask.unread,
-            offer=ask.offer, local=ask.local or not ask.ref.scheme, ttl=ask.ttl, gate=gate, archive=ask.archive,
+            offer=ask.offer, local=ask.local or not ask.ref.scheme, gate=gate, archive=ask.archive,
+            ttl=ask.ttl if ask.ttl is not None or ask.record is None else ask.record.ttl,
         )  # fmt: skip
         self._flights()
         assert self._fetching is not None
@@ -510,6 +517,15 @@ class Getter:
         if patterns is None:
             return lambda deadline: fetcher.fetch(job, deadline)
         return lambda deadline: fetcher.fetch_tree(job, patterns, deadline, jobs=self.limits.concurrency)
+
+    def _tell_over(self, ask: Ask, entry: Entry) -> None:
+        """Tell once that the time of *entry* is over, and that it is served because no source can be asked."""
+        if entry.key in self._told_over:
+            return
+        self._told_over.add(entry.key)
+        why = "the cache is offline" if ask.ref.scheme else "it was put here, so that no source can be asked"
+        logging.getLogger("modelcache").warning("the time of %s is over, and it is served: %s", entry.key, why)
+        self._tell(Event("stale", entry.key, detail=why))
 
     def _stale(self, ask: Ask, error: ModelCacheError, *, admit: bool = True) -> Entry:
         """Return what is cached where only its age asked for a fetch that failed; else raise *error*."""

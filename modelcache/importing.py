@@ -7,6 +7,7 @@ goes on with what its partials hold, and one that finds a wrong byte has changed
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -28,6 +29,7 @@ from .errors import (
     LockTimeoutError,
     MissingContentsError,
     ModelCacheError,
+    PolicyError,
     StorageError,
     storage_error,
 )
@@ -174,12 +176,17 @@ class Importer:
                 self._receive_all(bundle, missing)
                 for digest in missing:
                     materials[digest, False] = self._kept[digest].path
+                self._admit(bundle, [item for item in items if states[item.key] in _COMES], made, materials)
                 self._publish(bundle, made, materials)
                 for item in items:
                     if states[item.key] in _COMES:
                         states[item.key] = self._record(item)
                 for digest in {leaf.digest for item in items for leaf in bundle.index.leaves(item)}:
                     self._partials.remove(_partial_key(digest))  # Of others, who died: it is here now.
+            except PolicyError:
+                for partial in self._kept.values():
+                    partial.discard()  # What is refused is kept for nobody.
+                raise
             except OSError as error:
                 if isinstance(error, ModelCacheError):
                     raise
@@ -210,12 +217,12 @@ class Importer:
         known = self._entries.read(item.key)
         if known is None:
             return "new"
-        if not hit.stands(known.path, known.size, known.mtime_ns):
-            return "replaced" if known.digest != item.digest else "new"
         if known.digest == item.digest:
-            return "here"
+            return "here" if hit.stands(known.path, known.size, known.mtime_ns) else "new"
         if self._pins.has(item.key):
             return "pinned"
+        if self._objects.find(known.digest, known.name) is None:
+            return "replaced"
         wins = self._wish.conflict == "replace" or (self._wish.conflict == "newer" and item.checked > known.checked)
         return "replaced" if wins else "kept"
 
@@ -403,14 +410,31 @@ class Importer:
                     self._check(leaf.digest, written(descriptor, of_file(path)))
                 finally:
                     os.close(descriptor)
-            if self._gate is not None:
-                self._gate.check_file(item.key, place, name=item.name, bring=lambda: self._signature(item))
             commit.seal(staged)
             self._drop([leaf], materials)
             fail_point("importing.before-publish")
             return self._objects.publish(staged, item.digest, item.name)
         finally:
             commit.discard(staged)
+
+    def _admit(self, bundle: Bundle, items: list[Item], made: list[Item], materials: Materials) -> None:
+        """Ask the policies of each of *items*, under its own name, whether its content came or was here already.
+
+        A tree of *made* is looked at when it has been put together.
+        """
+        gate, new = self._gate, {item.digest for item in made}
+        if gate is None:
+            return
+        for item in items:
+            stored = None if item.digest in new else self._objects.find(item.digest)
+            if item.digest not in new and stored is None:
+                raise vanishing(self._objects.path(item.digest))
+            if item.digest.is_tree and stored is not None:
+                gate.check_tree(item.key, stored.path, [(leaf.path, leaf.size) for leaf in bundle.index.leaves(item)])
+            elif not item.digest.is_tree:
+                leaf = Leaf(item.name, item.size, item.digest)
+                path = self._material(leaf, materials)[0] if stored is None else stored.path
+                gate.check_file(item.key, path, name=item.name, bring=functools.partial(self._signature, item))
 
     def _signature(self, item: Item) -> bytes:
         assert self._gate is not None
@@ -462,6 +486,7 @@ class Importer:
                 last_modified=item.last_modified,
                 revision=item.revision,
                 mirrors=item.mirrors,
+                ttl=None if before is None else before.ttl,
                 admitted=self._gate.mark if self._gate is not None else "",
             )
         )

@@ -260,7 +260,11 @@ def link(
         named = objects.name(digest, ref.name)
         if named is None:
             return None
-        entry = replace(_linked(ref, named, lost), admitted=mark)
+        before = Entries(root).read(ref.key)
+        if before is not None and before.digest != digest:
+            objects.touch(before.digest)  # It was promised until now: kept a while.
+        ttl = None if before is None else before.ttl
+        entry = replace(_linked(ref, named, lost), admitted=mark, ttl=ttl)
         Entries(root).write(entry)
         return entry
 

@@ -5,6 +5,7 @@ No algorithm of its own; each call imports the part that does the work.
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -143,6 +144,8 @@ class Keeper(ABC):
         from .verification import verify
 
         self._check_open()
+        if since is not None and not (isinstance(since, int | float) and math.isfinite(since)):
+            raise UsageError(problem=f"since={since!r} makes no sense: a time in Unix seconds")
         entries = [self._recorded(ref) for ref in refs] if refs else self.entries()
         entries = [entry for entry in entries if since is None or entry.created >= since]
         done, total = 0, sum(entry.size for entry in entries)
@@ -196,12 +199,13 @@ class Keeper(ABC):
             raise UsageError(problem=f"verify={verify!r} makes no sense: one of stat, full")
         if not refs:
             raise UsageError(problem="nothing to export: no ref was given")
+        target, before = _path("to", to), None if base is None else _path("base", base)
         entries = {entry.key: entry for entry in map(self._recorded, refs)}
         return export(
             self.root,
             list(entries.values()),
-            os.fspath(to),
-            base=None if base is None else os.fspath(base),
+            target,
+            base=before,
             full=verify == "full",
             leases=self._leases(),
             tell=self._tell,
@@ -242,6 +246,7 @@ class Keeper(ABC):
         self._check_open()
         if conflict not in CONFLICTS:
             raise UsageError(problem=f"conflict={conflict!r} makes no sense: one of {', '.join(CONFLICTS)}")
+        path = _path("path", path)
         wanted = None if digest is None else Digest.parse(digest)
         wish = Wish(os.path.abspath(path), tuple(reference.parse(ref).key for ref in refs), wanted, conflict)
         limits, room = self._limits, None
@@ -330,3 +335,11 @@ class Keeper(ABC):
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(root=self.root)
+
+
+def _path(name: str, value: RefLike) -> str:
+    """Return the path *value* as a text; raise UsageError, which names the argument, if it can be none."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise UsageError(problem=f"{name}={value!r} makes no sense: the path of a file or a directory")
+    return text

@@ -1,6 +1,7 @@
 """Why a fetch failed, told to the processes that wait for it: an error as a note in the lock file.
 
-A holder that failed for a reason that would meet everybody (404, refused, no space) leaves it, and those who wait
+A holder that failed for a reason that would meet everybody (404, refused, no space, other bytes than were asked for, a
+policy) leaves it, and those who wait
 raise it too, in place of failing one after the other. It is JSON and not a pickle, because the file may be another
 user's. A note speaks for those only who would ask the same places for the same thing, within the same limits; and a
 401, 403 or 404 only among those who ask without credentials.
@@ -15,14 +16,18 @@ from typing import Any
 from . import errors
 from .errors import AccessDeniedError, DeadlineError, ModelCacheError, NotFoundError
 
-_PERSONAL = (NotFoundError, AccessDeniedError)
+_PERSONAL = (NotFoundError, AccessDeniedError, errors.SignatureError)  # A signature that one may not read is none.
+_ABOUT_CONTENT = (
+    errors.EmptyContentError, errors.DigestMismatchError, errors.SizeMismatchError, errors.MissingCompanionError,
+    errors.ArchiveError, errors.PolicyError,
+)  # fmt: skip
 
 
 def is_for_all(error: ModelCacheError) -> bool:
     """Tell whether *error* would meet every process that asks now for the same, in the same way."""
     if isinstance(error, errors.MirrorsExhaustedError):
         return all(is_for_all(one) for one in error.errors)
-    kinds = (*_PERSONAL, errors.NetworkError, errors.NoSpaceError, errors.EmptyContentError)
+    kinds = (*_PERSONAL, errors.NetworkError, errors.NoSpaceError, *_ABOUT_CONTENT)
     return isinstance(error, kinds) and not isinstance(error, DeadlineError)
 
 

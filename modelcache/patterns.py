@@ -57,7 +57,9 @@ class Patterns:
 
 
 def _listed(patterns: str | Iterable[str], name: str) -> tuple[str, ...]:
-    found = [patterns] if isinstance(patterns, str) else list(patterns)
+    found = (
+        [patterns] if isinstance(patterns, str) else list(patterns) if isinstance(patterns, Iterable) else [patterns]
+    )
     if not all(isinstance(one, str) and one for one in found) or (name == "allow_patterns" and not found):
         raise UsageError(problem=f"{name}={patterns!r} makes no sense: one pattern or several, such as '*.json'")
     return tuple(sorted({f"{one}*" if one.endswith("/") else one for one in found}))

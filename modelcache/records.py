@@ -76,6 +76,11 @@ class Entry:
         """When its time is over, in Unix seconds; 0 if that never comes."""
         return 0 if self.ttl is None else max(self.created, self.checked) + math.ceil(self.ttl)
 
+    @property
+    def announced(self) -> Digest | None:
+        """Its digest if that is its entity tag too, as a hub's: then its source has said so. Else None."""
+        return self.digest if self.etag is not None and self.etag.strip('"') == self.digest.hex else None
+
     def as_dict(self) -> dict[str, Any]:
         """Return the entry as a JSON-ready dict."""
         return {"ref": self.key, **asdict(self), "mirrors": list(self.mirrors)}

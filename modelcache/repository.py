@@ -26,6 +26,7 @@ from .errors import (
     ModelCacheError,
     NoSpaceError,
     NothingMatchesError,
+    PolicyError,
     SizeMismatchError,
     StorageError,
     storage_error,
@@ -35,7 +36,7 @@ from .jobs import run_all
 from .listing import Leaf, check_paths
 from .partials import Partial
 from .patterns import Patterns
-from .policy import NONE
+from .policy import NONE, PLACE_RULES
 from .records import Entry
 from .retry import Deadline
 from .sources import RemoteFile, RemoteListing, Request, Validators
@@ -91,6 +92,10 @@ class TreeDownload:
             staged = StagedTree(self._means.root, self._job.ref.name, ref=self._job.ref.key)
             self._fill(staged, wanted)
             return self._publish(staged, listing)
+        except PolicyError as error:
+            for partial, _ in self._kept if error.rule not in PLACE_RULES else ():
+                partial.discard()  # What is refused is kept for nobody.
+            raise
         except OSError as error:
             if isinstance(error, ModelCacheError):
                 raise

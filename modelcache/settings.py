@@ -81,12 +81,16 @@ def _path(value: object, setting: str, base: str) -> str:
 
 def _tiers(value: object, setting: str, base: str) -> tuple[str, ...]:
     """Return each tier as `tiers.Tier.parse` takes it: a word that it knows, or an absolute path, and how to use it."""
-    parts = value.split(os.pathsep) if isinstance(value, str) else value
+    parts = [part for part in value.split(os.pathsep) if part.strip()] if isinstance(value, str) else value
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         raise ConfigurationError(setting=setting, value=str(value), expected="a list of directories")
-    stripped = (part.strip() for part in parts)
+    stripped = [part.strip() for part in parts]
+    if not all(stripped):
+        raise ConfigurationError(
+            setting=setting, value=str(value), expected="a list of directories, none of them empty"
+        )
     words = ("huggingface", "huggingface,promote", "huggingface,in-place")
-    return tuple(part if part in words else _path(part, setting, base) for part in stripped if part)
+    return tuple(part if part in words else _path(part, setting, base) for part in stripped)
 
 
 def _flag(value: object, setting: str, base: str) -> bool:

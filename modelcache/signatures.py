@@ -37,17 +37,18 @@ def prepare(policy: Policy) -> None:
     _library()
     assert policy.signatures is not None
     for path in policy.signatures.files:
-        trusted(path)
+        trusted(policy, path)
 
 
-def trusted(path: str) -> bytes:
-    """Return what is in a file that says whom to trust; raise ConfigurationError."""
+def trusted(policy: Policy, path: str) -> bytes:
+    """Return what is in a file that says whom *policy* trusts; raise ConfigurationError."""
     try:
         found = files.read(path)
     except OSError:
         found = None
     if not found:
-        raise ConfigurationError(setting="signatures", value=path, expected="a file that is there and can be read")
+        setting = f"signatures of the policy in {policy.origin}"
+        raise ConfigurationError(setting=setting, value=path, expected="a file that is there and can be read")
     return found
 
 

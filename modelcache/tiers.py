@@ -24,6 +24,7 @@ from . import files, hit, hubcache, layout, reference, trees
 from .config import is_seconds
 from .digest import Digest
 from .errors import ModelCacheError, UsageError
+from .hubcache import HubFile, Snapshot
 from .objects import Objects
 from .records import Entries, Entry
 from .reference import HubPlace, Ref
@@ -35,6 +36,7 @@ _DOWN_S = 60.0  # A tier that has not answered is left alone for so long.
 _log = logging.getLogger("modelcache")
 _complained: set[tuple[str, str]] = set()
 T = TypeVar("T")
+_Found = Callable[[], "Offer | None"]  # Looks at the content, as far as it must, and says what is offered then.
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Tier:
     timeout: float = 5.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.path, str) and os.path.isabs(self.path)):
+        if not (isinstance(self.path, str) and os.path.isabs(self.path) and "\0" not in self.path):
             raise UsageError(problem=f"the tier {self.path!r} makes no sense: the absolute path of a directory")
         if not (is_seconds(self.timeout) and self.timeout > 0):
             raise UsageError(problem=f"timeout={self.timeout!r} of {self.path} makes no sense: seconds above 0")
@@ -94,12 +96,14 @@ class Offer:
         entry: What is known of it, its path in the tier; None of a snapshot, which is no tree yet.
         listing: The files of a tree, each with the ref of where it is.
         in_place: Whether ``entry`` may be used where it is.
+        checked: When its source said so, as far as the tier knows, in Unix seconds.
     """
 
     tier: Tier
     entry: Entry | None
     listing: RemoteListing | None
     in_place: bool
+    checked: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,26 +129,16 @@ class Tiers:
     def __init__(self, tiers: tuple[Tier, ...]) -> None:
         self._levels = tuple(_Level(tier) for tier in tiers)
 
-    def find(self, ref: Ref, digest: Digest | None) -> Offer | None:
-        """Return what the first tier offers that has *ref*, or anything with *digest*; None if none has."""
+    def find(self, ref: Ref, digest: Digest | None, *, verify: str = "stat") -> Offer | None:
+        """Return what the first tier offers that has *ref*, or anything with *digest*; None if none has.
+
+        *verify* is that of a get: ``full`` reads all of what is served in place, ``sample`` does so once in a process.
+        """
         for level in self._levels:
-            found = level.find(ref, digest)
+            found = level.find(ref, digest, verify)
             if found is not None:
                 return found
         return None
-
-    def is_whole(self, offer: Offer) -> bool:
-        """Read and hash what is offered in place; what is wrong is told, and left as it is."""
-        entry = offer.entry
-        assert entry is not None
-        try:
-            whole = trees.digest_of(entry.path, entry.digest)[0] == entry.digest
-        except OSError as error:
-            _complain(offer.tier, error.strerror or str(error))
-            return False
-        if not whole:
-            _complain(offer.tier, f"what it has for {entry.key} is not what was stored")
-        return whole
 
     def copy_of(self, file: RemoteFile) -> Ref | None:
         """Return where a tier has the content of *file*, None if none has. Who takes it from there hashes it."""
@@ -165,8 +159,27 @@ class _Level:
         self._down_until = 0.0
         self._hashed: dict[tuple[str, int, int, int], Digest] = {}
 
-    def find(self, ref: Ref, digest: Digest | None) -> Offer | None:
-        return self._within(lambda: self._find(ref, digest))
+    def find(self, ref: Ref, digest: Digest | None, verify: str) -> Offer | None:
+        found = self._within(lambda: self._find(ref, digest))
+        if found is None:
+            return None
+        try:  # Not within the timeout: how long it takes to read a content is no sign of a tier that hangs.
+            offer = found()
+            if offer is None or offer.entry is None or not offer.in_place or self._holds(offer.entry, verify):
+                return offer
+        except (OSError, ModelCacheError) as error:
+            self._complain(getattr(error, "summary", None) or str(error))
+            return None
+        self._complain(f"what it has for {ref.key} is not what its name says")
+        return None
+
+    def _holds(self, entry: Entry, verify: str) -> bool:
+        """Tell whether *entry* holds what it says, looked at as *verify* says."""
+        if verify == "stat":
+            return True
+        if verify == "sample" and not entry.digest.is_tree:
+            return self._digest(entry.path) == entry.digest
+        return trees.digest_of(entry.path, entry.digest)[0] == entry.digest
 
     def copy_of(self, file: RemoteFile) -> Ref | None:
         return self._within(lambda: self._copy_of(file))
@@ -211,7 +224,7 @@ class _Level:
     def _complain(self, why: str) -> None:
         _complain(self.tier, why)
 
-    def _find(self, ref: Ref, digest: Digest | None) -> Offer | None:
+    def _find(self, ref: Ref, digest: Digest | None) -> _Found | None:
         top = self.tier.path
         problem = _why_not(top)
         if problem:
@@ -228,20 +241,31 @@ class _Level:
                 return found
         return None if digest is None else self._with_digest(ref, digest)
 
-    def _recorded(self, ref: Ref, digest: Digest | None) -> Offer | None:
+    def _recorded(self, ref: Ref, digest: Digest | None) -> _Found | None:
         """Return what is recorded for *ref* in another modelcache."""
         entry = Entries(self.tier.path).read(ref.key)
         if entry is None or digest not in {None, entry.digest}:
             return None
-        found = os.lstat(entry.path)
-        if not hit.is_same(found, entry.size, entry.mtime_ns):
+        try:
+            found = os.lstat(entry.path)
+        except FileNotFoundError:
+            return None  # Its owner may be collecting; with a digest it is looked for under other names.
+        listing = self._listing(ref, entry)
+        if listing is None and entry.digest.is_tree:
+            return None
+        offer = Offer(self.tier, entry, listing, in_place=not self.tier.promote, checked=entry.checked)
+        if hit.is_same(found, entry.size, entry.mtime_ns):
+            return lambda: offer
+
+        def touched() -> Offer | None:
             if entry.digest.is_tree or self._digest(entry.path) != entry.digest:
                 self._complain(f"what it has for {ref.key} is not what was stored")
                 return None
-            entry = replace(entry, mtime_ns=found.st_mtime_ns)  # Touched, and whole.
-        return Offer(self.tier, entry, self._listing(ref, entry), in_place=not self.tier.promote)
+            return replace(offer, entry=replace(entry, mtime_ns=found.st_mtime_ns))
 
-    def _with_digest(self, ref: Ref, digest: Digest) -> Offer | None:
+        return touched
+
+    def _with_digest(self, ref: Ref, digest: Digest) -> _Found | None:
         """Return the object with *digest*, whatever it is called there: it comes here under its new name."""
         stored = Objects(self.tier.path).find(digest, ref.name) or Objects(self.tier.path).find(digest)
         if stored is None:
@@ -250,13 +274,18 @@ class _Level:
             key=ref.key, digest=digest, path=stored.path, size=stored.size, name=stored.name, source=ref.key,
             created=0, checked=0, mtime_ns=stored.mtime_ns,
         )  # fmt: skip
-        return Offer(self.tier, entry, self._listing(ref, entry), in_place=False)
+        listing = self._listing(ref, entry)
+        if listing is None and digest.is_tree:
+            return None
+        offer = Offer(self.tier, entry, listing, in_place=False)
+        return lambda: offer
 
     def _listing(self, ref: Ref, entry: Entry) -> RemoteListing | None:
         if not entry.digest.is_tree:
             return None
         listing = trees.listing_on_record(Objects(self.tier.path).path(entry.digest), entry.digest)
         if listing is None:
+            self._complain(f"the listing of {entry.digest} is broken")
             return None
         found = (
             RemoteFile(
@@ -266,7 +295,7 @@ class _Level:
         )
         return RemoteListing(ref, entry.revision, tuple(found))
 
-    def _of_hub(self, ref: Ref, digest: Digest | None) -> Offer | None:
+    def _of_hub(self, ref: Ref, digest: Digest | None) -> _Found | None:
         """Return what huggingface_hub has: of a tree only what it knows to be complete."""
         place = self._place(ref)
         snapshot = None if place is None else hubcache.snapshot(self.tier.path, place)
@@ -279,10 +308,14 @@ class _Level:
             listed = tuple(
                 RemoteFile(file.inside, file.size, file.digest, file.blob, reference.parse(file.path)) for file in found
             )
-            return Offer(self.tier, None, RemoteListing(ref, snapshot.commit, listed), in_place=False)
+            listing = RemoteListing(ref, snapshot.commit, listed)
+            offer = Offer(self.tier, None, listing, in_place=False, checked=snapshot.named)
+            return lambda: offer
         file = snapshot.file(place.path)
-        if file is None:
-            return None
+        return None if file is None else lambda: self._file_of_hub(ref, digest, snapshot, file)
+
+    def _file_of_hub(self, ref: Ref, digest: Digest | None, snapshot: Snapshot, file: HubFile) -> Offer | None:
+        """Return the offer of *file*: hashed if nobody will do so on the way here, or nothing else says its digest."""
         in_place = self.tier.promote is False
         named = file.digest
         if named is None or in_place:
@@ -300,7 +333,7 @@ class _Level:
             key=ref.key, digest=named, path=file.path, size=file.size, name=ref.name, source=ref.key,
             created=snapshot.named, checked=snapshot.named, mtime_ns=file.mtime_ns, revision=snapshot.commit,
         )  # fmt: skip
-        return Offer(self.tier, entry, None, in_place=in_place)
+        return Offer(self.tier, entry, None, in_place=in_place, checked=snapshot.named)
 
     def _place(self, ref: Ref) -> HubPlace | None:
         place = ref.hub if ref.scheme == "hf" else None

@@ -62,7 +62,7 @@ class Unpacking:
         self._leaves: dict[str, Leaf] = {}
         self._links: dict[str, str] = {}  # Where each one leads, as a path in the tree.
         self._seen: set[str] = set()  # Files that are there, wanted or not.
-        self._bytes = self._allowed = self._members = 0
+        self._bytes = self._members = 0
 
     def run(self) -> None:
         """Unpack.

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         )
         return 0
     rows = [("SETTING", "VALUE", "FROM")]
-    rows += [(setting.key, _shown(values[setting.name]), origins[setting.name]) for setting in TABLE]
+    rows += [(setting.key, _shown(values[setting.name], setting.shown), origins[setting.name]) for setting in TABLE]
     for policy in policies:
         rows += [(f"policy.{rule}", _shown(value), policy.origin) for rule, value in _rules(policy).items()]
     console.table(rows)
@@ -69,9 +69,9 @@ def _plain(value: object) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, nothing: str = "-") -> str:
     if value is None or value == []:
-        return "-"
+        return nothing
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):

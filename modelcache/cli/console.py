@@ -160,7 +160,7 @@ class _Plain:
         if event.kind == "started":
             self._last[event.ref] = now, event.done
             resumed = f", {size(event.done)} of it here already" if event.done else ""
-            self._say(f"{event.ref}: {size(event.total) if event.total else 'size unknown'}{resumed}")
+            self._say(f"{event.ref}: {'size unknown' if event.total is None else size(event.total)}{resumed}")
         elif event.kind == "progress":
             due = event.done - said >= event.total * HEARTBEAT_SHARE if event.total else False
             # A fast transfer needs no ten lines: not more than one a second.

@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         console.data_json([asdict(state) for state in states])
         return 0
     if not states:
-        console.note("there are no tiers: MODELCACHE_TIERS names them")
+        console.note("there are no tiers: MODELCACHE_TIERS names them, or `tiers` in a file with settings")
         return 0
     rows = [("KIND", "HITS ARE", "STATE", "PATH")]
     rows += [

@@ -47,7 +47,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         for violation in report.violations:
             console.data(f"broken promise  {violation}")
         whole = len(report.findings) - len(report.bad)
-        console.note(f"{whole} of {len(report.findings)} models are whole, {size(report.bytes_read)} read")
+        repaired = sum(finding.repaired for finding in report.bad)
+        more = f", {repaired} more are repaired" if repaired else ""
+        console.note(f"{whole} of {len(report.findings)} models are whole{more}, {size(report.bytes_read)} read")
     if not report.ok and not console.json:
         console.say("hint: `modelcache verify --repair` fetches again what is corrupt or missing")
     return 0 if report.ok else _code(report)

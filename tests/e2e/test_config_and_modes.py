@@ -293,3 +293,20 @@ def test_refresh_gives_way_to_local_files_only(server: FaultServer, root: Path) 
             cache.get(f"{url}.other", local_files_only=True)
 
     assert len(server.seen()) == 1
+
+
+def test_config_says_the_default_where_nothing_is_set(here: Path, run: Run) -> None:
+    lines = {line.split()[0]: line for line in run("config").stdout.splitlines()}
+    assert "30, 60" in lines["http-timeout"]
+    assert "no limit" in lines["capacity"]
+
+
+def test_what_was_repaired_is_counted(here: Path, server: FaultServer, run: Run, tmp_path: Path) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    with Cache(tmp_path / "cache") as cache:
+        path = Path(cache.get(url))
+    path.chmod(0o644)
+    path.write_bytes(b"x")
+    done = run("verify", "--repair", "--root", str(tmp_path / "cache"))
+    assert done.returncode == 0
+    assert "0 of 1 models are whole, 1 more are repaired" in done.stderr

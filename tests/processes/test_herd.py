@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import random
 import signal
 import subprocess
@@ -140,6 +141,41 @@ def test_those_who_wait_share_the_failure_of_the_one_who_asked(server: FaultServ
 
     assert outcomes == [["failed", "AccessDeniedError"]] * 8
     assert len(server.seen()) <= 8
+    assert leftovers(root) == []
+
+
+@pytest.mark.parametrize("why", ["policy", "digest", "archive"])
+def test_what_is_refused_for_its_content_does_not_come_once_for_each_who_waits(
+    why: str, server: FaultServer, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, content = "url", pickle.dumps(list(range(100_000)))
+    if why == "policy":
+        (tmp_path / "settings.toml").write_text("[policy]\n")
+        monkeypatch.setenv("MODELCACHE_CONFIG", str(tmp_path / "settings.toml"))
+    elif why == "digest":
+        arguments = f"url, digest='sha256:{'0' * 64}'"
+    url = server.add("/m.tar" if why == "archive" else "/m", content, [Fault(hold_after=1000)])
+    asker = _ASKER.replace("cache.get(url)", f"cache.get({arguments})").replace(
+        "base=0)", "base=0), on_event=lambda event: event.kind == 'waiting' and print('waiting', flush=True)"
+    )
+
+    def ask() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", asker, str(root), f"{url}#tree" if why == "archive" else url]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        let_go([process])
+        return process
+
+    first = ask()
+    server.wait_for_sent(1000)
+    others = [ask() for _ in range(4)]
+    assert [line(other) for other in others] == [["waiting"]] * 4
+    asked = len(server.seen())
+    server.release()
+    outcomes = finish([first, *others])
+
+    error = {"policy": "PolicyError", "digest": "DigestMismatchError", "archive": "ArchiveError"}[why]
+    assert outcomes == [["failed", error]] * 5
+    assert len(server.seen()) - asked <= 1  # A wrong digest is asked for once more, by the one who asked.
     assert leftovers(root) == []
 
 

@@ -655,3 +655,75 @@ def test_limits_that_make_no_sense_are_refused() -> None:
         for value in (0, -1, True, "many", None):
             with pytest.raises(errors.ConfigurationError):
                 ArchiveLimits(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["tar", "zip"])
+def test_a_dot_before_a_path_is_no_part_of_it(cache: Cache, tmp_path: Path, form: str) -> None:
+    """As ``tar -C directory -cf archive.tar .`` writes it."""
+    files = {"./net/model.onnx": b"m", ".//readme": b"r", "././x": b"x", "./.hidden": b"h"}
+    data = zip_with(files) if form == "zip" else tar_with(files)
+
+    assert content_of(put(cache, tmp_path, data, f"a.{form}")) == {
+        "net/model.onnx": b"m", "readme": b"r", "x": b"x", ".hidden": b"h",
+    }  # fmt: skip
+
+
+def test_the_directory_itself_may_be_a_member(cache: Cache, tmp_path: Path) -> None:
+    data = tar_of((info("./", kind=tarfile.DIRTYPE), b""), (info("./a", 1), b"a"))
+
+    assert content_of(put(cache, tmp_path, data)) == {"a": b"a"}
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        ArchiveLimits(bytes_max=sum(map(len, FILES.values()))), ArchiveLimits(files_max=len(FILES)),
+        ArchiveLimits(depth_max=3), ArchiveLimits(name_bytes_max=len("config.json")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["tar.gz", "zip"])
+def test_what_reaches_a_limit_is_unpacked(root: Path, tmp_path: Path, limits: ArchiveLimits, form: str) -> None:
+    data = zip_with(FILES) if form == "zip" else gzip.compress(tar_with(FILES))
+
+    with Cache(root, archive_limits=limits) as cache:
+        assert content_of(put(cache, tmp_path, data, f"a.{form}")) == FILES
+
+
+def test_the_digest_of_the_tree_is_held_against_what_an_archive_at_its_source_unpacks_to(
+    server: FaultServer, cache: Cache, root: Path
+) -> None:
+    url = server.add("/m.tar.gz", gzip.compress(tar_with(FILES)))
+
+    with pytest.raises(errors.DigestMismatchError):
+        cache.get_tree(url, digest=f"tree:{'0' * 64}")
+
+    assert cache.entries() == []
+    assert [name.split("/")[0] for name in leftovers(root)] == ["partial-v1"], "the archive waits for the right digest"
+
+
+def test_an_archive_at_its_source_that_lacks_companions_is_refused_unless_files_are_chosen(
+    server: FaultServer, cache: Cache
+) -> None:
+    files = {"model.safetensors.index.json": b'{"weight_map": {"a": "model-1.safetensors"}}', "x": b"x"}
+    url = server.add("/m.tar.gz", gzip.compress(tar_with(files)))
+
+    with pytest.raises(errors.MissingCompanionError):
+        cache.get_tree(url)
+    assert content_of(cache.get_tree(url, allow_patterns="*.json")) != {}
+
+
+@pytest.mark.parametrize("name", ["c:/x", "C:x", "\\x", "/x"])
+def test_an_absolute_name_is_told_as_that(cache: Cache, tmp_path: Path, name: str) -> None:
+    with pytest.raises(errors.ArchiveError, match="is absolute"):
+        put(cache, tmp_path, tar_with({name: b"x"}))
+
+
+def test_content_that_is_longer_than_it_states_is_told_as_that(cache: Cache, tmp_path: Path) -> None:
+    data = bytearray(zip_with({"a": b"x" * 1000}))
+    for mark, at in ((b"PK\1\2", 24), (b"PK\3\4", 22)):
+        start = data.index(mark) + at
+        data[start : start + 4] = (999).to_bytes(4, "little")
+
+    with pytest.raises(errors.ArchiveError) as caught:
+        put(cache, tmp_path, bytes(data), "a.zip")
+    assert caught.value.facts["problem"] == "it has more than the 999 bytes that are stated"

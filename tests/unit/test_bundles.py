@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -721,3 +722,83 @@ def test_an_index_of_many_gigabytes_is_not_read(tmp_path: Path) -> None:
 
     with pytest.raises(errors.BundleError, match="are the most"):
         Cache(tmp_path / "cache").import_(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("to", "told"), [("", "to='' makes no sense"), ("{}/none/m.tar", "/none/m.tar would be, is no directory")]
+)
+def test_a_target_that_makes_no_sense_is_told_in_the_words_of_who_gave_it(
+    origin: Cache, tmp_path: Path, to: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(errors.UsageError, match=told):
+        origin.export("big.bin", to=to.format(tmp_path))
+    for path in ("", None, "a\0b", b"bundle"):
+        with pytest.raises(errors.UsageError, match="path="):
+            origin.import_(path)  # type: ignore[arg-type]
+        with pytest.raises(errors.UsageError, match="to="):
+            origin.export("big.bin", to=path)  # type: ignore[arg-type]
+    with pytest.raises(errors.UsageError, match="base='' makes no sense"):
+        origin.export("big.bin", to="bundle", base="")
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["folder", "file.tar"])
+def test_an_export_that_fails_leaves_only_what_the_next_one_uses(
+    origin: Cache, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    target = tmp_path / "out" / form
+    (tmp_path / "out").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("modelcache.commit.write", full)
+        with pytest.raises(errors.NoSpaceError):
+            origin.export("big.bin", to=target)
+    left = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != ".lock"]
+    assert left == []
+
+    origin.export("big.bin", to=target)
+    assert not [path for path in (tmp_path / "out").rglob("*") if ".partial-" in path.name or path.name == ".lock"]
+
+
+@pytest.mark.parametrize("harm", ["touched", "gone"])
+@pytest.mark.parametrize("conflict", ["keep", "newer", "replace"])
+def test_what_is_pinned_stays_also_if_its_file_was_touched_or_is_gone(tmp_path: Path, harm: str, conflict: str) -> None:
+    with Cache(tmp_path / "a") as one:
+        one.put(b"theirs", name="m")
+        one.export("m", to=tmp_path / "b")
+    with Cache(tmp_path / "c") as two:
+        path = two.put(b"ours", name="m").path
+        two.pin("m")
+        os.utime(path) if harm == "touched" else shutil.rmtree(Path(path).parent)
+
+        assert [model.state for model in two.import_(tmp_path / "b", conflict=conflict).models] == ["pinned"]
+        entry = two.entries()[0]
+    assert entry.size == 4
+
+
+@pytest.mark.parametrize(("conflict", "state"), [("keep", "kept"), ("newer", "kept"), ("replace", "replaced")])
+def test_what_is_kept_is_kept_also_if_its_file_was_touched(tmp_path: Path, conflict: str, state: str) -> None:
+    with Cache(tmp_path / "a") as one:
+        one.put(b"theirs", name="m")
+        one.export("m", to=tmp_path / "b")
+    with Cache(tmp_path / "c") as two:
+        os.utime(two.put(b"ours", name="m").path)
+
+        assert [model.state for model in two.import_(tmp_path / "b", conflict=conflict).models] == [state]
+        assert Path(two.get("m")).read_bytes() == (b"theirs" if state == "replaced" else b"ours")
+
+
+@pytest.mark.parametrize("conflict", ["keep", "newer", "replace"])
+def test_what_is_on_record_and_gone_comes_from_a_bundle(tmp_path: Path, conflict: str) -> None:
+    with Cache(tmp_path / "a") as one:
+        one.put(b"theirs", name="m")
+        one.export("m", to=tmp_path / "b")
+    with Cache(tmp_path / "c") as two:
+        shutil.rmtree(Path(two.put(b"ours", name="m").path).parent)
+
+        assert [model.state for model in two.import_(tmp_path / "b", conflict=conflict).models] == ["replaced"]
+        assert Path(two.get("m")).read_bytes() == b"theirs"

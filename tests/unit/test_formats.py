@@ -50,6 +50,14 @@ def numpy_array(descr: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + b"\0" * 24
 
 
+def gzip_of(times: int, content: bytes) -> bytes:
+    return gzip.compress(content if times == 1 else gzip_of(times - 1, content))
+
+
+def tar_of_tars(times: int, content: bytes) -> bytes:
+    return in_tar("x", content if times == 1 else tar_of_tars(times - 1, content))
+
+
 def old_tar(content: bytes) -> bytes:
     made = bytearray(in_tar("model", content, tarfile.USTAR_FORMAT))
     made[257:265] = b"\0" * 8
@@ -90,6 +98,16 @@ PICKLES = {
     "bzip2": bz2.compress(EVIL["protocol 0"]),
     "xz": lzma.compress(EVIL["protocol 4"]),
     "lzma": lzma.compress(EVIL["protocol 4"], format=lzma.FORMAT_ALONE),
+    "gzip behind an empty one": gzip.compress(b"") + gzip.compress(EVIL["protocol 4"]),
+    "gzip behind many and their padding": (gzip.compress(b"") + bytes(99_999)) * 9 + gzip.compress(EVIL["protocol 4"]),
+    "bzip2 in two streams": bz2.compress(EVIL["protocol 0"][:5]) + bz2.compress(EVIL["protocol 0"][5:]),
+    "xz behind an empty one": lzma.compress(b"") + bytes(8) + lzma.compress(EVIL["protocol 4"]),
+    "gzip in more streams than anybody makes": gzip.compress(b"") * 10_001 + gzip.compress(EVIL["protocol 4"]),
+    "gzip in gzip in gzip in gzip in gzip": gzip_of(5, EVIL["protocol 4"]),
+    "a tar in a tar in a tar in a tar in a tar": tar_of_tars(5, EVIL["protocol 2"]),
+    "a long line before": b"V" + b"a" * 70_000 + b"\n0" + EVIL["protocol 0"],
+    "a long number before": b"I" + b" " * 200_000 + b"1\n0" + EVIL["protocol 0"],
+    "a long line before, in gzip": gzip.compress(b"V" + b"a" * 9_000_000 + b"\n0" + EVIL["protocol 0"]),
     "gzip that is cut": gzip.compress(EVIL["protocol 4"] + random.Random(1).randbytes(9999))[:-50],
     "a tar": in_tar("model/weights", EVIL["protocol 2"]),
     "an old tar": old_tar(EVIL["protocol 2"]),
@@ -123,6 +141,10 @@ OTHERS = {
     "a tar of texts": in_tar("readme", b"# hello\n"),
     "gzip of text": gzip.compress(b"hello\n" * 99),
     "a long text in gzip": gzip.compress(b"The quick brown fox\n" * 600_000),
+    "gzip of text in many streams": gzip.compress(b"hello\n") * 999,
+    "a text of long lines": (b"In the beginning " * 9_000 + b"\n") * 9,
+    "a long line without an end": b"In the beginning " * 9_000,
+    "gzip with something behind it": gzip.compress(b"hello\n" * 99) + b"signature",
     "a long text in zip": in_zip("t", b"The quick brown fox\n" * 600_000),
     "zeros": b"\0" * 4096,
     "ones": b"\xff" * 4096,

@@ -11,6 +11,7 @@ import pytest
 
 from modelcache import Cache, Policy, errors
 from modelcache.testing import FaultServer, check_cache
+from tests.support.hub import Hub
 from tests.support.state import leftovers
 
 WEIGHTS = b"weights" * 5000
@@ -97,3 +98,86 @@ def test_what_a_tier_once_unpacked_is_promoted_without_its_archive(
         with Cache(root / str(policy is None), tiers=[f"{tmp_path / 'below'},promote"], policy=policy) as cache:
             assert (Path(cache.get_tree(url)) / "weights").read_bytes() == WEIGHTS
     assert len(server.seen()) == 1
+
+
+def test_a_tree_without_its_listing_is_looked_at_file_by_file(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "weights").write_bytes(PICKLE)
+    with Cache(root) as free:
+        path = Path(free.put_tree(tmp_path / "net", name="net").path)
+    listing = path.parent / ".listing"
+    listing.chmod(0o644)
+    listing.write_bytes(b"nonsense")
+
+    with Cache(root, policy=Policy()) as cache, pytest.raises(errors.PolicyError, match="weights"):
+        cache.get("net")
+
+
+@pytest.mark.parametrize("kind", ["file", "tree"])
+def test_an_import_is_refused_for_content_that_is_here_already_too(root: Path, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "weights").write_bytes(PICKLE)
+    with Cache(tmp_path / "origin") as origin:
+        ref = "net" if kind == "tree" else "weights"
+        origin.put_tree(tmp_path / "net", name="net") if kind == "tree" else origin.put(PICKLE, name="weights")
+        origin.export(ref, to=tmp_path / "bundle")
+    with Cache(root) as free:
+        free.put_tree(tmp_path / "net", name="other") if kind == "tree" else free.put(PICKLE, name="other")
+
+    with Cache(root, policy=Policy()) as cache:
+        with pytest.raises(errors.PolicyError, match="weights"):
+            cache.import_(tmp_path / "bundle")
+        assert [entry.key for entry in cache.entries()] == ["other"]
+    assert leftovers(root) == []
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_each_name_of_a_content_is_held_to_the_policies_when_it_is_imported(
+    root: Path, tmp_path: Path, here: bool
+) -> None:
+    with Cache(tmp_path / "origin") as origin:
+        origin.put(WEIGHTS, name="a.onnx")
+        origin.put(WEIGHTS, name="b.exe")
+        origin.export("a.onnx", "b.exe", to=tmp_path / "bundle")
+    if here:
+        with Cache(root) as free:
+            free.put(WEIGHTS, name="other.onnx")
+
+    with Cache(root, policy=Policy(formats=["onnx"])) as cache:
+        with pytest.raises(errors.PolicyError, match=r"b\.exe"):
+            cache.import_(tmp_path / "bundle")
+        assert [entry.key for entry in cache.entries()] == (["other.onnx"] if here else [])
+        cache.import_(tmp_path / "bundle", "a.onnx")
+        assert cache.get("a.onnx")
+    assert leftovers(root) == []
+
+
+@pytest.mark.parametrize("door", ["archive", "hub", "file", "tier", "tier's tree", "bundle"])
+def test_a_refusal_leaves_nothing_of_what_had_come(
+    door: str, root: Path, tmp_path: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiers = []
+    with Hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        if door == "archive":
+            ref = server.add("/m.tar.gz", tar_of(weights=PICKLE, other=WEIGHTS)) + "#tree"
+        elif door == "hub":
+            hub.add("org/name", {"weights": PICKLE, "other": WEIGHTS})
+            ref = "hf://org/name"
+        elif door == "file":
+            ref = server.add("/weights", PICKLE)
+        else:
+            (tmp_path / "net").mkdir()
+            (tmp_path / "net" / "weights").write_bytes(PICKLE)
+            ref, tiers = "net", [tmp_path / "below"]
+            with Cache(tmp_path / "below") as below:
+                below.put_tree(tmp_path / "net", name=ref) if "tree" in door else below.put(PICKLE, name=ref)
+            if door == "bundle":
+                Cache(tmp_path / "below").export("net", to=tmp_path / "bundle")
+        with (
+            Cache(root, policy=Policy(), tiers=[] if door == "bundle" else tiers) as cache,
+            pytest.raises(errors.PolicyError),
+        ):
+            cache.import_(tmp_path / "bundle") if door == "bundle" else cache.get(ref)
+    nothing_in(root)
+    assert leftovers(root) == []

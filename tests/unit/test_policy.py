@@ -526,7 +526,15 @@ def test_a_senseless_policy_is_refused_by_its_name(given: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"key": "a", "identity": "b", "issuer": "c"}, {"identity": "b"}, {"issuer": "b"}, {"key": ""}]
+    "given",
+    [
+        {},
+        {"key": "a", "identity": "b", "issuer": "c"},
+        {"key": "a", "issuer": "c"},
+        {"identity": "b"},
+        {"issuer": "b"},
+        {"key": ""},
+    ],
 )
 def test_signatures_are_by_one_of_three(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):

@@ -10,6 +10,7 @@ import pytest
 
 from modelcache import Cache, errors, files, sampling
 from modelcache.digest import Digest
+from modelcache.listing import Leaf, Listing
 from modelcache.records import Entries
 from modelcache.testing import FaultServer, check_cache
 
@@ -126,3 +127,33 @@ def test_since_reads_only_what_came_then(cache: Cache, root: Path) -> None:
     report = cache.verify(since=old.created - 10)
     assert [finding.entry.key for finding in report.findings] == ["new"]
     assert len(cache.verify().findings) == 2
+
+
+@pytest.mark.parametrize("first", [10, 100_000])
+def test_a_block_goes_on_in_the_next_file(tmp_path: Path, first: int) -> None:
+    contents = {"a": bytes(first), "b": bytes(100_000), "c": bytes(50_000)}
+    leaves = []
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        leaves.append(Leaf(name, len(content), Digest.of_bytes([content])))
+    listing = Listing(leaves, ref="x")
+    before = sampling.sample_of(str(tmp_path), listing.digest, listing)
+
+    for name, content in contents.items():
+        for at in (0, len(content) // 2, len(content) - 1):
+            overwrite(tmp_path / name, at, b"\1")
+            assert sampling.sample_of(str(tmp_path), listing.digest, listing) != before, (name, at)
+            overwrite(tmp_path / name, at, b"\0")
+    assert sampling.sample_of(str(tmp_path), listing.digest, listing) == before
+
+
+def test_a_file_that_was_touched_is_read_whole_whatever_a_quick_look_finds(cache: Cache, server: FaultServer) -> None:
+    url = server.add("/m.onnx", LARGE)
+    path = cache.get(url, verify="sample")
+    starts = sampling._starts(len(LARGE), DIGEST)
+    between = next(at for at in range(len(LARGE)) if all(not s <= at < s + sampling.BLOCK_BYTES for s in starts))
+    overwrite(path, between, bytes([LARGE[between] ^ 1]))
+    os.utime(path)
+
+    assert Path(cache.get(url, verify="sample")).read_bytes() == LARGE
+    assert len(server.seen()) == 2

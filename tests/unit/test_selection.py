@@ -36,7 +36,8 @@ ALL = [
         ("size>1GB", "b"), ("size<=5000", "ac"), ("size = 10", "c"), ("size>=5kB", "ab"), ("age>2d", "a"),
         ("age<1h", "c"), ("unused>30d", "b"), ("unused>=1d", "ab"), ("pinned", "b"), ("not-pinned", "ac"),
         ("tree", "c"), ("not-tree", "ab"), ("ref=*.onnx", "a"), ("ref!=*.onnx", "bc"), ("name=b.*", "b"),
-        ("source=put", "abc"), ("digest=tree:*", "c"), ("revision=", ""), ("checked>1d", "abc"),
+        ("source=put", "abc"), ("digest=tree:*", "c"), ("revision=", ""),
+        ("revision=x", ""), ("revision!=x", "abc"), ("checked>1d", "abc"),
     ],
 )  # fmt: skip
 def test_a_filter_lets_through_what_it_says(text: str, passing: str) -> None:

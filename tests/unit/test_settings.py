@@ -225,6 +225,7 @@ def test_a_mark_across_two_reads_of_a_pyproject_is_found(here: Path) -> None:
         ("capacity = 'lots'\n", 1, "capacity", "free:10GB"),
         ("tiers = '/mnt'\n", 1, "tiers", "is a list of strings, not a string"),
         ("tiers = [1]\n", 1, "tiers", "expected a list of directories"),
+        ("tiers = ['/mnt', ' ']\n", 1, "tiers", "none of them empty"),
         ("dir = ''\n", 1, "dir", "expected the path of a directory"),
         ("mode = 'refresh'\noffline = true\n", 2, "offline", "contradicts mode = 'refresh'"),
         ("policy = 3\n", 1, "policy", "is a table, [policy], not a whole number"),

@@ -10,12 +10,14 @@ import pickle
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from modelcache import Cache, Event, Policy, RetryPolicy, Tier, errors, files, tiers
 from modelcache.promises import check_cache
+from modelcache.records import Entries
 from modelcache.testing import Fault, FaultServer
 from tests.support.hub import Hub, blob_id
 from tests.support.state import leftovers
@@ -325,6 +327,16 @@ def test_a_tier_that_hangs_is_left_alone_after_its_time(
     assert "has not answered for 0.05 s" in caplog.text
 
 
+def test_the_state_of_a_tier_that_hangs_is_that(root: Path, below: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(tiers, "_why_not", lambda _: release.wait())
+    try:
+        with cache(root, Tier(str(below), timeout=0.05)) as upper:
+            assert [state.problem for state in upper.tiers()] == ["does not answer"]
+    finally:
+        release.set()
+
+
 def test_what_is_too_old_in_a_tier_is_promoted_and_confirmed_without_its_bytes(
     root: Path, below: Path, server: FaultServer
 ) -> None:
@@ -426,6 +438,21 @@ def test_tiers_come_from_the_environment(
         assert Path(upper.get(url)).is_relative_to(below)
     with Cache(root, tiers=()) as upper:
         assert upper.tiers() == []
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"HF_HUB_CACHE": "/a", "HUGGINGFACE_HUB_CACHE": "/b", "HF_HOME": "/c"}, "/a"),
+        ({"HUGGINGFACE_HUB_CACHE": "/b", "HF_HOME": "/c"}, "/b"),
+        ({"HF_HOME": "/c", "XDG_CACHE_HOME": "/d"}, "/c/hub"),
+        ({"XDG_CACHE_HOME": "/d"}, "/d/huggingface/hub"),
+        ({"HF_HOME": ""}, "{home}/.cache/huggingface/hub"),
+    ],
+)
+def test_the_hub_s_cache_is_where_its_own_client_has_it(said: dict[str, str], expected: str) -> None:
+    home = os.path.expanduser("~")
+    assert Tier.parse("huggingface,in-place", said) == Tier(expected.format(home=home), promote=False)
 
 
 # -- huggingface_hub's cache ---------------------------------------------------------------------------------------
@@ -563,6 +590,65 @@ def test_files_of_a_repository_come_from_a_tier_that_has_them_under_any_name(
     assert (tree / "sub" / "model.onnx").read_bytes() == CONTENT
     assert hub.cdn.seen() == []
     assert caplog.text == ""
+
+
+def test_when_a_repository_of_the_hub_s_cache_was_confirmed_stays_on_record(
+    root: Path, hub_cache: Path, hub: Hub
+) -> None:
+    hub.add("org/name", {**FILES, "new.onnx": OTHER})
+    os.utime(hub_cache / "models--org--name" / "refs" / "main", (1000, 1000))
+    with cache(root, hub_cache) as upper:
+        old = upper.get_tree("hf://org/name")
+        entry = upper.entries()[0]
+        assert entry.checked == 1000
+        new = upper.get_tree("hf://org/name", max_age=3600)
+    assert old != new
+    assert (Path(new) / "new.onnx").read_bytes() == OTHER
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("suffix", ["", ",promote"])
+def test_a_tree_without_its_listing_is_passed_over_and_no_connection_is_opened_for_it(
+    root: Path, below: Path, tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "repo"
+    directory.mkdir()
+    (directory / "a.bin").write_bytes(CONTENT)
+    ref = f"hf://org/name@{COMMIT}"
+    with Cache(below) as filled:
+        entry = filled.put_tree(directory, name="net")
+        Entries(str(below)).write(replace(entry, key=f"{ref}#tree", source=f"{ref}#tree"))
+    listing = Path(entry.path).parent / ".listing"
+    listing.chmod(0o644)
+    listing.write_bytes(b"nonsense")
+    with cache(root, f"{below}{suffix}", offline=True) as upper:
+        with pytest.raises(errors.LocalNotFoundError):
+            upper.get_tree(ref)
+        with pytest.raises(errors.NotFoundError):
+            upper.get("net")
+        with pytest.raises(errors.LocalNotFoundError):
+            upper.get_tree(ref, digest=entry.digest)
+    assert "is broken" in caplog.text
+
+
+@pytest.mark.usefixtures("no_network")
+def test_how_long_a_content_takes_to_be_read_is_no_sign_that_its_tier_hangs(
+    root: Path, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = threading.Event()
+    real = files.digest_of
+
+    def slow(path: str) -> object:
+        reading.set()
+        while any(thread.name == "modelcache-tier" for thread in threading.enumerate()):
+            pass  # Until whoever waits for the tier has gone on.
+        return real(path)
+
+    monkeypatch.setattr(files, "digest_of", slow)
+    with cache(root, Tier(str(hub_cache), promote=False)) as upper:
+        path = Path(upper.get("hf://org/name/sub/model.onnx"))
+    assert reading.is_set()
+    assert path.is_relative_to(hub_cache)
 
 
 # -- policies ------------------------------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ class Cache(Keeper):
             and monotonic() < warm.until
         ):
             try:
-                found = os.stat(warm.path)
+                found = os.stat(warm.path, follow_symlinks=warm.follow)
             except OSError:
                 pass
             else:

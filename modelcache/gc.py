@@ -459,6 +459,6 @@ def _path(root: str, item: Item) -> str:
 
 def _mtime(path: str) -> float:
     try:
-        return os.stat(path).st_mtime
+        return os.lstat(path).st_mtime
     except OSError:
         return 0.0

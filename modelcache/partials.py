@@ -205,10 +205,10 @@ class Partial:
             self._write_state_if_possible()
         return True
 
-    def copy_from(self, source: int, facts: dict[str, Any]) -> bool:
-        """Copy what *facts* says is synced from the descriptor *source*; False if that cannot be had."""
+    def copy_from(self, source: int, facts: dict[str, Any], trusted: int) -> bool:
+        """Copy the first *trusted* bytes from the descriptor *source*; False if they are not what *facts* says."""
         try:
-            if not self._take_over(facts, facts["synced"], source):
+            if not self._take_over(facts, trusted, source):
                 return False
         except OSError:  # No room for a copy: the download starts anew, or fails with that very reason.
             return False
@@ -350,26 +350,42 @@ class Partials:
         facts = _state(ours)
         try:
             descriptor = -1 if facts is None else commit.open_existing(f"{ours}/object/{name}")
+        except PermissionError:
+            return self._copy_of_another(ours, key, name)
         except OSError:
             descriptor = -1
+        if descriptor >= 0 and not commit.may_change(descriptor):
+            os.close(descriptor)
+            return self._copy_of_another(ours, key, name)
         partial = Partial(self._root, ours, name, descriptor)
         if facts is None or descriptor < 0 or not partial.resume(facts):
             partial.discard()
             return None
         return partial
 
-    def _copy(self, found: str, key: str, name: str) -> Partial | None:
-        """Copy what is known to be synced out of a partial whose owner may live."""
+    def _copy_of_another(self, claimed: str, key: str, name: str) -> Partial | None:
+        """Copy what counts out of *claimed*, which another user has made: only who made a file can seal it."""
+        try:
+            return self._copy(os.path.basename(claimed), key, name, dead=True)
+        finally:
+            commit.discard(claimed)
+
+    def _copy(self, found: str, key: str, name: str, *, dead: bool = False) -> Partial | None:
+        """Copy what is known to be synced out of a partial whose owner may live; all that counts if it is *dead*."""
         facts = _state(f"{self._directory}/{found}")
-        if facts is None or facts["synced"] == 0:
+        if facts is None or (facts["synced"] == 0 and not dead):
             return None
         try:
-            source = os.open(f"{self._directory}/{found}/object/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            source = os.open(
+                f"{self._directory}/{found}/object/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            )
         except OSError:
             return None
         try:
+            size = os.fstat(source).st_size
+            trusted = size if dead and _same_boot(facts) else facts["synced"]
             partial = self.create(key, name)
-            if not partial.copy_from(source, facts):
+            if not partial.copy_from(source, facts, trusted):
                 partial.discard()
                 return None
             return partial
@@ -379,7 +395,7 @@ class Partials:
 
 def _size(path: str) -> int:
     try:
-        return os.stat(path).st_size
+        return os.lstat(path).st_size
     except OSError:
         return 0  # Published or discarded meanwhile.
 

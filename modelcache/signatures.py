@@ -43,7 +43,7 @@ def prepare(policy: Policy) -> None:
 def trusted(path: str) -> bytes:
     """Return what is in a file that says whom to trust; raise ConfigurationError."""
     try:
-        found = files.read(path)
+        found = files.read(path, follow=True)
     except OSError:
         found = None
     if not found:
@@ -90,7 +90,7 @@ def _verifier(policy: Policy) -> Any:
 
 def _named(signature: str) -> set[str]:
     """Return the files that the verified *signature* names (in-toto statement in a DSSE envelope)."""
-    bundle = json.loads(files.read(signature) or b"")
+    bundle = json.loads(files.read(signature, follow=True) or b"")
     statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
     names = {str(one["name"]) for one in statement["predicate"]["resources"]}
     return names | {_SHARD.sub("", name) for name in names}  # Large files may be signed in shards.

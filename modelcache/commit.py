@@ -72,10 +72,8 @@ def make_root(root: str) -> None:
     try:
         rule = sharing.refresh(root)
         missing = sharing.check_buckets(root)
-        if rule is None:
+        if rule is None:  # Of a shared cache all of them now, because only its owner may make one later.
             missing = [name for name in missing if name in _BUCKETS]
-        else:
-            rule.check_member(root)  # All of them now, because only the owner may make one later.
         if missing or not os.path.lexists(f"{root}/format"):
             make_directories(root)
             for name in sorted(missing, key=lambda name: name != layout.STAGING):
@@ -85,6 +83,8 @@ def make_root(root: str) -> None:
                     commit_record(f"{root}/{layout.STAGING}", f"{root}/{name}", content)
         if not os.access(f"{root}/{layout.STAGING}", os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), root)
+        if rule is not None:
+            rule.check_member(root)
     except OSError as error:
         raise root_error(root, error) from error
 
@@ -229,14 +229,13 @@ def _mkdir(path: str) -> None:
         os.mkdir(path, _DIRECTORY_MODE)
         return
     os.mkdir(path, _OWN_DIRECTORY)
-    descriptor = os.open(path, _LOOK | os.O_DIRECTORY)
     try:
-        _open_to_others(descriptor, path, rule, rule.directory)
-    except BaseException:
+        set_access(path, os.lstat(path), rule.directory, rule.gid)
+    except BaseException as error:
         os.rmdir(path)
+        if isinstance(error, PermissionError) and rule.gid is not None and not sharing.is_member(rule.gid):
+            raise GroupError(path=sharing.root_of(path) or path, group=rule.group, user=os.geteuid()) from error
         raise
-    finally:
-        os.close(descriptor)
 
 
 def _open_to_others(descriptor: int, path: str, rule: sharing.Rule, mode: int) -> None:
@@ -679,8 +678,9 @@ def set_access(path: str, seen: os.stat_result, mode: int, gid: int | None) -> N
     descriptor = -1
     try:
         if sys.platform == "linux":
-            follow = os.path.isdir(path) and stat.S_ISDIR(seen.st_mode)  # A root may be named by a link.
-            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+            # The root itself may be named by a link: the inode tells.
+            kind = os.O_DIRECTORY if stat.S_ISDIR(seen.st_mode) else os.O_NOFOLLOW
+            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC | kind)
             place, found = f"/proc/self/fd/{descriptor}", os.fstat(descriptor)
         else:
             place, found = path, os.lstat(path)

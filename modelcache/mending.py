@@ -1,8 +1,8 @@
 """Modes and groups of a cache that several users share: what differs from its config, and bringing it into line.
 
 Nothing is followed and nothing is opened: a link is told and left, and what is changed is the very inode that was
-looked at. Nothing gets wider than the config says. It may run beside a cache that is in use, by any of its users; what belongs
-to another one stays, and is told with whose it is, because only its owner, or root, can change it.
+looked at. Nothing gets wider than the config says. It may run beside a cache that is in use, by any of its users; what
+belongs to another one stays, and is told with whose it is, because only its owner, or root, can change it.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ makes it (`commit` obeys). Without the file the umask decides, as it does everyw
 is an error, and nothing is made: a guess could open a cache to everybody, or close it to its team.
 
 Whoever may write below the root could put a symbolic link in place of one of its directories. No bucket may be a link;
-that is looked at once for a process and root, and at each fetch. Nothing here is on the path of a warm hit.
+that is looked at before each change. Nothing here is on the path of a warm hit.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from typing import NamedTuple
 
 from . import layout
@@ -204,7 +205,7 @@ class _Known(NamedTuple):
 
 
 _known: dict[str, _Known] = {}
-_checked: set[str] = set()  # The roots whose buckets are known to be directories.
+_checked: set[str] = set()  # The roots that this process has seen, whose buckets were directories then.
 
 
 def of(path: str) -> Rule | None:
@@ -251,12 +252,20 @@ def forget(root: str) -> None:
 def guard(path: str) -> str | None:
     """Return the root of the cache that *path* is in, whose buckets are directories; None if it is in none.
 
+    Before each change: another user may have put a link there a moment ago.
+
     Raises:
         OSError: See `check_buckets`.
     """
     root = root_of(path)
-    if root is not None and root not in _checked:
+    if root is None:
+        return None
+    if root not in _checked:
         check_buckets(root)
+    bucket = path[len(root) + 1 :].partition("/")[0]
+    if bucket in _NAMES:
+        with suppress(FileNotFoundError):
+            _check_directory(f"{root}/{bucket}")
     return root
 
 
@@ -279,12 +288,20 @@ def check_buckets(root: str) -> list[str]:
     missing = []
     for name in BUCKETS:
         try:
-            mode = os.lstat(f"{root}/{name}").st_mode
-        except (FileNotFoundError, NotADirectoryError):
+            _check_directory(f"{root}/{name}")
+        except FileNotFoundError:
             missing.append(name)
-            continue
-        if not stat.S_ISDIR(mode):
-            number = errno.ELOOP if stat.S_ISLNK(mode) else errno.ENOTDIR
-            raise OSError(number, "it is a symbolic link" if stat.S_ISLNK(mode) else "no directory", f"{root}/{name}")
     _checked.add(root)
     return missing
+
+
+def _check_directory(path: str) -> None:
+    """Raise OSError if *path* is no directory; a link to one is none."""
+    try:
+        mode = os.lstat(path).st_mode
+    except NotADirectoryError as error:  # The root itself is a file.
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
+    if stat.S_ISLNK(mode):
+        raise OSError(errno.ELOOP, "it is a symbolic link", path)
+    if not stat.S_ISDIR(mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)

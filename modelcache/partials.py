@@ -22,7 +22,7 @@ from typing import Any
 
 from failpoints import fail_point
 
-from . import commit, files, layout, process
+from . import commit, files, hit, layout, process
 from .digest import ALGORITHM, Digest
 from .errors import StorageError, storage_error
 from .objects import Objects, Stored
@@ -347,7 +347,7 @@ class Partials:
         except OSError:
             return None  # Somebody else was faster.
         fail_point("partials.after-claim")
-        facts = _state(ours)
+        facts = _state(ours) if _is_ours(ours) else None
         try:
             descriptor = -1 if facts is None else commit.open_existing(f"{ours}/object/{name}")
         except PermissionError:
@@ -372,7 +372,8 @@ class Partials:
 
     def _copy(self, found: str, key: str, name: str, *, dead: bool = False) -> Partial | None:
         """Copy what is known to be synced out of a partial whose owner may live; all that counts if it is *dead*."""
-        facts = _state(f"{self._directory}/{found}")
+        directory = f"{self._directory}/{found}"
+        facts = _state(directory) if _is_ours(directory) else None
         if facts is None or (facts["synced"] == 0 and not dead):
             return None
         try:
@@ -391,6 +392,11 @@ class Partials:
             return partial
         finally:
             os.close(source)
+
+
+def _is_ours(directory: str) -> bool:
+    """Tell whether the partial is made of directories: a link could lead to another cache, whose files would move."""
+    return hit.is_directory(directory) and hit.is_directory(f"{directory}/object")
 
 
 def _size(path: str) -> int:

@@ -306,6 +306,27 @@ def test_a_partial_with_something_planted_in_it_is_not_filled(
     assert not os.path.islink(the(f"{layout.OBJECTS}/*/m.onnx", root))
 
 
+@pytest.mark.parametrize("what", ["", "object"])
+def test_a_partial_of_another_cache_is_not_moved_here_through_a_link(
+    what: str, root: Path, tmp_path: Path, server: FaultServer
+) -> None:
+    url = server.add("/m.onnx", CONTENT, [Fault(abort_after=60_000), Fault(abort_after=50_000)])
+    other = tmp_path / "other"
+    for place in (other, root):
+        with Cache(place, retry=RetryPolicy(attempts=1)) as cache, pytest.raises(ModelCacheError):
+            cache.get(url)
+    kept = the(f"{layout.PARTIALS}/*", other)
+    target = the(f"{layout.PARTIALS}/*", root) / what
+    shutil.rmtree(target)
+    target.symlink_to(kept / what)
+    before = picture(other)
+
+    with Cache(root) as cache:
+        assert Path(cache.get(url)).read_bytes() == CONTENT
+
+    assert picture(other) == before
+
+
 def test_a_left_over_that_is_a_link_is_removed_and_what_is_behind_it_stays(filled: Path, outside: Path) -> None:
     for bucket in (layout.STAGING, layout.TRASH):
         (filled / bucket / DEAD).symlink_to(outside)

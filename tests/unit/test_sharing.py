@@ -188,7 +188,8 @@ def test_nothing_is_open_to_the_wrong_group_for_a_moment(root: Path, monkeypatch
         cache.put(CONTENT, name="n")
 
     assert wrong == []
-    assert {os.stat(path).st_gid for path in (root / layout.OBJECTS).rglob("*")} == {GROUP}
+    made = [*(root / layout.OBJECTS).rglob("*"), *(root / layout.ENTRIES).iterdir()]
+    assert {os.stat(path).st_gid for path in made} == {GROUP}
 
 
 @needs_users

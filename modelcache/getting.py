@@ -506,8 +506,9 @@ class Getter:
 
     def _stale(self, ask: Ask, error: ModelCacheError, *, admit: bool = True) -> Entry:
         """Return what is cached where only its age asked for a fetch that failed; else raise *error*."""
-        if ask.known is None and ask.offer is not None and not ask.force:
-            ask.known = self._find(ask)  # It was promoted, and then its source was asked.
+        if ask.known is None and ask.offer is not None and not ask.force and isinstance(error, NetworkError):
+            # It was promoted, and then its source was asked. What a disk refuses may be its very record (I3).
+            ask.known = self._find(ask)
         if ask.known is None or ask.force:
             raise error
         logging.getLogger("modelcache").warning("%s; the cached content of %s is served", error.summary, ask.ref.key)

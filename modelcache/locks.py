@@ -46,6 +46,7 @@ _POLL_S = 0.005
 _SAY_AFTER_S = 1.0  # I11: whoever waits longer than this is told for whom.
 _CHECK_S = 0.2  # How soon a wait notices that its caller has given up; being handed the lock takes no such while.
 _NOTE_BYTES_MAX = 1 << 16
+_OPEN_TRIES = 1000  # Each after the first needs another process that makes, or removes, the file at that moment.
 
 
 class LockUnavailableError(Exception):
@@ -423,7 +424,7 @@ def _try(path: str) -> fasteners.InterProcessLock:
 
 def _open(path: str) -> int:
     """Return a descriptor of the lock file *path*, which is made if it is missing; raise OSError."""
-    while True:
+    for _ in range(_OPEN_TRIES):
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
@@ -440,6 +441,7 @@ def _open(path: str) -> int:
             return commit.make_lock(path)
         except FileExistsError:
             continue
+    raise OSError(errno.EBUSY, "others keep making and removing it", path)
 
 
 def _is_current(descriptor: int, path: str) -> bool:

@@ -182,6 +182,9 @@ class Failing:
 
     def _call(self, name: str, found: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         paths = [self._path(argument) for argument in arguments[: 2 if name in OF_TWO_PATHS else 1]]
+        if options.get("dir_fd") is not None:  # Else one name in every directory would be one path.
+            directory = os.readlink(f"/proc/self/fd/{options['dir_fd']}")
+            paths = [f"{directory}/{path}" for path in paths]
         try:
             fails = self._come(name, *paths, descriptor=arguments[0])
         except OSError:

@@ -176,6 +176,8 @@ def fix(root: str, *, dry_run: bool = False) -> list[mending.Difference]:
         )
     if not os.path.isdir(root):
         return []
+    if not dry_run and os.access(root, os.W_OK | os.X_OK):
+        commit.make_root(root)  # A directory that is missing is its owner's to make.
     try:
         return list(mending.mend(root, rule, dry_run=dry_run))
     except ModelCacheError:

@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 
+import failpoints
 from modelcache import Cache, RetryPolicy, errors, layout, locks, mending, sharing
 from modelcache.cli import run
 from modelcache.errors import GroupError, LeasedError, NetworkError, RootError
 from modelcache.promises import check_cache
+from modelcache.sweep import sweep
 from modelcache.testing import Fault, FaultServer
 from tests.support.state import leftovers
 from tests.support.users import Call, User, common_directory, needs_users
@@ -236,6 +238,63 @@ def test_what_a_member_leases_no_other_one_removes(root: str, place: Path) -> No
         pass
     assert holder.result() is True
     assert BOB.does(remove, root, "n") is True
+    assert in_line(root) == []
+
+
+POINTS = [
+    "commit.before-mode", "commit.before-link-lock", "commit.before-set-access", "locks.after-acquire",
+    "commit.before-create-file", "partials.before-append", "partials.before-publish", "commit.before-sync-file",
+    "commit.before-rename-object", "commit.before-sync-objects", "commit.before-rename-record",
+    "commit.before-sync-records", "commit.before-discard", "locks.before-unlink",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_wherever_a_member_is_killed_another_one_goes_on(point: str, root: str, server: FaultServer) -> None:
+    url = server.add("/m.onnx", CONTENT)
+
+    def cut_off() -> None:
+        with failpoints.scenario(f"{point}=kill"):
+            get(root, url)
+
+    assert ANN.begin(cut_off).died(), f"{point} was not reached"
+    assert BOB.does(get, root, url) == CONTENT
+    BOB.does(sweep, root)
+
+    assert CAT.does(get, root, url) == CONTENT
+    assert in_line(root) == []
+
+
+def export(root: str, ref: str, to: str) -> None:
+    with Cache(root) as cache:
+        cache.export(ref, to=to)
+
+
+def take_in(root: str, path: str) -> None:
+    with Cache(root) as cache:
+        cache.import_(path)
+
+
+def test_a_member_imports_what_another_one_exported(root: str, place: Path) -> None:
+    ANN.does(put, root, CONTENT, "n")
+    bundle = str(place / "bundle.tar")
+    BOB.does(export, root, "n", bundle)
+    ANN.does(remove, root, "n")
+
+    CAT.does(take_in, root, bundle)
+
+    assert ANN.does(get, root, "n") == CONTENT
+    assert in_line(root) == []
+
+
+def test_a_directory_that_is_missing_is_its_owners_to_make(root: str) -> None:
+    os.rmdir(f"{root}/{layout.LEASES}")
+
+    with pytest.raises(RootError, match="its owner mends"):
+        BOB.does(put, root, CONTENT, "n")
+    assert ANN.does(command, root, "doctor", "--fix")[0] == 0
+    BOB.does(put, root, CONTENT, "n")
+
     assert in_line(root) == []
 
 

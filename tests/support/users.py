@@ -71,6 +71,11 @@ class Call:
         os.close(self.reading)
         os.waitpid(self.pid, 0)
 
+    def died(self) -> bool:
+        """Wait for its end; tell whether a signal was that."""
+        os.close(self.reading)
+        return os.WIFSIGNALED(os.waitpid(self.pid, 0)[1])
+
     def result(self) -> Any:
         with os.fdopen(self.reading, "rb") as pipe:
             data = pipe.read()

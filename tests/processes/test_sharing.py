@@ -409,7 +409,7 @@ def test_a_group_that_one_is_not_in_is_refused_before_anything_is_made(place: Pa
     with pytest.raises(GroupError) as caught:
         EVE.does(_init, str(place / "cache"), "group")
 
-    assert caught.value.group == str(TEAM)
+    assert caught.value.facts["group"] == str(TEAM)
     assert os.listdir(place) == []
 
 

@@ -112,7 +112,7 @@ def test_a_bucket_that_is_a_link_is_written_to_by_nobody(
         cache.put(CONTENT + b"3", name="x")
     work(filled, url)
 
-    assert caught.value.path == f"{filled}/{bucket}"
+    assert caught.value.facts["path"] == f"{filled}/{bucket}"
     assert (filled / bucket).is_symlink()
 
 
@@ -359,7 +359,8 @@ def test_a_format_that_is_planted_is_refused(
     (filled / "format").unlink()
     plant(filled / "format", outside)
 
-    for call in (lambda cache: cache.put(CONTENT + b"3", name="x"), lambda cache: cache.get(url)):
+    calls: list[Callable[[Cache], object]] = [lambda cache: cache.put(CONTENT, name="x"), lambda cache: cache.get(url)]
+    for call in calls:
         with pytest.raises((FormatError, RootError, LinkError)), Cache(filled) as cache:
             call(cache)
     assert hit.format_is_known(str(filled)) is False

@@ -94,7 +94,7 @@ def test_a_config_that_cannot_be_understood_is_named_with_its_line_and_nothing_i
     with pytest.raises(CacheConfigError, match=problem) as caught, Cache(root) as cache:
         cache.put(CONTENT, name="n")
 
-    assert (caught.value.file, caught.value.line) == (f"{root}/config.toml", line)
+    assert (caught.value.facts["file"], caught.value.facts["line"]) == (f"{root}/config.toml", line)
     assert os.listdir(root) == ["config.toml"]
 
 

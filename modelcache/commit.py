@@ -27,8 +27,7 @@ from collections.abc import Callable
 from failpoints import fail_point
 
 from . import layout, process, sharing
-from .errors import FormatError, GroupError, LinkError
-from .refusal import root_error
+from .errors import GroupError, LinkError
 
 _FILE_MODE = 0o666  # The umask narrows it.
 _DIRECTORY_MODE = 0o777
@@ -44,52 +43,14 @@ _ALREADY_THERE = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV, errno.ENOSYS}
 
 
-def prepare_root(root: str) -> None:
-    """Make *root* ready for what is promised in it: `make_root`, and its own name is durable.
-
-    Raises:
-        FormatError, RootError: See `make_root`.
-    """
-    make_root(root)
-    try:
-        _settle(root)
-    except OSError as error:
-        raise root_error(root, error) from error
+def make_own_directory(path: str) -> None:
+    """Make the directory *path*, durably, for nobody but its owner: others are let in when all is in place."""
+    os.mkdir(path, _OWN_DIRECTORY)
+    fail_point("commit.before-sync-own-root")
+    sync_directory(os.path.dirname(path))
 
 
-def make_root(root: str) -> None:
-    """Make *root* and its directories where they are missing, and mark it as a cache of this format.
-
-    Enough for who only waits for another process: it syncs nothing that was there.
-
-    Raises:
-        FormatError: A newer modelcache wrote the root; nothing is touched.
-        RootError: The root is a file, read-only, or not ours to write.
-        LinkError: A symbolic link lies in place of a directory.
-        CacheConfigError, GroupError: Its config cannot be understood, or asks for a group that this user is not in.
-    """
-    check_format(root)
-    try:
-        rule = sharing.refresh(root)
-        missing = sharing.check_buckets(root)
-        if rule is None:  # Of a shared cache all of them now, because only its owner may make one later.
-            missing = [name for name in missing if name in _BUCKETS]
-        if missing or not os.path.lexists(f"{root}/format"):
-            make_directories(root)
-            for name in sorted(missing, key=lambda name: name != layout.STAGING):
-                _make_bucket(f"{root}/{name}", rule)
-            for name, content in (("CACHEDIR.TAG", layout.CACHEDIR_TAG), ("format", b"%d\n" % layout.FORMAT)):
-                if not os.path.lexists(f"{root}/{name}"):
-                    commit_record(f"{root}/{layout.STAGING}", f"{root}/{name}", content)
-        if not os.access(f"{root}/{layout.STAGING}", os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), root)
-        if rule is not None:
-            rule.check_member(root)
-    except OSError as error:
-        raise root_error(root, error) from error
-
-
-def _make_bucket(path: str, rule: sharing.Rule | None) -> None:
+def make_bucket(path: str, rule: sharing.Rule | None) -> None:
     """Make a directory right under the root; where others share it, it appears with its mode and group."""
     root, name = os.path.split(path)
     if rule is None or name == layout.STAGING:
@@ -106,36 +67,10 @@ def _make_bucket(path: str, rule: sharing.Rule | None) -> None:
             raise
 
 
-def write_config(root: str, rule: sharing.Rule) -> None:
-    """Make *rule* what decides who may use the cache at *root*, durably. A root that is not there yet is made.
-
-    What is there already keeps its modes: `mending` brings them into line.
-
-    Raises:
-        FormatError, RootError, LinkError, GroupError: Nothing was changed.
-    """
-    check_format(root)
-    rule.check_member(root)
-    try:
-        missing = sharing.check_buckets(root)
-        if not os.path.isdir(root):
-            make_directories(os.path.dirname(root))
-            os.mkdir(root, _OWN_DIRECTORY)  # Nobody else's before all is in place.
-            fail_point("commit.before-sync-own-root")
-            sync_directory(os.path.dirname(root))
-        sharing.adopt(root, rule)
-        if layout.STAGING in missing:
-            _make_directory(f"{root}/{layout.STAGING}")
-        commit_record(f"{root}/{layout.STAGING}", f"{root}/{sharing.CONFIG}", sharing.text(rule).encode())
-    except OSError as error:
-        sharing.forget(root)
-        raise root_error(root, error) from error
-
-
 _settled: set[tuple[str, int]] = set()  # The directories whose own names this process knows to be durable.
 
 
-def _settle(directory: str) -> None:
+def settle(directory: str) -> None:
     """Make the name of *directory* durable, once in this process: what is promised below hangs on it.
 
     Whoever made it may have died, or not have come to the sync yet.
@@ -148,31 +83,6 @@ def _settle(directory: str) -> None:
     except PermissionError:
         pass  # Not ours to read: then we have not made a name in it either.
     _settled.add(identity)
-
-
-# Trash too: a removal must be possible where there is no inode left for it.
-_BUCKETS = (layout.OBJECTS, layout.ENTRIES, layout.PARTIALS, layout.STAGING, layout.LOCKS, layout.TRASH)
-
-
-def check_format(root: str) -> None:
-    """Check that *root* is no newer than this code; a root that does not exist yet is fine.
-
-    Raises:
-        FormatError: It is newer.
-        RootError: It is not a directory, or may not be searched.
-    """
-    try:
-        descriptor = os.open(f"{root}/format", _LOOK)
-        try:
-            found = os.read(descriptor, 32).strip().decode(errors="replace")
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise root_error(root, error) from error
-    if not (found.isascii() and found.isdigit()) or int(found) > layout.FORMAT:
-        raise FormatError(path=root, found=found or "(empty)", known=layout.FORMAT)
 
 
 def stage_directory(root: str) -> str:
@@ -647,10 +557,10 @@ def _try(remove: Callable[..., None], name: str, directory: int) -> bool:
 def ensure_bucket(path: str) -> None:
     """Make a directory right under the root, durably, if it is missing."""
     if not os.path.isdir(path):
-        _make_bucket(path, sharing.of(path))
+        make_bucket(path, sharing.of(path))
     else:
         sharing.guard(f"{path}/")
-    _settle(path)
+    settle(path)
 
 
 def touch(path: str) -> None:

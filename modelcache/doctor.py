@@ -13,10 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
-from . import commit, files, layout, locks, mending, process, sharing
-from .errors import ModelCacheError, UsageError, storage_error
+from . import commit, files, layout, locks, mending, process, roots, sharing
+from .errors import LinkError, ModelCacheError, UsageError, storage_error
 from .promises import check_cache, check_is_cache
 from .report import Health
 
@@ -51,7 +52,7 @@ def examine(root: str, *, locking: bool = True, durability: bool = True) -> Iter
     probe = ""
     try:
         if os.path.exists(f"{root}/format"):
-            commit.prepare_root(root)
+            roots.prepare_root(root)
             probe = commit.stage_directory(root)
         else:
             probe = commit.make_probe(_nearest(root))  # Whatever is there, it is not made a cache by a look at it.
@@ -95,7 +96,7 @@ def health(root: str, *, offline: bool) -> Health:
     if not writable:
         problems.append(f"{where} cannot be written: hits are served, nothing new is stored")
     try:
-        commit.check_format(root)
+        roots.check_format(root)
     except ModelCacheError as error:
         problems.append(error.summary)
     return Health(root, os.path.isdir(root), writable, offline, free, tuple(problems))
@@ -118,7 +119,7 @@ def _safely(check: Callable[[str], Check], place: str) -> Check:
 
 def _format(root: str) -> Check:
     try:
-        commit.check_format(root)
+        roots.check_format(root)
     except ModelCacheError as error:
         return Check("format", "failed", f"{error.summary}. {error.hint}")
     try:
@@ -177,7 +178,8 @@ def fix(root: str, *, dry_run: bool = False) -> list[mending.Difference]:
     if not os.path.isdir(root):
         return []
     if not dry_run and os.access(root, os.W_OK | os.X_OK):
-        commit.make_root(root)  # A directory that is missing is its owner's to make.
+        with suppress(LinkError):  # It is told with the others.
+            roots.make_root(root)  # A directory that is missing is its owner's to make.
     try:
         return list(mending.mend(root, rule, dry_run=dry_run))
     except ModelCacheError:

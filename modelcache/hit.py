@@ -85,7 +85,7 @@ def look(root: str, key: str, *, recently: bool = False) -> "Hit | None":
 def format_is_known(root: str) -> bool:
     """Tell whether the root's ``format`` is one that this code may read; a missing one is.
 
-    What stands in the way otherwise (a file in the root's place, no permission) is told by `commit.check_format`.
+    What stands in the way otherwise (a file in the root's place, no permission) is told by `roots.check_format`.
     """
     try:
         descriptor = os.open(f"{root}/format", _READ)

@@ -36,7 +36,7 @@ from typing import IO, TYPE_CHECKING
 
 from failpoints import fail_point
 
-from . import commit, process
+from . import commit, process, sharing
 from .errors import LockTimeoutError
 
 if TYPE_CHECKING:
@@ -424,6 +424,7 @@ def _try(path: str) -> fasteners.InterProcessLock:
 
 def _open(path: str) -> int:
     """Return a descriptor of the lock file *path*, which is made if it is missing; raise OSError."""
+    sharing.guard(path)
     for _ in range(_OPEN_TRIES):
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from . import commit, layout, process, sharing
+from . import commit, layout, process, roots, sharing
 from .errors import ModelCacheError, UsageError
 from .sharing import Rule
 
@@ -70,8 +70,8 @@ def init(root: str, *, access: str, group: str = "") -> list[Difference]:
         strange = set(os.listdir(root)) - {*sharing.BUCKETS, *_IN_ROOT, "lost+found"}
         if strange:
             raise UsageError(problem=f"{root} is no cache: it holds {min(strange)!r}", hint="Give an empty directory")
-    commit.write_config(root, rule)
-    commit.prepare_root(root)
+    roots.write_config(root, rule)
+    roots.prepare_root(root)
     return list(mend(root, rule))
 
 

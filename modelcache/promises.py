@@ -15,7 +15,7 @@ import stat
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
-from . import commit, files, layout, process, sharing, trees
+from . import files, layout, process, roots, sharing, trees
 from .digest import Digest
 from .errors import RootError
 from .objects import Objects
@@ -83,7 +83,7 @@ def check_is_cache(root: str) -> None:
     """Raise RootError or FormatError if *root* is there, holds something, and is no cache that this code knows."""
     if not root:
         raise RootError(path=root, reason="it is empty: no directory", hint="Give the directory of the cache")
-    commit.check_format(root)
+    roots.check_format(root)
     if os.path.lexists(root) and not os.path.isdir(root):
         raise RootError(path=root, reason="it is not a directory", hint="Give the directory of the cache")
     inside = files.listing(root)

@@ -41,6 +41,7 @@ from modelcache import (
     packed,
     partials,
     process,
+    roots,
     staged,
     trees,
     unpacking,
@@ -82,7 +83,7 @@ from tests.crash.world import (
 from tests.crash.world import Log as Listener
 from tests.support.state import leftovers
 
-MODULES = (commit, partials, locks, files, staged, trees, bundle, exporting, importing, packed, unpacking)
+MODULES = (commit, roots, partials, locks, files, staged, trees, bundle, exporting, importing, packed, unpacking)
 CALLS = {
     "close", "fchmod", "fdatasync", "fstat", "fsync", "ftruncate", "link", "listdir", "lseek", "mkdir", "open", "pread",
     "pwrite", "read", "rename", "replace", "rmdir", "scandir", "stat", "unlink", "utime", "write",

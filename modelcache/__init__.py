@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .api import get_tree as get_tree
     from .api import health as health
     from .api import import_ as import_
+    from .api import init as init
     from .api import lease as lease
     from .api import lookup as lookup
     from .api import prewarm as prewarm
@@ -69,6 +70,7 @@ _HOMES = {
     "get_tree": "api",
     "health": "api",
     "import_": "api",
+    "init": "api",
     "lease": "api",
     "lookup": "api",
     "prewarm": "api",

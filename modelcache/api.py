@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .importing import ImportReport
     from .intake import Content
     from .leasing import Lease
+    from .mending import Difference
     from .records import Entry
     from .report import Health, Stats
     from .verification import Finding, Report
@@ -158,6 +159,16 @@ def prewarm(
 ) -> "PrewarmReport":
     """Get every model of *manifest*. See `Cache.prewarm`."""
     return default_cache().prewarm(manifest, jobs=jobs, locked=locked, ready_file=ready_file)
+
+
+def init(directory: "RefLike", *, access: str, group: str = "") -> "list[Difference]":
+    """Let *access* and *group* decide who may use the cache in *directory*, which is made if it is missing.
+
+    See docs/sharing.md, and `mending.init` for what it returns and raises.
+    """
+    from .mending import init
+
+    return init(os.path.abspath(os.path.expanduser(os.fspath(directory))), access=access, group=group)
 
 
 def health() -> "Health":

@@ -124,7 +124,7 @@ class Cache(Keeper):
         if lock_timeout is not None and not (is_seconds(lock_timeout) and lock_timeout >= 0):
             raise UsageError(problem=f"lock_timeout={lock_timeout!r} makes no sense: seconds from 0 to {SECONDS_MAX}")
         if not hit.format_is_known(root):
-            from .commit import check_format
+            from .roots import check_format
 
             check_format(root)
         limits = Limits(
@@ -195,7 +195,7 @@ class Cache(Keeper):
             and monotonic() < warm.until
         ):
             try:
-                found = os.stat(warm.path)
+                found = os.stat(warm.path, follow_symlinks=warm.follow)
             except OSError:
                 pass
             else:
@@ -567,7 +567,7 @@ class Cache(Keeper):
         return self._getter.host_of(place)
 
     def _prepare(self) -> None:
-        from .commit import prepare_root
+        from .roots import prepare_root
 
         prepare_root(self.root)
 

@@ -10,6 +10,9 @@ Relied on by every store:
   * After a failed fsync the file is given up, never synced again: the kernel may have dropped the pages and would
     report the next fsync as done.
 
+Who may read and write what is made follows from the cache's own config (`sharing`), whatever the umask: it is made for
+its owner alone, given to the group, and opened last. Nothing goes through a link that another user has put here.
+
 Not promised: durability on file systems that ignore fsync; ``modelcache doctor`` measures and reports them.
 """
 
@@ -19,64 +22,55 @@ import errno
 import os
 import stat
 import sys
+from collections.abc import Callable
 
 from failpoints import fail_point
 
-from . import layout, process
-from .errors import FormatError, RootError
+from . import layout, process, sharing
+from .errors import GroupError, LinkError
 
 _FILE_MODE = 0o666  # The umask narrows it.
 _DIRECTORY_MODE = 0o777
 _OBJECT_MODE = 0o444
 _EXECUTABLE = 0o111
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_OWN_FILE, _OWN_DIRECTORY = 0o600, 0o700  # Until the group is right: nobody else's for a moment.
+_CREATE = os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_LOOK = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 # rename(2) over a directory that holds files: POSIX allows either of the first two; the third, over a file.
+_WRITABLE = 0o222
+_COPY_BYTES = 1 << 20
 _ALREADY_THERE = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV, errno.ENOSYS}
 
 
-def prepare_root(root: str) -> None:
-    """Make *root* ready for what is promised in it: `make_root`, and its own name is durable.
+def make_own_directory(path: str) -> None:
+    """Make the directory *path*, durably, for nobody but its owner: others are let in when all is in place."""
+    os.mkdir(path, _OWN_DIRECTORY)
+    fail_point("commit.before-sync-own-root")
+    sync_directory(os.path.dirname(path))
 
-    Raises:
-        FormatError, RootError: See `make_root`.
-    """
-    make_root(root)
+
+def make_bucket(path: str, rule: sharing.Rule | None) -> None:
+    """Make a directory right under the root; where others share it, it appears with its mode and group."""
+    root, name = os.path.split(path)
+    if rule is None or name == layout.STAGING:
+        _make_directory(path)
+        return
+    staged = f"{root}/{layout.STAGING}/{process.token()}"
+    _mkdir(staged)
+    fail_point("commit.before-rename-bucket")
     try:
-        _settle(root)
+        os.rename(staged, path)  # Over an empty one too, which somebody else has made meanwhile.
     except OSError as error:
-        raise _root_error(root, error) from error
-
-
-def make_root(root: str) -> None:
-    """Make *root* and its directories where they are missing, and mark it as a cache of this format.
-
-    Enough for who only waits for another process: it syncs nothing that was there.
-
-    Raises:
-        FormatError: A newer modelcache wrote the root; nothing is touched.
-        RootError: The root is a file, read-only, or not ours to write.
-    """
-    check_format(root)
-    try:
-        missing = [name for name in _BUCKETS if not os.path.isdir(f"{root}/{name}")]
-        if missing or not os.path.exists(f"{root}/format"):
-            make_directories(root)
-            for name in missing:
-                _make_directory(f"{root}/{name}")
-            for name, content in (("CACHEDIR.TAG", layout.CACHEDIR_TAG), ("format", b"%d\n" % layout.FORMAT)):
-                if not os.path.exists(f"{root}/{name}"):
-                    commit_record(f"{root}/{layout.STAGING}", f"{root}/{name}", content)
-        if not os.access(f"{root}/{layout.STAGING}", os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), root)
-    except OSError as error:
-        raise _root_error(root, error) from error
+        discard(staged)
+        if error.errno not in _ALREADY_THERE:
+            raise
 
 
 _settled: set[tuple[str, int]] = set()  # The directories whose own names this process knows to be durable.
 
 
-def _settle(directory: str) -> None:
+def settle(directory: str) -> None:
     """Make the name of *directory* durable, once in this process: what is promised below hangs on it.
 
     Whoever made it may have died, or not have come to the sync yet.
@@ -91,33 +85,11 @@ def _settle(directory: str) -> None:
     _settled.add(identity)
 
 
-# Trash too: a removal must be possible where there is no inode left for it.
-_BUCKETS = (layout.OBJECTS, layout.ENTRIES, layout.PARTIALS, layout.STAGING, layout.LOCKS, layout.TRASH)
-
-
-def check_format(root: str) -> None:
-    """Check that *root* is no newer than this code; a root that does not exist yet is fine.
-
-    Raises:
-        FormatError: It is newer.
-        RootError: It is not a directory, or may not be searched.
-    """
-    try:
-        with open(f"{root}/format", "rb", buffering=0) as file:
-            found = file.read(32).strip().decode(errors="replace")
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise _root_error(root, error) from error
-    if not (found.isascii() and found.isdigit()) or int(found) > layout.FORMAT:
-        raise FormatError(path=root, found=found or "(empty)", known=layout.FORMAT)
-
-
 def stage_directory(root: str) -> str:
     """Return a new directory in ``staging/`` that belongs to this process alone."""
     path = f"{root}/{layout.STAGING}/{process.token()}"
     fail_point("commit.before-stage")
-    os.mkdir(path, _DIRECTORY_MODE)
+    _mkdir(path)
     return path
 
 
@@ -131,20 +103,110 @@ def make_probe(parent: str) -> str:
 def make_partial(path: str) -> None:
     """Make the directory of a new partial, with the inner directory that will become the object."""
     fail_point("commit.before-make-partial")
-    os.mkdir(path, _DIRECTORY_MODE)
-    os.mkdir(f"{path}/object", _DIRECTORY_MODE)
+    _mkdir(path)
+    _mkdir(f"{path}/object")
 
 
-def create_file(path: str, *, executable: bool = False) -> int:
-    """Return a descriptor, open for writing, of the new file *path*; it must not exist."""
+def create_file(path: str, *, executable: bool = False, reading: bool = False) -> int:
+    """Return a descriptor, open for writing (and *reading*), of the new file *path*; it must not exist.
+
+    Raises:
+        GroupError: It must belong to a group that this user is not in.
+        OSError
+    """
     fail_point("commit.before-create-file")
-    return os.open(path, _CREATE, _FILE_MODE | (_EXECUTABLE if executable else 0))
+    return _create(path, os.O_RDWR if reading else os.O_WRONLY, executable=executable)
+
+
+def _create(path: str, access: int, *, executable: bool = False) -> int:
+    rule = sharing.of(path)
+    if rule is None:
+        return os.open(path, access | _CREATE, _FILE_MODE | (_EXECUTABLE if executable else 0))
+    descriptor = os.open(path, access | _CREATE, _OWN_FILE)
+    try:
+        _open_to_others(descriptor, path, rule, rule.file | (rule.content(executable=True) if executable else 0))
+    except BaseException:
+        os.close(descriptor)
+        remove_quietly(path)
+        raise
+    return descriptor
+
+
+def _mkdir(path: str) -> None:
+    """Make the directory *path* with the mode and the group that it must have."""
+    rule = sharing.of(path)
+    if rule is None:
+        os.mkdir(path, _DIRECTORY_MODE)
+        return
+    os.mkdir(path, _OWN_DIRECTORY)
+    try:
+        set_access(path, os.lstat(path), rule.directory, rule.gid)
+    except BaseException as error:
+        os.rmdir(path)
+        if isinstance(error, PermissionError) and rule.gid is not None and not sharing.is_member(rule.gid):
+            raise GroupError(path=sharing.root_of(path) or path, group=rule.group, user=os.geteuid()) from error
+        raise
+
+
+def _open_to_others(descriptor: int, path: str, rule: sharing.Rule, mode: int) -> None:
+    """Give what was just made to the group of *rule*, then let others in: never the wrong ones, not for a moment."""
+    if rule.gid is not None and os.fstat(descriptor).st_gid != rule.gid:
+        try:
+            os.fchown(descriptor, -1, rule.gid)
+        except PermissionError as error:
+            root = sharing.root_of(path) or path
+            raise GroupError(path=root, group=rule.group, user=os.geteuid()) from error
+    fail_point("commit.before-mode")
+    os.fchmod(descriptor, mode)
+
+
+def make_lock(path: str) -> int:
+    """Return a descriptor, open for reading and writing, of the new lock file *path*.
+
+    Others may open it the moment it has its name: where they share the cache, it has its mode and its group by then.
+
+    Raises:
+        FileExistsError: Another process has made it.
+        OSError
+    """
+    if sharing.of(path) is None:
+        return os.open(path, os.O_RDWR | _CREATE, _FILE_MODE)
+    staged = f"{sharing.root_of(path)}/{layout.STAGING}/{process.token()}"
+    descriptor = _create(staged, os.O_RDWR)
+    try:
+        fail_point("commit.before-link-lock")
+        os.link(staged, path, follow_symlinks=False)
+    except BaseException as error:
+        if not isinstance(error, OSError) or error.errno not in _NO_LINKS:
+            os.close(descriptor)
+            raise
+        os.rename(staged, path)  # Without hard links two may get one lock each, which costs work alone (I9).
+    finally:
+        remove_quietly(staged)
+    return descriptor
 
 
 def make_executable(path: str) -> None:
     """Let the staged file *path* be executed."""
     fail_point("commit.before-make-executable")
-    os.chmod(path, _FILE_MODE | _EXECUTABLE, follow_symlinks=False)
+    rule = sharing.of(path)
+    descriptor = os.open(path, _LOOK)
+    try:
+        os.fchmod(descriptor, _FILE_MODE | _EXECUTABLE if rule is None else rule.file | rule.content(executable=True))
+    finally:
+        os.close(descriptor)
+
+
+def may_change(descriptor: int) -> bool:
+    """Tell whether this process may set the mode of the file: of another user's it may not, and cannot seal it."""
+    found = os.fstat(descriptor)
+    if found.st_uid == os.geteuid():
+        return True
+    try:
+        os.fchmod(descriptor, stat.S_IMODE(found.st_mode))
+    except PermissionError:
+        return False
+    return True
 
 
 def make_staged(directory: str) -> None:
@@ -167,25 +229,28 @@ def share(existing: str, path: str) -> bool:
         if error.errno not in _NO_LINKS:
             raise
         return False
-    return True
+    if stat.S_ISREG(os.lstat(path).st_mode):
+        return True
+    remove_quietly(path)  # Somebody has put a link, or a FIFO, in its place.
+    return False
 
 
 def make_mark(path: str) -> None:
     """Make the empty file *path*, which says something by its name; a crash of the machine may lose it."""
     fail_point("commit.before-mark")
-    os.close(os.open(path, _CREATE, _FILE_MODE))
+    os.close(_create(path, os.O_WRONLY))
 
 
 def open_existing(path: str) -> int:
     """Return a descriptor, open for reading and writing, of the staged file *path*."""
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         return os.open(path, flags)
     except PermissionError:
         # Its owner died between making it read-only and renaming it; it was never visible.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, _LOOK)
         try:
-            os.fchmod(descriptor, 0o600)
+            os.fchmod(descriptor, _OWN_FILE)
         finally:
             os.close(descriptor)
         return os.open(path, flags)
@@ -217,6 +282,7 @@ def commit_object(staged: str, final: str) -> bool:
         False if *final* was there already: then *staged* still belongs to the caller, and *final* is durable.
     """
     parent = os.path.dirname(final)
+    sharing.guard(final)
     assert os.stat(staged).st_dev == os.stat(parent).st_dev, "a rename, never a copy"
     seal(staged)
     fail_point("commit.before-rename-object")
@@ -243,6 +309,9 @@ def commit_record(staging: str, final: str, data: bytes) -> None:
     descriptor = create_file(staged)
     try:
         try:
+            rule = sharing.of(staged)
+            if rule is not None and os.path.dirname(os.path.dirname(staged)) == os.path.dirname(final):
+                os.fchmod(descriptor, rule.fixed)  # Right in the root: what only its owner writes.
             fail_point("commit.before-write-record", on_torn=lambda size: write(descriptor, data[:size]))
             write(descriptor, data)
             fail_point("commit.before-sync-record")
@@ -296,7 +365,7 @@ def add_name(directory: str, existing: str, name: str) -> None:
     """Give the file *existing* of an object a second *name* in the same directory, durably."""
     fail_point("commit.before-link")
     try:
-        os.link(f"{directory}/{existing}", f"{directory}/{name}", follow_symlinks=False)
+        _link(f"{directory}/{existing}", f"{directory}/{name}")
     except FileExistsError:
         pass
     fail_point("commit.before-sync-link")
@@ -316,7 +385,7 @@ def add_tree(staging: str, existing: str, path: str) -> None:
             copy = f"{staged}/tree{directory[len(existing) :]}"
             make_staged(copy)
             for name in names:
-                os.link(f"{directory}/{name}", f"{copy}/{name}", follow_symlinks=False)
+                _link(f"{directory}/{name}", f"{copy}/{name}")
         seal(staged)
         fail_point("commit.before-rename-tree")
         try:
@@ -330,6 +399,48 @@ def add_tree(staging: str, existing: str, path: str) -> None:
     sync_directory(os.path.dirname(path))
 
 
+def _link(existing: str, path: str) -> None:
+    """Make *path* another name of the file *existing*; a copy of it where that may not be linked: it is another user's.
+
+    Linux lets nobody link a file that he could not write (proc(5), protected_hardlinks).
+    """
+    found = os.lstat(existing)
+    if not stat.S_ISREG(found.st_mode):
+        raise LinkError(path=existing)
+    root = sharing.guard(path)
+    try:
+        os.link(existing, path, follow_symlinks=False)
+    except PermissionError as error:
+        if error.errno != errno.EPERM or found.st_uid == os.geteuid() or root is None:
+            raise
+    else:
+        return
+    staged = f"{root}/{layout.STAGING}/{process.token()}"
+    try:
+        _copy(existing, staged)
+        os.link(staged, path, follow_symlinks=False)
+    finally:
+        remove_quietly(staged)
+
+
+def _copy(existing: str, staged: str) -> None:
+    """Make *staged* a durable copy of the file *existing*, with its mode and mtime."""
+    source = os.open(existing, _LOOK)
+    try:
+        found = os.fstat(source)
+        descriptor = create_file(staged)
+        try:
+            while chunk := os.read(source, _COPY_BYTES):
+                write(descriptor, chunk)
+            os.fchmod(descriptor, stat.S_IMODE(found.st_mode))
+            os.utime(descriptor, ns=(found.st_atime_ns, found.st_mtime_ns))
+            _sync(descriptor)
+        finally:
+            os.close(descriptor)
+    finally:
+        os.close(source)
+
+
 def links_work(error: OSError) -> bool:
     """Tell whether *error*, raised by `add_name`, is something else than a file system without hard links."""
     return error.errno not in _NO_LINKS
@@ -338,6 +449,7 @@ def links_work(error: OSError) -> bool:
 def rename(source: str, target: str) -> None:
     """Rename within the root, atomically, not durably: claims, and the way to trash and quarantine."""
     fail_point("commit.before-rename")
+    sharing.guard(source)
     os.rename(source, target)
 
 
@@ -357,10 +469,10 @@ def put_back(source: str, target: str) -> bool:
     """Undo a `move_durably`; False if something else has taken the place meanwhile."""
     fail_point("commit.before-put-back")
     try:
-        if os.path.isdir(source):
+        if os.path.isdir(source) and not os.path.islink(source):
             os.rename(source, target)
         else:
-            os.link(source, target, follow_symlinks=False)  # A rename would replace what is there.
+            _link(source, target)  # A rename would replace what is there.
             os.unlink(source)
     except OSError as error:
         if error.errno not in _ALREADY_THERE:
@@ -373,6 +485,7 @@ def put_back(source: str, target: str) -> bool:
 def remove_record(path: str) -> bool:
     """Remove a record, durably; False if there is none."""
     fail_point("commit.before-remove-record")
+    sharing.guard(path)
     try:
         os.unlink(path)
         found = True
@@ -386,38 +499,109 @@ def remove_record(path: str) -> bool:
 def remove_quietly(path: str) -> None:
     """Remove a file that nobody relies on; one that cannot be removed is found by the next sweep."""
     try:
+        sharing.guard(path)
         os.unlink(path)
     except OSError:
         return
 
 
+def remove_odd(path: str) -> None:
+    """Remove what stands in a file's place and is none: a link, a FIFO, a socket. A file, or a directory, stays.
+
+    Raises:
+        OSError: It could not be removed, or is a directory.
+    """
+    sharing.guard(path)
+    try:
+        mode = os.lstat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(mode):
+            os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
 def discard(path: str) -> None:
-    """Remove a directory in staging, partials or trash with all that is in it; what cannot go is swept later."""
+    """Remove a directory in staging, partials or trash with all that is in it; what cannot go is swept later.
+
+    By descriptors: a link that somebody puts in place of a directory meanwhile leads nowhere.
+    """
     fail_point("commit.before-discard")
-    for directory, _, files in os.walk(path, topdown=False):
-        for name in files:
-            remove_quietly(f"{directory}/{name}")
-        try:
-            os.rmdir(directory)
-        except OSError:
-            return
+    try:
+        sharing.guard(path)
+        for _, directories, names, inside in os.fwalk(path, topdown=False, follow_symlinks=False):
+            for name in names:
+                _try(os.unlink, name, inside)
+            for name in directories:
+                if not _try(os.rmdir, name, inside):
+                    _try(os.unlink, name, inside)  # A link to a directory counts among them.
+    except OSError:
+        pass  # Gone, or not ours to read; perhaps it is empty all the same.
+    try:
+        os.rmdir(path)
+    except NotADirectoryError:
+        remove_quietly(path)
+    except OSError:
+        return
+
+
+def _try(remove: Callable[..., None], name: str, directory: int) -> bool:
+    try:
+        remove(name, dir_fd=directory)
+    except OSError:
+        return False
+    return True
 
 
 def ensure_bucket(path: str) -> None:
     """Make a directory right under the root, durably, if it is missing."""
     if not os.path.isdir(path):
-        _make_directory(path)
-    _settle(path)
+        make_bucket(path, sharing.of(path))
+    else:
+        sharing.guard(f"{path}/")
+    settle(path)
 
 
 def touch(path: str) -> None:
     """Set the mtime of a record to now: the use stamp of an entry."""
-    os.utime(path)
+    sharing.guard(path)
+    os.utime(path, follow_symlinks=False)
 
 
 def stamp(path: str, mtime_ns: int) -> None:
     """Give a verified object file back the mtime on record, which a tool had changed."""
-    os.utime(path, ns=(mtime_ns, mtime_ns))
+    sharing.guard(path)
+    os.utime(path, ns=(mtime_ns, mtime_ns), follow_symlinks=False)
+
+
+def set_access(path: str, seen: os.stat_result, mode: int, gid: int | None) -> None:
+    """Give *path* a *mode*, and the group *gid* before that; only to the very file or directory that was *seen*.
+
+    It is not opened for reading: that would let go of a lock that this process has on it.
+
+    Raises:
+        FileNotFoundError: It is gone, or another one.
+        OSError
+    """
+    fail_point("commit.before-set-access")
+    descriptor = -1
+    try:
+        if sys.platform == "linux":
+            # The root itself may be named by a link: the inode tells.
+            kind = os.O_DIRECTORY if stat.S_ISDIR(seen.st_mode) else os.O_NOFOLLOW
+            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC | kind)
+            place, found = f"/proc/self/fd/{descriptor}", os.fstat(descriptor)
+        else:
+            place, found = path, os.lstat(path)
+        if not os.path.samestat(found, seen) or found.st_nlink != seen.st_nlink or stat.S_ISLNK(found.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "it is another one by now", path)
+        if gid is not None and found.st_gid != gid:
+            os.chown(place, -1, gid)
+        os.chmod(place, mode)
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def sync_data(descriptor: int) -> None:
@@ -448,12 +632,20 @@ def seal(staged: str) -> None:
 
 def _seal_file(path: str) -> None:
     """Make a staged file read-only and durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    descriptor = os.open(path, _LOOK)
     try:
+        rule = sharing.of(path)
         found = stat.S_IMODE(os.fstat(descriptor).st_mode)
-        mode = _OBJECT_MODE | (_EXECUTABLE if found & stat.S_IXUSR else 0)
+        executable = bool(found & stat.S_IXUSR)
+        mode = _OBJECT_MODE | (_EXECUTABLE if executable else 0)
+        mode = mode if rule is None else rule.content(executable=executable)
         if found != mode:
-            os.fchmod(descriptor, mode)
+            try:
+                os.fchmod(descriptor, mode)
+            except PermissionError:
+                if found & _WRITABLE:
+                    raise
+                # Another name of a file of another user, which nobody can write either: `mending` is its owner's.
         fail_point("commit.before-sync-file")
         _sync(descriptor)
     finally:
@@ -472,7 +664,7 @@ def _sync(descriptor: int) -> None:
 
 def _make_directory(path: str) -> None:
     try:
-        os.mkdir(path, _DIRECTORY_MODE)
+        _mkdir(path)
     except FileExistsError:
         if not os.path.isdir(path):  # A file where a directory should be.
             raise
@@ -488,37 +680,3 @@ def make_directories(path: str) -> None:
         _make_directory(path)
         fail_point("commit.before-sync-root")
         sync_directory(os.path.dirname(path))
-
-
-def _root_error(root: str, error: OSError) -> Exception:
-    path = str(error.filename or root)
-    if error.errno in {errno.ENOTDIR, errno.EEXIST}:
-        return RootError(
-            path=root,
-            reason=f"{path} is in the way: it is not a directory",
-            hint="Set MODELCACHE_DIR to another place",
-        )
-    if error.errno == errno.EROFS:
-        return RootError(
-            path=root,
-            reason="its file system is mounted read-only",
-            hint="Cached models are still served; set MODELCACHE_DIR to fetch new ones",
-        )
-    if error.errno in {errno.EACCES, errno.EPERM}:
-        return RootError(
-            path=root,
-            reason=f"no permission to write ({_owner(path)})",
-            hint="Cached models are still served; ask the owner for write access, or set MODELCACHE_DIR",
-        )
-    return RootError(path=root, reason=error.strerror or str(error), hint="`modelcache doctor` examines it")
-
-
-def _owner(path: str) -> str:
-    """Return who owns the nearest part of *path* that exists, as a person would say it."""
-    while path and not os.path.lexists(path):
-        path = os.path.dirname(path)
-    try:
-        found = os.stat(path)
-    except OSError:
-        return f"{path} cannot be examined"
-    return f"{path} belongs to user {found.st_uid}, mode {stat.S_IMODE(found.st_mode):04o}; this is user {os.geteuid()}"

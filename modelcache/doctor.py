@@ -13,10 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
-from . import commit, files, layout, locks, process
-from .errors import ModelCacheError
+from . import commit, files, layout, locks, mending, process, roots, sharing
+from .errors import LinkError, ModelCacheError, UsageError, storage_error
 from .promises import check_cache, check_is_cache
 from .report import Health
 
@@ -24,6 +25,7 @@ _TRIES = 5
 # Another process tries the lock that this one holds.
 _CONTENDER = "import sys; from modelcache import locks; print('had' if locks.probe(sys.argv[1]) else 'refused')"
 _SPACE_LEAST_BYTES = 1 << 20
+_NAMED = 3  # Of what differs, so many are named.
 _IN_MEMORY = {"tmpfs", "ramfs"}
 
 
@@ -50,7 +52,7 @@ def examine(root: str, *, locking: bool = True, durability: bool = True) -> Iter
     probe = ""
     try:
         if os.path.exists(f"{root}/format"):
-            commit.prepare_root(root)
+            roots.prepare_root(root)
             probe = commit.stage_directory(root)
         else:
             probe = commit.make_probe(_nearest(root))  # Whatever is there, it is not made a cache by a look at it.
@@ -63,6 +65,7 @@ def examine(root: str, *, locking: bool = True, durability: bool = True) -> Iter
         yield Check("writable", "failed", f"{what}: {error.filename}: {error.strerror}. {hint}")
     try:
         yield _safely(_owner, root)
+        yield _safely(_sharing, root)
         yield _safely(_space, _nearest(root))
         for check in probes if probe else ():
             yield _safely(check, probe)
@@ -79,7 +82,10 @@ def health(root: str, *, offline: bool) -> Health:
     where = _nearest(root)
     problems = []
     free = 0
-    writable = os.access(where, os.W_OK | os.X_OK) and os.path.isdir(where)
+    # Of a shared cache only its owner writes to the root itself.
+    staging = f"{root}/{layout.STAGING}"
+    place = staging if where == root and os.path.isdir(staging) else where
+    writable = os.access(place, os.W_OK | os.X_OK) and os.path.isdir(where)
     if not os.path.isdir(where):
         problems.append(f"{where} is not a directory")
     else:
@@ -90,7 +96,7 @@ def health(root: str, *, offline: bool) -> Health:
     if not writable:
         problems.append(f"{where} cannot be written: hits are served, nothing new is stored")
     try:
-        commit.check_format(root)
+        roots.check_format(root)
     except ModelCacheError as error:
         problems.append(error.summary)
     return Health(root, os.path.isdir(root), writable, offline, free, tuple(problems))
@@ -113,7 +119,7 @@ def _safely(check: Callable[[str], Check], place: str) -> Check:
 
 def _format(root: str) -> Check:
     try:
-        commit.check_format(root)
+        roots.check_format(root)
     except ModelCacheError as error:
         return Check("format", "failed", f"{error.summary}. {error.hint}")
     try:
@@ -135,6 +141,51 @@ def _owner(root: str) -> Check:
     if found.st_uid != os.geteuid():
         return Check("owner", "warning", f"{detail}; you are user {os.geteuid()}: what you store belongs to you")
     return Check("owner", "ok", detail)
+
+
+def _sharing(root: str) -> Check:
+    """Look at modes and groups, by the cache's own config."""
+    rule = sharing.read(root)
+    if rule is None:
+        return Check("sharing", "ok", "modes follow the umask of each user; `modelcache init` shares a cache")
+    what = f"{rule.access}{f', group {rule.group}' if rule.group else ''}"
+    if rule.gid is not None and rule.directory & stat.S_IWGRP and not sharing.is_member(rule.gid):
+        what += " (you are not in it)"
+    found = mending.differences(root, rule)
+    if not found:
+        return Check("sharing", "ok", f"{what}: all modes and groups are as they should be")
+    named = "; ".join(f"{one.path}: {one.what}" for one in found[:_NAMED])
+    more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return Check(
+        "sharing", "warning", f"{what}: {len(found)} differ: {named}{more}. `modelcache doctor --fix` mends them"
+    )
+
+
+def fix(root: str, *, dry_run: bool = False) -> list[mending.Difference]:
+    """Bring modes and groups into line with the cache's own config; with *dry_run* only say what would be done.
+
+    Raises:
+        UsageError: It has no config that says who may use it.
+        StorageError: It cannot be looked at.
+    """
+    check_is_cache(root)
+    rule = sharing.read(root)
+    if rule is None:
+        raise UsageError(
+            problem=f"{root} has no {sharing.CONFIG} that says who may use it: its modes follow the umask of each user",
+            hint="`modelcache init --access ...` decides that, and mends what is there",
+        )
+    if not os.path.isdir(root):
+        return []
+    if not dry_run and os.access(root, os.W_OK | os.X_OK):
+        with suppress(LinkError):  # It is told with the others.
+            roots.make_root(root)  # A directory that is missing is its owner's to make.
+    try:
+        return list(mending.mend(root, rule, dry_run=dry_run))
+    except ModelCacheError:
+        raise
+    except OSError as error:
+        raise storage_error(error, action="mend", path=root) from error
 
 
 def _space(root: str) -> Check:

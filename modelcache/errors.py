@@ -11,6 +11,7 @@
     │   ├── UnsupportedArchiveError                           no archive, or one that this Python cannot unpack
     │   ├── ConfigurationError
     │   │   └── ConfigFileError                               a mistake in a file with settings: file, line, key
+    │   │       └── CacheConfigError                          the same in the config.toml of a cache itself
     │   └── ManifestError                                     a mistake in models.toml or models.lock: file, line, key
     ├── BatchError                                         3  some of many failed; each with its own error
     ├── NotFoundError (FileNotFoundError)                  4
@@ -58,6 +59,8 @@
     └── StorageError (OSError)                             1  the root cannot be used, or the file system failed
         ├── NoLocksError                                      gc does not run without locks that work
         ├── RootError                                         missing, read-only, a file, or somebody else's
+        ├── LinkError                                         a symbolic link where the cache has its own
+        ├── GroupError                                        the cache belongs to a group that this user is not in
         └── FormatError                                       written by a newer modelcache
 
 Each error carries its facts as attributes, survives pickling (it may be raised in a worker process), has an
@@ -176,6 +179,15 @@ class ConfigFileError(ConfigurationError):
         where = f"{file}:{line}" if line else file
         self.summary = f"{where}: {f'{key}: ' if key else ''}{problem}"
         self.hint = "docs/configuration.md lists every key; `MODELCACHE_CONFIG=` (empty) reads no file"
+
+
+class CacheConfigError(ConfigFileError):
+    """A mistake in the ``config.toml`` of a cache, which says who may use it; nothing was made."""
+
+    def __init__(self, *, file: str, problem: str, line: int | None = None, key: str | None = None) -> None:
+        super().__init__(file=file, problem=problem, line=line, key=key)
+        self.summary += "; nothing was made"
+        self.hint = "Cached models are still served; `modelcache init` writes it anew (docs/sharing.md)"
 
 
 class ManifestError(UsageError):
@@ -687,6 +699,28 @@ class RootError(StorageError):
         self.summary = f"the cache root {path} cannot be used: {reason}"
 
 
+class LinkError(StorageError):
+    """A symbolic link lies where the cache has a file or a directory of its own; nothing goes through it."""
+
+    def __init__(self, *, path: str) -> None:
+        ModelCacheError.__init__(self, path=path)
+        self.errno = _errno.ELOOP
+        self.summary = (
+            f"{path} is a symbolic link, which modelcache never makes; nothing was read or written through it"
+        )
+        self.hint = "Find out who made it (`ls -l`), remove it, and run `modelcache doctor` and `modelcache verify`"
+
+
+class GroupError(StorageError):
+    """Files of the cache belong to a group, and this user cannot give any to it."""
+
+    def __init__(self, *, path: str, group: str, user: int) -> None:
+        ModelCacheError.__init__(self, path=path, group=group, user=user)
+        self.errno = _errno.EPERM
+        self.summary = f"the cache {path} is shared by group {group}, and user {user} is not in it; nothing was made"
+        self.hint = "Have yourself added to the group and log in again; cached models are served if you may read them"
+
+
 class FormatError(StorageError):
     """The root was written by a newer modelcache."""
 
@@ -700,9 +734,13 @@ class FormatError(StorageError):
 
 def storage_error(error: OSError, *, action: str, path: str) -> ModelCacheError:
     """Return the typed error for a failed system call, so that no bare OSError leaves the stores."""
+    if isinstance(error, ModelCacheError):
+        return error
     where = str(error.filename or path)
     if error.errno in {_errno.ENOSPC, _errno.EDQUOT}:
         return NoSpaceError(what=where, needed=None, free=None)
+    if error.errno == _errno.ELOOP:
+        return LinkError(path=where)
     return StorageError(path=where, action=action, reason=error.strerror or str(error), number=error.errno)
 
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from . import commit, hit, layout, locks, notes
+from . import hit, layout, locks, notes, roots
 from .config import ArchiveLimits, RetryPolicy, Timeout
 from .download import Download, Job, Means, reason
 from .errors import (
@@ -94,7 +94,7 @@ class Fetcher:
 
     def _once(self, job: Job, deadline: Deadline, work: Callable[[], Entry]) -> Entry:
         """Return what *work* brings, or what another process has brought meanwhile."""
-        commit.make_root(self.means.root)
+        roots.make_root(self.means.root)
         for place in job.places:
             self.means.registry.check(place)  # An unknown scheme is told before anything is waited for.
         with self._turn(job, deadline) as (turn, seen):
@@ -104,7 +104,7 @@ class Fetcher:
             if turn is not None and turn.note:
                 raise notes.error_in(turn.note)
             try:
-                commit.prepare_root(self.means.root)
+                roots.prepare_root(self.means.root)
                 if not self._swept:  # Whoever fetches clears up too, once: those who wait have no time for it.
                     self._swept = True
                     sweep(self.means.root)

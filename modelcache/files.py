@@ -18,6 +18,10 @@ _SMALL_BYTES = 1 << 14
 _SPACE_MARGIN_BYTES = 1 << 20  # Records, the state of a partial, and the blocks of directories.
 
 
+# What open(2) says of a link with O_NOFOLLOW: on Linux and macOS, on FreeBSD, on NetBSD.
+_LINK = {errno.ELOOP, errno.EMLINK, getattr(errno, "EFTYPE", errno.ELOOP)}
+
+
 class NotRegularError(OSError):
     """What should be a file, or a directory of files, is something else: a link, a device, a FIFO."""
 
@@ -36,22 +40,28 @@ def listing(path: str) -> list[str]:
         raise storage_error(error, action="list", path=path) from error
 
 
-def content(path: str) -> bytes | None:
+def content(path: str, *, follow: bool = False) -> bytes | None:
     """Return the bytes of the small file *path*, or None if there is none that can be read."""
     try:
-        return read(path)
+        return read(path, follow=follow)
     except OSError:
         return None
 
 
-def read(path: str) -> bytes | None:
-    """Return the bytes of the small file *path*, or None if there is no regular file; raise OSError."""
+def read(path: str, *, follow: bool = False) -> bytes | None:
+    """Return the bytes of the small file *path*, or None if there is no regular file; raise OSError.
+
+    A link is none: the cache makes none, and another user may have. Those of a user's own files are for *follow*.
+    """
     # No file object, and no look at its kind: a listing reads a hundred thousand of these. Without waiting, a read of
     # anything else ends at once.
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, *_LINK, errno.ENXIO}:  # ENXIO: a socket.
+            return None
+        raise
     try:
         data = os.read(descriptor, _SMALL_BYTES)
         while data and len(data) % _SMALL_BYTES == 0 and (more := os.read(descriptor, _SMALL_BYTES)):
@@ -76,8 +86,8 @@ def chunks(descriptor: int, *, start: int = 0, length: int | None = None) -> Ite
 
 
 def digest_of(path: str) -> tuple[Digest, os.stat_result]:
-    """Return the digest of the file *path*, and what ``stat`` says of the very file that was read; raise OSError."""
-    with os.fdopen(open_regular(path), "rb") as file:
+    """Return the digest of the file *path*, no link, and what ``stat`` says of what was read; raise OSError."""
+    with os.fdopen(open_regular(path, follow=False), "rb") as file:
         return Digest(f"{ALGORITHM}:{hashlib.file_digest(file, ALGORITHM).hexdigest()}"), os.fstat(file.fileno())
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from failpoints import fail_point
 
-from . import commit, files, layout, locks, process
+from . import commit, files, layout, locks, process, roots
 from .config import Capacity
 from .digest import Digest
 from .errors import CapacityError, LockTimeoutError, ModelCacheError, NoLocksError, storage_error
@@ -236,7 +236,7 @@ class Collector:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold the gc lock for the block, having seen that it keeps others out."""
-        commit.prepare_root(self._root)
+        roots.prepare_root(self._root)
         path = f"{self._root}/{layout.LOCKS}/{layout.GC_LOCK}"
         try:
             with locks.exclusive(path, timeout=0, what="garbage collection"):
@@ -459,6 +459,6 @@ def _path(root: str, item: Item) -> str:
 
 def _mtime(path: str) -> float:
     try:
-        return os.stat(path).st_mtime
+        return os.lstat(path).st_mtime
     except OSError:
         return 0.0

@@ -367,19 +367,15 @@ class Getter:
         return self._noted(entry, sample=sample(self.root, entry)) if ask.verify == "sample" else entry
 
     def _stat(self, entry: Entry) -> os.stat_result | None:
-        try:
-            return os.stat(entry.path)
-        except OSError:
-            if not files.listing(f"{self.root}/{layout.TRASH}"):
-                return None
+        """Return what ``stat`` says of the content of *entry*; None if it is gone, or behind a link."""
+        found = _found(entry.path)
+        if found is not None or not files.listing(f"{self.root}/{layout.TRASH}"):
+            return found
         # A process that died while it removed another name of the same content may have taken it along.
         from .sweep import sweep
 
         sweep(self.root)
-        try:
-            return os.stat(entry.path)
-        except OSError:
-            return None
+        return _found(entry.path)
 
     def _stays(self, entry: Entry) -> bool:
         """Tell whether *entry*, whose use has just been recorded, is out of reach of a gc that had not seen that."""
@@ -529,8 +525,9 @@ class Getter:
 
     def _stale(self, ask: Ask, error: ModelCacheError, *, admit: bool = True) -> Entry:
         """Return what is cached where only its age asked for a fetch that failed; else raise *error*."""
-        if ask.known is None and ask.offer is not None and not ask.force:
-            ask.known = self._find(ask)  # It was promoted, and then its source was asked.
+        if ask.known is None and ask.offer is not None and not ask.force and isinstance(error, NetworkError):
+            # It was promoted, and then its source was asked. What a disk refuses may be its very record (I3).
+            ask.known = self._find(ask)
         if ask.known is None or ask.force:
             raise error
         logging.getLogger("modelcache").warning("%s; the cached content of %s is served", error.summary, ask.ref.key)
@@ -578,6 +575,14 @@ class Getter:
                 pool = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="modelcache-fetch")
                 self._executor = os.getpid(), pool
             return self._executor[1]
+
+
+def _found(path: str) -> os.stat_result | None:
+    """Return what ``stat`` says of the content *path* of an object; None if nothing is there, or behind a link."""
+    try:
+        return os.lstat(path) if hit.is_directory(os.path.dirname(path)) else None
+    except OSError:
+        return None
 
 
 def _place(mirror: RefLike) -> Ref:

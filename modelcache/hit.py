@@ -12,6 +12,9 @@ from .layout import ENTRIES, FORMAT, OBJECTS, decode_head, key_id
 
 # A head is some 190 bytes and a name; what a longer one has in excess is read by the slow path.
 HEAD_BYTES_MAX = 1024
+# Neither a link nor a FIFO that another user has put there: the one is not followed, the other does not block.
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 USE_STAMP_S = 3600.0  # Uses are recorded at most this often, in seconds.
 
 
@@ -28,7 +31,15 @@ class Hit:
 def stands(path: str, size: int, mtime_ns: int) -> bool:
     """Tell whether the object's file is there, with the *size* (bytes) and *mtime_ns* on record: the price of a hit."""
     try:
-        return is_same(os.stat(path), size, mtime_ns)
+        return is_same(os.lstat(path), size, mtime_ns)
+    except OSError:
+        return False
+
+
+def is_directory(path: str) -> bool:
+    """Tell whether *path* is a directory, and no link to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
     except OSError:
         return False
 
@@ -49,15 +60,20 @@ def look(root: str, key: str, *, recently: bool = False) -> "Hit | None":
     identity = key_id(key)
     path = f"{root}/{ENTRIES}/{identity}"
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, _READ)
     except OSError:
         return None
     try:
         head = decode_head(identity, os.read(descriptor, HEAD_BYTES_MAX))
         if head is None or (head[5] and head[5] <= time()):
             return None
-        if recently and abs(time() - os.fstat(descriptor).st_mtime) > USE_STAMP_S and os.access(path, os.W_OK):
-            return None
+        if recently:
+            found = os.fstat(descriptor)
+            if abs(time() - found.st_mtime) > USE_STAMP_S and os.access(path, os.W_OK):
+                return None
+            # Where other users write too, one of them may have put a link in place of the object's directory.
+            if found.st_mode & _OTHERS_WRITE and not is_directory(f"{root}/{OBJECTS}/{head[0]}"):
+                return None
     except OSError:
         return None
     finally:
@@ -69,10 +85,10 @@ def look(root: str, key: str, *, recently: bool = False) -> "Hit | None":
 def format_is_known(root: str) -> bool:
     """Tell whether the root's ``format`` is one that this code may read; a missing one is.
 
-    What stands in the way otherwise (a file in the root's place, no permission) is told by `commit.check_format`.
+    What stands in the way otherwise (a file in the root's place, no permission) is told by `roots.check_format`.
     """
     try:
-        descriptor = os.open(f"{root}/format", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(f"{root}/format", _READ)
     except FileNotFoundError:
         return True
     except OSError:

@@ -70,7 +70,7 @@ class Snapshot:
 
     def files(self) -> list[HubFile] | None:
         """Return all files of the commit; None if it is not known which those are, or one is not here."""
-        data = files.content(f"{self._repository}/trees/{self.commit}.json")
+        data = files.content(f"{self._repository}/trees/{self.commit}.json", follow=True)
         try:
             listed = json.loads(data or b"")
             if listed["format_version"] != 1:
@@ -87,7 +87,7 @@ def snapshot(top: str, place: HubPlace) -> Snapshot | None:
     commit, named = place.revision or "main", repository
     if not _COMMIT.fullmatch(commit):
         named = f"{repository}/refs/{commit}"
-        commit = (files.content(named) or b"").decode("ascii", "replace").strip()
+        commit = (files.content(named, follow=True) or b"").decode("ascii", "replace").strip()
     directory = f"{repository}/snapshots/{commit}"
     if not _COMMIT.fullmatch(commit) or not os.path.isdir(directory):
         return None

@@ -18,7 +18,7 @@ from typing import Any
 
 from failpoints import fail_point
 
-from . import commit, files, hit, layout, locks, trees
+from . import commit, files, hit, layout, locks, roots, trees
 from .bundle import Bundle, Item
 from .config import Timeout
 from .digest import Digest
@@ -160,7 +160,7 @@ class Importer:
         """
         with self._opened() as bundle, ExitStack() as held:
             items = self._chosen(bundle)
-            commit.prepare_root(self._root)
+            roots.prepare_root(self._root)
             held.enter_context(self._turn(bundle))
             sweep(self._root)
             states = {item.key: self._state(item) for item in items}

@@ -153,7 +153,7 @@ def _signature(gate: Gate, ref: Ref, content: Content) -> bytes:
     if not isinstance(content, str | os.PathLike):
         raise missing(gate, ref.key, "only a file can have a signature beside it, and bytes or a stream were put")
     path = f"{os.fspath(content)}{signatures.BESIDE}"
-    found = files.content(path)
+    found = files.content(path, follow=True)
     if not found:
         raise missing(gate, ref.key, f"there is no signature that can be read at {path}")
     return found

@@ -90,7 +90,7 @@ def _warn(place: str, why: str) -> None:
 
 def _stands(path: str) -> bool:
     try:
-        os.stat(path)
+        os.lstat(path)
     except OSError:
         return False
     return True

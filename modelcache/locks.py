@@ -27,6 +27,7 @@ import fcntl
 import functools
 import os
 import random
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ from typing import IO, TYPE_CHECKING
 
 from failpoints import fail_point
 
-from . import commit, process
+from . import commit, process, sharing
 from .errors import LockTimeoutError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ _POLL_S = 0.005
 _SAY_AFTER_S = 1.0  # I11: whoever waits longer than this is told for whom.
 _CHECK_S = 0.2  # How soon a wait notices that its caller has given up; being handed the lock takes no such while.
 _NOTE_BYTES_MAX = 1 << 16
+_OPEN_TRIES = 1000  # Each after the first needs another process that makes, or removes, the file at that moment.
 
 
 class LockUnavailableError(Exception):
@@ -246,7 +248,7 @@ def sign(staged: str, path: str) -> Sign:
     _held.add(name)  # Before another thread can find it.
     descriptor = -1
     try:
-        descriptor = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        descriptor = commit.create_file(staged, reading=True)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -290,7 +292,7 @@ _excluding: set[int] = set()  # The file systems where this process has seen tha
 # Standard library alone: it takes 10 ms. It must not be this process, which never finds its own locks in its way.
 _RIVAL = """
 import fcntl, os, sys
-file = os.open(sys.argv[1], os.O_RDWR)
+file = os.open(sys.argv[1], os.O_RDWR | os.O_NOFOLLOW)
 try:
     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except OSError:
@@ -394,7 +396,7 @@ def _try(path: str) -> fasteners.InterProcessLock:
     lock = fasteners.InterProcessLock(path)
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            descriptor = _open(path)
         except OSError as error:
             raise LockUnavailableError(str(error)) from error
         lock.lockfile = os.fdopen(descriptor, "r+b", buffering=0)
@@ -418,6 +420,29 @@ def _try(path: str) -> fasteners.InterProcessLock:
             return lock
         # Its last holder unlinked the file between our open and our lock: we hold a lock that nobody else will meet.
         lock.release()
+
+
+def _open(path: str) -> int:
+    """Return a descriptor of the lock file *path*, which is made if it is missing; raise OSError."""
+    sharing.guard(path)
+    for _ in range(_OPEN_TRIES):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno not in {errno.ENOENT, errno.ELOOP, errno.ENXIO}:
+                raise
+        else:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return descriptor
+            os.close(descriptor)
+        if os.path.lexists(path):
+            # Nobody holds a link, a FIFO or a socket: it is in everybody's way, and was put there by somebody else.
+            commit.remove_odd(path)
+        try:
+            return commit.make_lock(path)
+        except FileExistsError:
+            continue
+    raise OSError(errno.EBUSY, "others keep making and removing it", path)
 
 
 def _is_current(descriptor: int, path: str) -> bool:

@@ -11,6 +11,7 @@ from time import monotonic, time
 
 from . import hit
 from .getting import RefLike
+from .layout import OBJECTS
 from .records import Entry
 
 MEMORY_S = 10.0
@@ -20,10 +21,12 @@ _REFS_MAX = 65_536
 class Warm:
     """A hit in memory. ``pinned_digest`` is what the caller asked for, if it was the full text."""
 
-    __slots__ = ("digest", "key", "mtime_ns", "path", "size", "until")
+    __slots__ = ("digest", "follow", "key", "mtime_ns", "path", "size", "until")
 
     def __init__(self, entry: Entry) -> None:
         self.key, self.digest, self.path = entry.key, entry.digest, entry.path
+        # A tier that is not ours may be made of links; here one is not what was stored.
+        self.follow = f"/{OBJECTS}/" not in entry.path
         self.size = _directory_size(entry.path) if entry.digest.is_tree else entry.size
         self.mtime_ns = entry.mtime_ns
         left = MEMORY_S if entry.ttl is None else min(MEMORY_S, entry.expires - time())
@@ -54,7 +57,12 @@ class Memory(dict[RefLike, Warm]):
         warm = self.get(ref)
         if warm is None or digest not in {None, warm.digest} or monotonic() >= warm.until:
             return None
-        return warm if hit.stands(warm.path, warm.size, warm.mtime_ns) else None
+        try:
+            return (
+                warm if hit.is_same(os.stat(warm.path, follow_symlinks=warm.follow), warm.size, warm.mtime_ns) else None
+            )
+        except OSError:
+            return None
 
     def forget(self, key: str) -> None:
         """Forget every ref of *key*."""

@@ -69,7 +69,9 @@ class Objects:
     def _stored(self, digest: Digest, name: str) -> Stored:
         """Return what the object has under *name*; raise OSError."""
         path = f"{self.path(digest)}/{name}"
-        facts = os.stat(path)
+        facts = os.lstat(path)
+        if not stat.S_ISDIR(os.lstat(self.path(digest)).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, "it is no directory of ours", self.path(digest))
         if not (stat.S_ISDIR if digest.is_tree else stat.S_ISREG)(facts.st_mode):
             raise FileNotFoundError(errno.ENOENT, "it is of another kind", path)
         size = facts.st_size
@@ -181,7 +183,9 @@ class Objects:
                 commit.put_back(target, self.path(digest))
                 return ""
             note = json.dumps({"digest": digest, "reason": reason, "time": int(time.time())}) + "\n"
-            beside = f"{target}/" if os.path.isdir(target) else f"{target}."  # Somebody may have put a file there.
+            # Somebody may have put a file there, or a link.
+            is_ours = os.path.isdir(target) and not os.path.islink(target)
+            beside = f"{target}/" if is_ours else f"{target}."
             commit.commit_record(self._staging, f"{beside}REASON.json", note.encode())
         except FileNotFoundError:
             pass  # Another process was faster: it is set aside all the same.
@@ -329,7 +333,7 @@ class Objects:
         """Tell whether one of the files in *directory* is the one that was *seen*."""
         for name in files.listing(directory):
             try:
-                if os.path.samestat(os.stat(f"{directory}/{name}"), seen):
+                if os.path.samestat(os.lstat(f"{directory}/{name}"), seen):
                     return True
             except OSError:
                 continue

@@ -22,7 +22,7 @@ from typing import Any
 
 from failpoints import fail_point
 
-from . import commit, files, layout, process
+from . import commit, files, hit, layout, process
 from .digest import ALGORITHM, Digest
 from .errors import StorageError, storage_error
 from .objects import Objects, Stored
@@ -216,10 +216,10 @@ class Partial:
             self._write_state_if_possible()
         return True
 
-    def copy_from(self, source: int, facts: dict[str, Any]) -> bool:
-        """Copy what *facts* says is synced from the descriptor *source*; False if that cannot be had."""
+    def copy_from(self, source: int, facts: dict[str, Any], trusted: int) -> bool:
+        """Copy the first *trusted* bytes from the descriptor *source*; False if they are not what *facts* says."""
         try:
-            if not self._take_over(facts, facts["synced"], source):
+            if not self._take_over(facts, trusted, source):
                 return False
         except OSError:  # No room for a copy: the download starts anew, or fails with that very reason.
             return False
@@ -358,29 +358,46 @@ class Partials:
         except OSError:
             return None  # Somebody else was faster.
         fail_point("partials.after-claim")
-        facts = _state(ours)
+        facts = _state(ours) if _is_ours(ours) else None
         try:
             descriptor = -1 if facts is None else commit.open_existing(f"{ours}/object/{name}")
+        except PermissionError:
+            return self._copy_of_another(ours, key, name)
         except OSError:
             descriptor = -1
+        if descriptor >= 0 and not commit.may_change(descriptor):
+            os.close(descriptor)
+            return self._copy_of_another(ours, key, name)
         partial = Partial(self._root, ours, name, descriptor)
         if facts is None or descriptor < 0 or not partial.resume(facts):
             partial.discard()
             return None
         return partial
 
-    def _copy(self, found: str, key: str, name: str) -> Partial | None:
-        """Copy what is known to be synced out of a partial whose owner may live."""
-        facts = _state(f"{self._directory}/{found}")
-        if facts is None or facts["synced"] == 0:
+    def _copy_of_another(self, claimed: str, key: str, name: str) -> Partial | None:
+        """Copy what counts out of *claimed*, which another user has made: only who made a file can seal it."""
+        try:
+            return self._copy(os.path.basename(claimed), key, name, dead=True)
+        finally:
+            commit.discard(claimed)
+
+    def _copy(self, found: str, key: str, name: str, *, dead: bool = False) -> Partial | None:
+        """Copy what is known to be synced out of a partial whose owner may live; all that counts if it is *dead*."""
+        directory = f"{self._directory}/{found}"
+        facts = _state(directory) if _is_ours(directory) else None
+        if facts is None or (facts["synced"] == 0 and not dead):
             return None
         try:
-            source = os.open(f"{self._directory}/{found}/object/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            source = os.open(
+                f"{self._directory}/{found}/object/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            )
         except OSError:
             return None
         try:
+            size = os.fstat(source).st_size
+            trusted = size if dead and _same_boot(facts) else facts["synced"]
             partial = self.create(key, name)
-            if not partial.copy_from(source, facts):
+            if not partial.copy_from(source, facts, trusted):
                 partial.discard()
                 return None
             return partial
@@ -388,9 +405,14 @@ class Partials:
             os.close(source)
 
 
+def _is_ours(directory: str) -> bool:
+    """Tell whether the partial is made of directories: a link could lead to another cache, whose files would move."""
+    return hit.is_directory(directory) and hit.is_directory(f"{directory}/object")
+
+
 def _size(path: str) -> int:
     try:
-        return os.stat(path).st_size
+        return os.lstat(path).st_size
     except OSError:
         return 0  # Published or discarded meanwhile.
 

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
-from . import commit, files, layout, process, trees
+from . import files, layout, process, roots, sharing, trees
 from .digest import Digest
 from .errors import RootError
 from .objects import Objects
@@ -24,7 +24,7 @@ from .records import Entries, Entry
 
 _BUCKETS = {
     layout.OBJECTS, layout.ENTRIES, layout.PINS, layout.PARTIALS, layout.STAGING, layout.TRASH, layout.QUARANTINE,
-    layout.LOCKS, layout.BACKOFF, layout.LEASES, "format", "CACHEDIR.TAG",
+    layout.LOCKS, layout.BACKOFF, layout.LEASES, "format", "CACHEDIR.TAG", sharing.CONFIG,
 }  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def check_is_cache(root: str) -> None:
     """Raise RootError or FormatError if *root* is there, holds something, and is no cache that this code knows."""
     if not root:
         raise RootError(path=root, reason="it is empty: no directory", hint="Give the directory of the cache")
-    commit.check_format(root)
+    roots.check_format(root)
     if os.path.lexists(root) and not os.path.isdir(root):
         raise RootError(path=root, reason="it is not a directory", hint="Give the directory of the cache")
     inside = files.listing(root)
@@ -97,8 +97,26 @@ def check_is_cache(root: str) -> None:
 def _look(
     root: str, acknowledged: Mapping[str, str | None], hashing: bool, read_already: Container[str]
 ) -> list[Violation]:
-    found = [*_objects(root, hashing, read_already), *_records(root), *_pins(root), *_shared(root), *_left_over(root)]
+    found = [
+        *_buckets(root),
+        *_objects(root, hashing, read_already),
+        *_records(root),
+        *_pins(root),
+        *_shared(root),
+        *_left_over(root),
+    ]
     return found + list(_lost(root, acknowledged))
+
+
+def _buckets(root: str) -> Iterator[Violation]:
+    """I5: no link leads out of the root."""
+    for name in (*sharing.BUCKETS, "format", "CACHEDIR.TAG", sharing.CONFIG):
+        if os.path.islink(f"{root}/{name}"):
+            yield Violation("I5", "corrupt", f"{root}/{name}", "it is a symbolic link, which the cache makes none of")
+    for bucket in (layout.STAGING, layout.PARTIALS, layout.TRASH, layout.LOCKS, layout.LEASES, layout.BACKOFF):
+        for name in files.listing(f"{root}/{bucket}"):
+            if os.path.islink(f"{root}/{bucket}/{name}"):
+                yield Violation("I5", "garbage", f"{root}/{bucket}/{name}", "it is a symbolic link: nobody follows it")
 
 
 def _objects(root: str, hashing: bool, read_already: Container[str]) -> Iterator[Violation]:
@@ -111,6 +129,9 @@ def _objects(root: str, hashing: bool, read_already: Container[str]) -> Iterator
         digest = known.get(name)
         if digest is None:
             yield Violation("I7", "garbage", path, "it is no object")
+            continue
+        if os.path.islink(path):
+            yield Violation("I1", "corrupt", path, "it is a symbolic link: what is behind it is not ours to keep")
             continue
         inside = [file for file in files.listing(path) if not (digest.is_tree and file == layout.LISTING)]
         if not inside and os.path.lexists(path):

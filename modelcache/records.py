@@ -188,7 +188,7 @@ class Entries:
     def taken(self, key: str, aside: str) -> tuple[Entry | None, float]:
         """Return what `take` has moved to *aside*, and when it was last used; None if it cannot be read."""
         try:
-            return self._decoded(layout.key_id(key), files.read(aside) or b""), os.stat(aside).st_mtime
+            return self._decoded(layout.key_id(key), files.read(aside) or b""), os.lstat(aside).st_mtime
         except OSError:
             return None, 0.0
 
@@ -217,7 +217,9 @@ class Entries:
         """Yield the head of every record that has a whole one: a third of the price of `all`."""
         for identity in files.listing(self._directory):
             try:
-                descriptor = os.open(f"{self._directory}/{identity}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                descriptor = os.open(
+                    f"{self._directory}/{identity}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+                )
             except OSError:
                 continue
             try:
@@ -246,7 +248,7 @@ class Entries:
     def used(self, key: str) -> float:
         """Return when the entry was last used, in Unix seconds; 0 if there is none."""
         try:
-            return os.stat(self.path(key)).st_mtime
+            return os.lstat(self.path(key)).st_mtime
         except OSError:
             return 0.0
 

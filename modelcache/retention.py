@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from . import commit, layout
+from . import layout, roots
 from .errors import EntryNotFoundError, LeasedError, PinnedError
 from .leases import Leases
 from .objects import Objects
@@ -24,7 +24,7 @@ def remove(root: str, key: str, leases: Leases, *, force: bool) -> bool:
     entry = entries.read(key)
     if entry is not None and not force and leases.in_use().covers(layout.object_name(entry.digest)):
         raise LeasedError(ref=key)
-    commit.prepare_root(root)
+    roots.prepare_root(root)
     # The pin first: what is pinned is there (I4). Then the record, then what it names (I2).
     pins.remove(key)
     removed = entries.remove(key)
@@ -37,7 +37,7 @@ def remove(root: str, key: str, leases: Leases, *, force: bool) -> bool:
 
 def pin(root: str, entry: Entry) -> None:
     """Do what `Cache.pin` says of *entry*."""
-    commit.prepare_root(root)
+    roots.prepare_root(root)
     pins = Pins(root)
     pins.add(entry.key)
     Objects(root).await_removal(entry.digest)  # A gc that has not seen the pin has seen no use either.

@@ -59,7 +59,7 @@ def _read(sizes: Sequence[tuple[str, int]], start: int) -> Iterator[bytes]:
         if start >= size:
             start -= size
             continue
-        descriptor = files.open_regular(path)
+        descriptor = files.open_regular(path, follow=False)
         try:
             block = os.pread(descriptor, min(left, size - start), start)
         finally:

@@ -43,7 +43,7 @@ def prepare(policy: Policy) -> None:
 def trusted(policy: Policy, path: str) -> bytes:
     """Return what is in a file that says whom *policy* trusts; raise ConfigurationError."""
     try:
-        found = files.read(path)
+        found = files.read(path, follow=True)
     except OSError:
         found = None
     if not found:
@@ -91,7 +91,7 @@ def _verifier(policy: Policy) -> Any:
 
 def _named(signature: str) -> set[str]:
     """Return the files that the verified *signature* names (in-toto statement in a DSSE envelope)."""
-    bundle = json.loads(files.read(signature) or b"")
+    bundle = json.loads(files.read(signature, follow=True) or b"")
     statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
     names = {str(one["name"]) for one in statement["predicate"]["resources"]}
     return names | {_SHARD.sub("", name) for name in names}  # Large files may be signed in shards.

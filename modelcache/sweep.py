@@ -47,5 +47,5 @@ def sweep(root: str) -> int:
         try:
             swept += locks.probe(f"{root}/{layout.LOCKS}/{name}")  # Whoever can have a lock removes its file.
         except locks.LockUnavailableError:
-            break
+            continue  # No file, and not ours to remove; or there are no locks here.
     return swept + Leases(root).sweep()

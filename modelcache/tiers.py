@@ -322,7 +322,7 @@ class _Level:
             if file.blob is not None and files.blob_id(file.path) != file.blob:
                 self._complain(f"what it has for {ref.key} is not what its name says")
                 return None
-            actual = self._digest(file.path)
+            actual = self._digest(os.path.realpath(file.path))  # It is made of links.
             if named not in {None, actual}:
                 self._complain(f"what it has for {ref.key} is not what its name says")
                 return None

@@ -8,19 +8,21 @@ import stat
 from collections.abc import Iterator
 
 from . import files, layout
-from .digest import TREE, Digest
+from .digest import ALGORITHM, TREE, Digest
 from .errors import InvalidReferenceError
 from .listing import Leaf, Listing, digest_of_text
 
+_NO_FILE = Digest(f"{ALGORITHM}:{'0' * 64}")  # Of no content that anybody knows.
 _NO_TREE = Digest(f"{TREE}:{'0' * 64}")  # What holds a link or a device, or a name that none has, is no tree of ours.
 _IN_PARALLEL_BYTES = 1 << 26
 
 
 def digest_of(path: str, like: Digest) -> tuple[Digest, os.stat_result]:
     """Return the digest, of the same kind as *like*, of what is at *path*, and its ``stat``; raise OSError."""
+    found = os.lstat(path)
     if not like.is_tree:
-        return files.digest_of(path)
-    found = os.stat(path, follow_symlinks=False)
+        # A link, or a FIFO, that somebody has put there is what no object holds, whatever is behind it.
+        return files.digest_of(path) if stat.S_ISREG(found.st_mode) else (_NO_FILE, found)
     try:
         return listing_of(path).digest, found
     except (InvalidReferenceError, files.NotRegularError):

@@ -20,6 +20,7 @@ from .promises import Violation, check_cache
 from .records import Entries, Entry
 from .sampling import sample_of
 
+_LINK = "(a symbolic link)"
 _LOOKS = 3  # Each after the first needs another process that replaces the object at that moment.
 
 
@@ -97,6 +98,8 @@ def verify(
 def examine(root: str, entry: Entry) -> Finding:
     """Return what the content of *entry* is. A corrupt object is set aside, and so not served again (I1)."""
     for look in range(1, _LOOKS + 1):
+        if os.path.islink(os.path.dirname(entry.path)):  # What is behind it is not ours to keep, whatever it is.
+            return Finding(entry, "corrupt", _LINK, _set_aside(root, entry, _LINK, None))
         try:
             actual, found = trees.digest_of(entry.path, entry.digest)
         except FileNotFoundError:
@@ -187,7 +190,7 @@ def _is_set_aside(root: str, violation: Violation) -> bool:
         return False
 
 
-def _set_aside(root: str, entry: Entry, actual: str, found: os.stat_result) -> str:
+def _set_aside(root: str, entry: Entry, actual: str, found: os.stat_result | None) -> str:
     if not os.access(f"{root}/{layout.OBJECTS}", os.W_OK):
         return "(left in place: the root is read-only)"
     return Objects(root).quarantine(entry.digest, f"{entry.key}: expected {entry.digest}, found {actual}", found)

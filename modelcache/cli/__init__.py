@@ -21,6 +21,7 @@ from ..settings import PROGRESS
 from .console import Console
 
 COMMANDS = {
+    "init": "make a cache that several users share, or change who may use one",
     "get": "fetch a model if it is not cached, and print its path",
     "path": "print the path of a cached model; never fetches",
     "prewarm": "fetch every model of a manifest",

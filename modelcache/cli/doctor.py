@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import os
 
-from .. import configfiles
-from ..doctor import examine
+from ..doctor import examine, fix
 from ..errors import UsageError
-from ..layout import default_root
 from .console import Console
+from .sharing import root_of, said
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--locks", action="store_true", help="of the probes, only that of locks")
+    parser.add_argument("--fix", action="store_true", help="mend modes and groups as the cache's own config says")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="with --fix: say what would be mended, and change nothing"
+    )
     parser.add_argument("--durability", action="store_true", help="of the probes, only those of rename, link and sync")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Print every check; 1 if one failed. A warning is no failure: the cache works, with less."""
-    if arguments.root == "":
-        raise UsageError(problem="--root is empty: give a directory, or leave it out for the default one")
-    if arguments.root:
-        root = default_root({"MODELCACHE_DIR": arguments.root})
-    else:
-        root = configfiles.root_of(configfiles.load(os.environ)[0], os.environ)
+    root = root_of(arguments.root)
+    if arguments.dry_run and not arguments.fix:
+        raise UsageError(problem="--dry-run says what --fix would do: give both")
+    if arguments.fix:
+        return _fix(root, console, dry_run=arguments.dry_run)
     checks = []
     everything = arguments.locks == arguments.durability
     for check in examine(root, locking=arguments.locks or everything, durability=arguments.durability or everything):
@@ -35,3 +36,15 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if console.json:
         console.data_json([{"name": c.name, "level": c.level, "detail": c.detail} for c in checks])
     return 1 if any(check.level == "failed" for check in checks) else 0
+
+
+def _fix(root: str, console: Console, *, dry_run: bool) -> int:
+    """Mend, and print each change; 1 if something had to be left as it is."""
+    found = fix(root, dry_run=dry_run)
+    if console.json:
+        console.data_json([one.as_dict() for one in found])
+    for one in () if console.json else found:
+        console.data(said(one, dry_run=dry_run))
+    if not found:
+        console.note("all modes and groups are as they should be")
+    return 1 if any(one.why and not one.mended for one in found) else 0

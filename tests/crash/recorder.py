@@ -114,15 +114,15 @@ class Recorder:
             os.mkdir(path, mode)
             self._note("mkdir", path)
 
-    def rmdir(self, path: str) -> None:
+    def rmdir(self, path: str, *, dir_fd: int | None = None) -> None:
         with self._alone():
-            os.rmdir(path)
-            self._note("rmdir", path)
+            os.rmdir(path, dir_fd=dir_fd)
+            self._note("rmdir", _full(path, dir_fd))
 
-    def unlink(self, path: str) -> None:
+    def unlink(self, path: str, *, dir_fd: int | None = None) -> None:
         with self._alone():
-            os.unlink(path)
-            self._note("unlink", path)
+            os.unlink(path, dir_fd=dir_fd)
+            self._note("unlink", _full(path, dir_fd))
 
     def rename(self, source: str, target: str) -> None:
         with self._alone():
@@ -191,6 +191,11 @@ class Recorder:
 
     def _below(self, path: str) -> str:
         return f"{path}/".removeprefix(self.base).removesuffix("/")
+
+
+def _full(path: str, dir_fd: int | None) -> str:
+    """Return *path*, in the directory behind *dir_fd* if there is one."""
+    return path if dir_fd is None else f"{os.readlink(f'/proc/self/fd/{dir_fd}')}/{path}"
 
 
 @contextmanager

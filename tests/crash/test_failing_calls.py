@@ -41,6 +41,7 @@ from modelcache import (
     packed,
     partials,
     process,
+    roots,
     staged,
     trees,
     unpacking,
@@ -82,7 +83,7 @@ from tests.crash.world import (
 from tests.crash.world import Log as Listener
 from tests.support.state import leftovers
 
-MODULES = (commit, partials, locks, files, staged, trees, bundle, exporting, importing, packed, unpacking)
+MODULES = (commit, roots, partials, locks, files, staged, trees, bundle, exporting, importing, packed, unpacking)
 CALLS = {
     "close", "fchmod", "fdatasync", "fstat", "fsync", "ftruncate", "link", "listdir", "lseek", "mkdir", "open", "pread",
     "pwrite", "read", "rename", "replace", "rmdir", "scandir", "stat", "unlink", "utime", "write",
@@ -182,6 +183,9 @@ class Failing:
 
     def _call(self, name: str, found: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         paths = [self._path(argument) for argument in arguments[: 2 if name in OF_TWO_PATHS else 1]]
+        if options.get("dir_fd") is not None:  # Else one name in every directory would be one path.
+            directory = os.readlink(f"/proc/self/fd/{options['dir_fd']}")
+            paths = [f"{directory}/{path}" for path in paths]
         try:
             fails = self._come(name, *paths, descriptor=arguments[0])
         except OSError:

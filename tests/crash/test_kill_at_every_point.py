@@ -29,7 +29,7 @@ import pytest
 
 import failpoints
 from failpoints.source import find_points
-from modelcache import Cache, Entry, Policy, RetryPolicy, commit, errors, layout
+from modelcache import Cache, Entry, Policy, RetryPolicy, commit, errors, layout, mending
 from modelcache.digest import Digest
 from modelcache.objects import Objects
 from modelcache.records import Entries
@@ -90,6 +90,7 @@ def perform(root: str, task: Task) -> str | None:
             source_of(root, task.digest), name=task.key
         ),
         "look": lambda: None,
+        "share": lambda: mending.init(root, access="group-everyone-read"),
         "sweep": lambda: sweep(root),
         # What a removal does that began before another name of the same content was recorded.
         "take away": lambda: Objects(root).remove(Digest.parse(task.digest), is_named=lambda _: False),
@@ -315,6 +316,22 @@ def put_under_a_policy(world: World) -> Iterator[Story]:
     yield Story(work, {}, {"m": OLDS, "t": tree})
 
 
+def share(world: World) -> Iterator[Story]:
+    """Its modes are mended, and all that is missing is made, for several users."""
+    world.do(Task("put", "m", OLDS))
+    yield Story([Task("share"), Task("put", "n", NEWS)], {"m": OLDS}, {"m": OLDS, "n": NEWS})
+
+
+def share_what_is_not_there(world: World) -> Iterator[Story]:
+    yield Story([Task("share"), Task("put", "m", OLDS)], {}, {"m": OLDS})
+
+
+def shared_get(world: World) -> Iterator[Story]:
+    world.do(Task("share"))
+    world.serve(OLD)
+    yield Story([Task("get", world.url), Task("lease", world.url)], {}, {world.url: OLDS}, resumes=True)
+
+
 def throttled_get(world: World) -> Iterator[Story]:
     world.serve(OLD, Fault(status=429, headers={"Retry-After": "0"}), Fault(status=429))
     yield Story([Task("get", world.url)], {}, {world.url: OLDS}, resumes=True)
@@ -510,6 +527,7 @@ OPERATIONS: list[Operation] = [
     put, second_name, remove, remove_one_of_two_names, remove_what_is_wanted, died_in_remove, pin_and_unpin, lease,
     collect, collect_partials, repair,
     put_tree, put_tree_again, second_name_of_a_tree, remove_tree, promote, promote_tree,
+    share, share_what_is_not_there, shared_get,
     get_under_a_policy, let_in, put_under_a_policy, export_file, export_folder, import_file, import_folder,
 ]  # fmt: skip
 

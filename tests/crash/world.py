@@ -20,7 +20,7 @@ from typing import Protocol
 
 import pytest
 
-from modelcache import Cache, Policy, RetryPolicy, errors, layout, process, transfer
+from modelcache import Cache, Policy, RetryPolicy, errors, layout, mending, process, transfer
 from modelcache.promises import check_cache
 from modelcache.sweep import sweep
 from modelcache.testing import Fault, FaultServer
@@ -197,6 +197,30 @@ def put(world: World) -> Act:
         log.expect("kept", digest_of(OLD))
         world.put(NEW, "n")
         log.expect("n", digest_of(NEW))
+
+    return act
+
+
+def share(world: World) -> Act:
+    """A cache of one user becomes one of several: the config first, then what is made obeys it."""
+    world.put(OLD, "kept")
+
+    def act(log: Log) -> None:
+        log.expect("kept", digest_of(OLD))
+        mending.init(str(world.root), access="group-everyone-read")
+        world.put(NEW, "n")
+        log.expect("n", digest_of(NEW))
+
+    return act
+
+
+def shared_get(world: World) -> Act:
+    mending.init(str(world.root), access="group")
+    world.serve(OLD)
+
+    def act(log: Log) -> None:
+        world.cache().get(world.url)
+        log.expect(world.url, digest_of(OLD))
 
     return act
 
@@ -572,7 +596,7 @@ def forked(work: Callable[[], None]) -> int:
 OPERATIONS: list[Operation] = [
     cold_get, resumed_get, interrupted_get, refresh, put, put_again, put_what_is_here, hit_by_digest, remove,
     remove_one_of_two_names, pin_and_unpin, leased, collect, collect_for_room, repair, two_at_once, two_processes,
-    put_tree, put_tree_again, second_name_of_a_tree, remove_tree, promote, let_in,
+    share, shared_get, put_tree, put_tree_again, second_name_of_a_tree, remove_tree, promote, let_in,
     put_archive, import_folder, import_file, export_folder, export_file,
 ]  # fmt: skip
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from modelcache import Cache, HfSource, RetryPolicy, Timeout, commit, errors
+from modelcache import Cache, HfSource, RetryPolicy, Timeout, errors, roots
 from modelcache.digest import Digest
 from modelcache.events import Event
 from modelcache.partials import Partials
@@ -124,7 +124,7 @@ def test_a_tail_that_belongs_to_other_content_is_refused(hub: Hub, root: Path) -
 def test_what_a_dead_process_left_is_held_against_what_was_announced_to_it(hub: Hub, root: Path) -> None:
     """All bytes are there, so that nobody needs to be asked; but they are not those that were announced."""
     hub.add("org/name", {"model.onnx": CONTENT})
-    commit.prepare_root(str(root))
+    roots.prepare_root(str(root))
     partial = Partials(str(root)).create(REF, "model.onnx")
     validators = {"etag": f'"{DIGEST.hex}"', "last_modified": None, "strong_date": False, "revision": "0" * 40}
     partial.describe({"place": REF, "announced": DIGEST, **validators}, len(CONTENT))
@@ -140,7 +140,7 @@ def test_a_part_of_what_was_announced_otherwise_before_is_not_gone_on_with(hub: 
     """A partial by digest, from a place whose validators say nothing here."""
     other = CONTENT[::-1]
     hub.add("org/name", {"model.onnx": CONTENT})
-    commit.prepare_root(str(root))
+    roots.prepare_root(str(root))
     partial = Partials(str(root)).create(REF, "model.onnx")
     validators = {"etag": '"e"', "last_modified": None, "strong_date": False, "revision": None}
     facts = {"place": "https://elsewhere/m", "announced": Digest.of_bytes([other]), **validators}

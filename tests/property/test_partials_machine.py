@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from modelcache import commit, layout, process
+from modelcache import layout, process, roots
 from modelcache.digest import Digest
 from modelcache.objects import Objects
 from modelcache.partials import Partial, Partials
@@ -47,7 +47,7 @@ class PartialsMachine(RuleBasedStateMachine):
         self.root = f"{self.directory}/cache"
         self.real_boot_id = process.boot_id
         self.boots = 0
-        commit.prepare_root(self.root)
+        roots.prepare_root(self.root)
         self.partials = Partials(self.root)
         self.mine: Partial | None = None
         self.synced = 0

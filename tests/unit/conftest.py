@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from modelcache import commit
+from modelcache import roots
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> str:
     """The root of an empty cache, ready to be written."""
     root = str(tmp_path / "cache")
-    commit.prepare_root(root)
+    roots.prepare_root(root)
     return root

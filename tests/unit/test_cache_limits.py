@@ -132,7 +132,7 @@ def test_the_total_time_of_one_of_many_begins_with_its_own_work(
 def test_what_is_cached_is_served_stale_when_nothing_can_be_written(
     server: FaultServer, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from modelcache import commit
+    from modelcache import roots
 
     url = server.add("/m.onnx", CONTENT)
     Cache(root).get(url)
@@ -140,7 +140,7 @@ def test_what_is_cached_is_served_stale_when_nothing_can_be_written(
     def refused(path: str) -> None:
         raise errors.RootError(path=path, reason="its file system is mounted read-only", hint="")
 
-    monkeypatch.setattr(commit, "make_root", refused)
+    monkeypatch.setattr(roots, "make_root", refused)
     events: list[str] = []
 
     with Cache(root, on_event=lambda event: events.append(event.kind)) as cache:

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 import failpoints
-from modelcache import commit, errors
+from modelcache import commit, errors, roots
 
 RECORDED = ("fsync", "fdatasync", "rename", "replace", "link", "unlink", "mkdir")
 
 
 @pytest.fixture
 def ready(root: Path) -> Path:
-    commit.prepare_root(str(root))
+    roots.prepare_root(str(root))
     return root
 
 
@@ -174,7 +174,7 @@ def test_a_file_where_a_directory_should_be_is_a_root_error(place: str, tmp_path
     root = tmp_path / "root" if place != "." else occupied / "root"
 
     with pytest.raises(errors.RootError, match="not a directory"):
-        commit.prepare_root(str(root))
+        roots.prepare_root(str(root))
 
     assert occupied.read_text() == "x"
 
@@ -190,14 +190,14 @@ def test_a_format_that_is_not_known_is_refused(text: str, ready: Path) -> None:
     (ready / "format").write_text(text)
 
     with pytest.raises(errors.FormatError):
-        commit.prepare_root(str(ready))
+        roots.prepare_root(str(ready))
 
 
 def test_a_root_whose_maker_died_before_it_was_marked_is_marked_by_the_next_one(tmp_path: Path) -> None:
     root = f"{tmp_path}/cache"
     with failpoints.active("commit.before-rename-record", "raise(KeyboardInterrupt)"), pytest.raises(KeyboardInterrupt):
-        commit.prepare_root(root)
-    commit.prepare_root(root)
+        roots.prepare_root(root)
+    roots.prepare_root(root)
 
     assert {"format", "CACHEDIR.TAG"} <= set(os.listdir(root))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modelcache import Cache, commit, doctor, errors, layout, locks
+from modelcache import Cache, commit, doctor, errors, layout, locks, roots
 from modelcache.doctor import Check
 
 
@@ -40,16 +40,16 @@ def test_a_place_that_others_may_write_is_a_warning(root: Path) -> None:
     assert examined(root)["owner"].level == "warning"
 
 
-@pytest.mark.parametrize("problem", [commit.prepare_root, commit.stage_directory])
+@pytest.mark.parametrize("problem", [(roots, "prepare_root"), (commit, "stage_directory")])
 def test_a_root_that_cannot_be_written_is_looked_at_all_the_same(
-    problem: object, root: Path, monkeypatch: pytest.MonkeyPatch
+    problem: tuple[object, str], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path(Cache(root).put(b"content", name="m").path).unlink()
 
     def refused(path: str) -> str:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(commit, getattr(problem, "__name__"), refused)  # noqa: B009  # A function has it.
+    monkeypatch.setattr(*problem, refused)
     found = examined(root, durability=True)
 
     assert found["writable"].level == "failed"

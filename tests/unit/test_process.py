@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from modelcache import layout, process
-from modelcache.commit import prepare_root
+from modelcache.roots import prepare_root
 from modelcache.sweep import sweep
 
 _TOKEN = "from modelcache import process; import sys; print(process.token(), flush=True); sys.stdin.readline()"

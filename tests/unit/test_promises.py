@@ -94,7 +94,7 @@ def lead_elsewhere(root: Path, entry: Entry) -> None:
         (leave_staging, {"I10"}),
         (lose_what_is_pinned, {"I3", "I4", "I7"}),
         (break_the_pin, {"I6"}),
-        (link_elsewhere, {"I1"}),
+        (link_elsewhere, {"I1", "I3"}),
         (lead_elsewhere, {"I3", "I6", "I7"}),
         (alter, {"I1", "I3"}),
         (empty, {"I1", "I2", "I3"}),

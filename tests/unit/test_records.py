@@ -250,7 +250,7 @@ def test_a_use_stamp_leaves_the_record_whole(store: str, record: Path) -> None:
 
 
 def test_a_use_that_cannot_be_recorded_is_no_error(store: str, record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: str) -> None:
+    def refuse(path: str, **_options: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(os, "utime", refuse)

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,9 +78,9 @@ def test_a_hit_costs_one_stat(cache: Cache, source: Path, monkeypatch: pytest.Mo
     asked: list[object] = []
     real = os.stat
 
-    def counted(path: str) -> os.stat_result:
+    def counted(path: str, **options: Any) -> os.stat_result:
         asked.append(path)
-        return real(path)
+        return real(path, **options)
 
     monkeypatch.setattr(os, "stat", counted)
 

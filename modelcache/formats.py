@@ -214,6 +214,9 @@ def _one_pickle(reader: _Reader) -> bool | None:
             continue
         if marked and number == 1:
             return True  # The mark and another opcode: chance makes that of one file in 250 000.
+        if one.name == "FRAME" and reader.fits():
+            # Unpicklers differ in what they skip behind one, and only where a mark went before does anybody write it.
+            return True
         argument = reader.argument(one.arg.n if one.arg is not None else 0, pair=_is_pair(one))
         if argument is None:
             return reader.cut
@@ -265,6 +268,14 @@ class _Reader:
     @property
     def at_end(self) -> bool:
         return self._left == 0
+
+    def fits(self) -> bool:
+        """Tell whether as much as the next eight bytes say is still to come behind them; they are read once more."""
+        length = self.take(8)
+        fits = self.cut or (len(length) == 8 and int.from_bytes(length, "little") <= self._left)
+        self._file.seek(-len(length), io.SEEK_CUR)
+        self._left += len(length)
+        return fits
 
     def take(self, count: int) -> bytes:
         wanted = min(count, self._left)

@@ -59,6 +59,10 @@ def test_a_note_that_means_nothing_is_an_error_all_the_same(text: bytes) -> None
     assert not notes.covers(text, ASKED)
 
 
+def test_the_end_of_ones_own_patience_is_nobody_elses() -> None:
+    assert not notes.is_for_all(errors.DeadlineError(ref="r", detail="waited"))
+
+
 def test_who_was_refused_does_not_speak_for_who_has_credentials() -> None:
     assert notes.is_personal(notes.note(MISSING, ASKED))
     assert not notes.is_personal(notes.note(errors.UnreachableError(ref="r", detail="refused"), ASKED))

@@ -18,7 +18,7 @@ import pytest
 
 from modelcache import Cache, Policy, RetryPolicy, errors, tiers
 from modelcache.gate import Gate
-from modelcache.policy import Policies
+from modelcache.policy import Policies, Signatures
 from modelcache.records import Entries
 from modelcache.testing import FaultServer
 from tests.support.hub import Hub
@@ -388,3 +388,18 @@ def test_so_many_hits_are_remembered_and_no_more(root: Path, monkeypatch: pytest
             one.put(CONTENT, name=f"m{number}")
             one.get(f"m{number}")
             assert 1 <= len(one._warm) <= 3
+
+
+def test_a_signature_that_is_too_large_is_read_no_further(
+    root: Path, server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key.pub").write_text("key")
+    monkeypatch.setattr("modelcache.signatures._library", lambda: None)
+    monkeypatch.setattr("modelcache.signatures.BYTES_MAX", 100)
+    url = server.add("/m.onnx", CONTENT)
+    server.add("/m.onnx.sig", b"s" * 101)
+    policy = Policy(signatures=Signatures(key=str(tmp_path / "key.pub")))
+
+    with Cache(root, policy=policy) as one, pytest.raises(errors.SignatureError, match="too large"):
+        one.get(url)
+    assert [seen.path for seen in server.seen()] == ["/m.onnx", "/m.onnx.sig"]

@@ -31,7 +31,7 @@ _BETWEEN_LOOK_AND_MOVE = {"ensure_bucket", "_settle", "sync_directory", "rename"
 STATES_BETWEEN = {"small": 4, "large": 60}
 _STEPS = (
     "commit_object", "commit_record", "add_name", "rename", "put_back", "remove_record", "ensure_bucket", "make_mark",
-    "remove_quietly", "create_file", "sync_directory", "_settle", "_make_directory", "discard",
+    "remove_quietly", "create_file", "sync_directory", "settle", "_make_directory", "discard",
 )  # fmt: skip
 
 

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from .cache import Cache
     from .exporting import ExportReport
-    from .getting import RefLike
     from .importing import ImportReport
     from .intake import Content
     from .leasing import Lease
     from .mending import Difference
+    from .question import RefLike
     from .records import Entry
     from .report import Health, Stats
     from .verification import Finding, Report

@@ -33,9 +33,10 @@ from .errors import (
     NoSourceError,
     UsageError,
 )
-from .getting import Ask, Getter, Limits, RefLike, listed
+from .getting import Getter
 from .keeper import Keeper
 from .policy import Policies, Policy
+from .question import Ask, Limits, RefLike, listed, question
 from .records import Entry
 from .report import Stats
 
@@ -203,7 +204,7 @@ class Cache(Keeper):
                     self._hits += 1
                     return warm.path
         self._check_open()
-        ask = self._getter.ask(ref, digest, mirrors, max_age, local_files_only, force_download, verify, ttl=ttl)
+        ask = question(self._limits, ref, digest, mirrors, max_age, local_files_only, force_download, verify, ttl=ttl)
         return self._warm.remember(ref, self._getter.entry(ask, self._getter.deadline(ask.ref)))
 
     async def aget(
@@ -220,7 +221,7 @@ class Cache(Keeper):
     ) -> str:
         """Do what `get` does without blocking the event loop; a cancelled task gives up its interest in the fetch."""
         self._check_open()
-        ask = self._getter.ask(ref, digest, mirrors, max_age, local_files_only, force_download, verify, ttl=ttl)
+        ask = question(self._limits, ref, digest, mirrors, max_age, local_files_only, force_download, verify, ttl=ttl)
         entry = await self._getter.aentry(ask, self._getter.deadline(ask.ref))
         return self._warm.remember(ref, entry)
 
@@ -419,7 +420,7 @@ class Cache(Keeper):
     def lookup(self, ref: RefLike) -> Entry | None:
         """Return the entry of *ref* if its content is here and untouched; None otherwise. Never opens a connection."""
         self._check_open()
-        return self._getter.find(self._getter.ask(ref))
+        return self._getter.find(question(self._limits, ref))
 
     def tiers(self) -> list[TierState]:
         """Return the tiers in the order in which they are asked, and how each is now."""
@@ -516,7 +517,7 @@ class Cache(Keeper):
         """Return the questions, by ref as it was given: a relative path and a name may have one text."""
         if "mirrors" in options:
             options = {**options, "mirrors": listed(options["mirrors"])}  # A generator serves one ref only.
-        return {ref: self._getter.ask(ref, **options) for ref in map(_ref, listed(refs))}
+        return {ref: question(self._limits, ref, **options) for ref in map(_ref, listed(refs))}
 
     def _tree(
         self,
@@ -534,7 +535,7 @@ class Cache(Keeper):
 
         self._check_open()
         patterns = Patterns.of(allow, ignore)
-        return self._getter.ask(ref, digest, (), max_age, local, force, verify, patterns=patterns, ttl=ttl)
+        return question(self._limits, ref, digest, (), max_age, local, force, verify, patterns=patterns, ttl=ttl)
 
     def _standing(self, ask: Ask) -> str | None:
         """Return the path of the tree that *ask* wants, if it is remembered and stands; else the getter is asked."""
@@ -555,8 +556,8 @@ class Cache(Keeper):
 
     def _fetch_again(self, entry: Entry) -> None:
         # At the revision that it came from: the one that its ref names may be another by now.
-        ask = self._getter.ask(
-            entry.key, entry.digest, entry.mirrors, verify="full", revision=entry.revision, promote=True
+        ask = question(
+            self._limits, entry.key, entry.digest, entry.mirrors, verify="full", revision=entry.revision, promote=True
         )
         try:
             self._getter.entry(ask, self._getter.deadline(ask.ref))

@@ -16,8 +16,8 @@ from .config import Capacity, is_whole, span
 from .digest import Digest
 from .errors import ClosedError, EntryNotFoundError, UsageError
 from .events import Event
-from .getting import Limits, RefLike
 from .memory import Memory
+from .question import Limits, RefLike
 from .records import Entries, Entry
 from .report import Health, ModelUsage, Usage
 

@@ -10,8 +10,8 @@ import os
 from time import monotonic, time
 
 from . import hit
-from .getting import RefLike
 from .layout import OBJECTS
+from .question import RefLike
 from .records import Entry
 
 MEMORY_S = 10.0

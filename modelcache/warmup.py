@@ -23,6 +23,7 @@ from .errors import (
 from .getting import Getter
 from .jobs import run_all
 from .policy import Policies
+from .question import question
 from .records import Entry
 from .retry import Deadline
 
@@ -101,7 +102,8 @@ def prewarm(
         started = time.monotonic()
         key = reference.parse(item.ref).key
         try:
-            ask = getter.ask(
+            ask = question(
+                getter.limits,
                 item.ref,
                 item.digest,
                 item.mirrors,
@@ -139,7 +141,9 @@ def lock(
     def one(model: manifests.Model, deadline: Deadline) -> Entry | ModelCacheError:
         try:
             fresh = model.digest is None and not getter.limits.offline
-            ask = getter.ask(model.ref, model.digest, model.mirrors, force_download=fresh, policies=policies)
+            ask = question(
+                getter.limits, model.ref, model.digest, model.mirrors, force_download=fresh, policies=policies
+            )
             return getter.entry(ask, deadline)
         except ModelCacheError as error:
             return error

@@ -34,6 +34,7 @@ FLOORS = [
     {"download"},
     {"archived", "repository"},
     {"fetch"},
+    {"question"},
     {"getting", "usage"},
     {"memory", "warmup"},
     {"keeper"},

@@ -28,7 +28,7 @@ def later(monkeypatch: pytest.MonkeyPatch, cache: Cache) -> Later:
 
     def pass_by(seconds: float) -> None:
         cache._warm.clear()
-        for module in ("getting", "hit", "memory"):
+        for module in ("getting", "question", "hit", "memory"):
             monkeypatch.setattr(f"modelcache.{module}.time", lambda: time.time() + seconds)
 
     return pass_by

@@ -231,7 +231,7 @@ def test_what_cannot_be_asked_when_its_time_is_over_is_served_with_a_warning(
     with Cache(root) as one:
         one.put(CONTENT, name="mine", ttl=DAY)
         one.get(url, ttl=DAY)
-    for module in ("getting", "hit", "memory"):
+    for module in ("getting", "question", "hit", "memory"):
         monkeypatch.setattr(f"modelcache.{module}.time", lambda: time.time() + 2 * DAY)
 
     with Cache(root, offline=True) as one, caplog.at_level(logging.WARNING, logger="modelcache"):

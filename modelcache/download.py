@@ -251,7 +251,7 @@ class Download:
             policies=self._policies,
         )
         fail_point("download.before-open")
-        self._means.counts.requests += 1
+        self._means.counts.requests += 0 if self._below else 1
         stream = self._open(request)
         try:
             if stream.unchanged and finished and partial is not None:
@@ -434,7 +434,11 @@ class Download:
         try:
             transfer.run()
         finally:
-            self._means.counts.bytes_received += max(0, partial.length - before)
+            came = max(0, partial.length - before)
+            if self._below:
+                self._means.counts.bytes_promoted += came
+            else:
+                self._means.counts.bytes_received += came
             self._reached = max(self._reached, partial.length)
         return not transfer.slow
 

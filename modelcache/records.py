@@ -201,8 +201,15 @@ class Entries:
             raise storage_error(error, action="put back", path=self.path(key)) from error
 
     def confirm(self, entry: Entry) -> Entry:
-        """Record that the source has just confirmed *entry*; return it with that time."""
-        confirmed = replace(entry, checked=int(time.time()))
+        """Record that the source has just confirmed *entry*; return it with that time.
+
+        What others have noted on its record meanwhile stays.
+        """
+        now = self.read(entry.key)
+        noted = entry if now is None or now.digest != entry.digest else now
+        confirmed = replace(
+            entry, checked=int(time.time()), ttl=noted.ttl, sample=noted.sample, admitted=noted.admitted
+        )
         self.write(confirmed)
         return confirmed
 

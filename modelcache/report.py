@@ -16,7 +16,8 @@ class Counts:
         requests: Requests sent to sources.
         retries: Attempts after a failed one.
         failed: Fetches that ended in an error.
-        bytes_received: Bytes of content received.
+        bytes_received: Bytes of content received from sources.
+        bytes_promoted: Bytes of content copied from tiers.
         bytes_resumed: Bytes that were here from an earlier attempt and were not asked for again.
     """
 
@@ -26,6 +27,7 @@ class Counts:
     retries: int = 0
     failed: int = 0
     bytes_received: int = 0
+    bytes_promoted: int = 0
     bytes_resumed: int = 0
 
 

@@ -90,9 +90,10 @@ def test_what_a_tier_has_is_promoted_and_stays_when_the_tier_goes(
         path = upper.get(url)
         below.rename(below.with_name("gone"))
         assert upper.get(url) == path
-        entry = upper.lookup(url)
+        entry, stats = upper.lookup(url), upper.stats()
 
     assert Path(path).read_bytes() == CONTENT
+    assert (stats.requests, stats.bytes_received, stats.bytes_promoted) == (0, 0, len(CONTENT))
     assert entry is not None
     assert entry.source == url
     assert entry.etag is not None

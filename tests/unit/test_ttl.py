@@ -160,3 +160,19 @@ def test_a_manifest_gives_a_time(cache: Cache, server: FaultServer, tmp_path: Pa
         manifest.write_text(f'[[model]]\nref = "{url}"\nttl = {bad}\n')
         with pytest.raises(errors.ManifestError, match="ttl"):
             cache.prewarm(manifest)
+
+
+def test_a_time_that_another_process_gives_while_the_source_is_asked_stays(
+    cache: Cache, root: Path, server: FaultServer
+) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    cache.get(url)
+    known = cache.lookup(url)
+    assert known is not None
+    Cache(root).get(url, ttl=DAY)
+
+    confirmed = Entries(cache.root).confirm(known)  # What was read before that.
+
+    found = Entries(cache.root).read(url)
+    assert found is not None
+    assert found.ttl == confirmed.ttl == DAY

@@ -285,6 +285,47 @@ def test_a_lock_file_that_is_planted_is_removed_and_the_lock_is_had(
     assert not os.path.lexists(path)
 
 
+def test_a_second_name_of_a_file_in_place_of_a_lock_is_not_written_to(filled: Path, outside: Path) -> None:
+    path = filled / layout.LOCKS / "x.lock"
+    os.link(outside / "m.onnx", path)
+
+    with locks.exclusive(str(path), timeout=5, what="it") as turn:
+        assert turn.held
+        turn.leave_note(b"note")
+    assert not os.path.lexists(path)
+
+
+def test_a_second_name_of_a_file_in_a_partial_is_not_written_to(root: Path, outside: Path, server: FaultServer) -> None:
+    url = server.add("/m.onnx", CONTENT, [Fault(abort_after=60_000)])
+    with Cache(root, retry=RetryPolicy(attempts=1)) as cache, pytest.raises(ModelCacheError):
+        cache.get(url)
+    target = the(f"{layout.PARTIALS}/*/object/m.onnx", root)
+    target.unlink()
+    os.link(outside / "m.onnx", target)
+
+    with Cache(root) as cache:
+        assert Path(cache.get(url)).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("pid", ["²", "٣", "9" * 14, "9" * 100])
+@pytest.mark.parametrize("bucket", sharing.BUCKETS)
+def test_a_token_that_no_process_has_stops_nothing(pid: str, bucket: str, filled: Path, url: str) -> None:
+    parts = process.token().split("-")
+    (filled / bucket).mkdir(exist_ok=True)
+    (filled / bucket / "-".join([*parts[:3], pid, *parts[4:]])).write_bytes(b"")
+
+    work(filled, url)
+
+    with Cache(filled) as cache:
+        assert Path(cache.get(url)).read_bytes() == CONTENT
+
+
+def test_a_directory_whose_name_is_no_digest_is_no_object(filled: Path) -> None:
+    (filled / layout.OBJECTS / f"sha256-{'☃' * 64}").mkdir()
+
+    assert len(list(Objects(str(filled)).all())) == 1
+
+
 @pytest.mark.parametrize("plant", PLANTS)
 @pytest.mark.parametrize("what", ["state", "object", "object/m.onnx"])
 def test_a_partial_with_something_planted_in_it_is_not_filled(

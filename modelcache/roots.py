@@ -73,13 +73,18 @@ def write_config(root: str, rule: sharing.Rule) -> None:
         if not os.path.isdir(root):
             commit.make_directories(os.path.dirname(root))
             commit.make_own_directory(root)
+        elif rule.gid is None and rule.directory & stat.S_IRGRP:
+            # What is made will have the group of the directory: only a member can let it have that, and share it.
+            rule._replace(group=str(gid := os.stat(root).st_gid), gid=gid).check_member(root)
         sharing.adopt(root, rule)
         if layout.STAGING in missing:
             commit.make_bucket(f"{root}/{layout.STAGING}", rule)
         commit.commit_record(f"{root}/{layout.STAGING}", f"{root}/{sharing.CONFIG}", sharing.text(rule).encode())
-    except OSError as error:
+    except BaseException as error:
         sharing.forget(root)
-        raise _root_error(root, error) from error
+        if isinstance(error, OSError):
+            raise _root_error(root, error) from error
+        raise
 
 
 def check_format(root: str) -> None:

@@ -528,3 +528,14 @@ def test_who_may_only_read_holds_nothing_where_the_config_is_broken(root: str) -
 def _protected(root: str, ref: str) -> bool:
     with Cache(root) as cache, cache.lease(ref) as lease:
         return lease.protected
+
+
+def test_a_member_does_not_decide_who_may_use_the_cache(root: str) -> None:
+    before = Path(root, "config.toml").read_bytes()
+
+    with pytest.raises(RootError, match="only its owner changes, and") as caught:
+        BOB.does(_init, root, "group")
+
+    assert f"{root} belongs to user {ANN.uid}" in str(caught.value)
+    assert Path(root, "config.toml").read_bytes() == before
+    assert in_line(root) == []

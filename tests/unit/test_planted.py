@@ -320,6 +320,29 @@ def test_a_token_that_no_process_has_stops_nothing(pid: str, bucket: str, filled
         assert Path(cache.get(url)).read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("bucket", [layout.ENTRIES, layout.PINS, layout.LEASES])
+def test_a_file_of_terabytes_is_not_read(bucket: str, filled: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (filled / bucket).mkdir(exist_ok=True)
+    name = process.token() if bucket == layout.LEASES else "f" * 64
+    with open(filled / bucket / name, "wb") as file:
+        file.truncate(1 << 40)
+    planted, real, asked = os.stat(filled / bucket / name), os.read, []
+
+    def read(descriptor: int, length: int) -> bytes:
+        data = real(descriptor, length)
+        if os.path.samestat(os.fstat(descriptor), planted):
+            asked.append(length)
+            assert sum(asked) < 1 << 24, "it is read to its end"
+        return data
+
+    monkeypatch.setattr(os, "read", read)
+    work(filled, url)
+
+    assert asked
+    with Cache(filled) as cache:
+        assert Path(cache.get(url)).read_bytes() == CONTENT
+
+
 def test_a_directory_whose_name_is_no_digest_is_no_object(filled: Path) -> None:
     (filled / layout.OBJECTS / f"sha256-{'☃' * 64}").mkdir()
 

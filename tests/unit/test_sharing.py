@@ -120,6 +120,15 @@ def test_a_config_without_a_word_of_sharing_leaves_it_to_the_umask(root: Path, u
     assert mode(root / layout.ENTRIES) == 0o700
 
 
+def test_a_lease_after_the_config_has_changed_is_as_it_says_now(root: Path) -> None:
+    mending.init(str(root), access="everyone-read")
+    with Cache(root) as cache:
+        cache.put(CONTENT, name="n")
+        (root / "config.toml").write_text('[sharing]\naccess = "private"\n')
+        with cache.lease("n"):
+            assert {mode(path) for path in (root / layout.LEASES).iterdir()} == {0o600}
+
+
 def test_a_config_that_changes_is_obeyed_by_a_process_that_runs(root: Path) -> None:
     mending.init(str(root), access="everyone-read")
     with Cache(root) as cache:

@@ -6,6 +6,7 @@ hashed, never to a change outside the root, and never to a wait.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import stat
@@ -20,6 +21,7 @@ from modelcache.leases import Leases
 from modelcache.objects import Objects
 from modelcache.promises import check_cache
 from modelcache.records import Entries
+from modelcache.sealed import seal, unseal
 from modelcache.sweep import sweep
 from modelcache.testing import Fault, FaultServer
 
@@ -295,13 +297,22 @@ def test_a_second_name_of_a_file_in_place_of_a_lock_is_not_written_to(filled: Pa
     assert not os.path.lexists(path)
 
 
-def test_a_second_name_of_a_file_in_a_partial_is_not_written_to(root: Path, outside: Path, server: FaultServer) -> None:
+@pytest.mark.parametrize("forged", [True, False])
+def test_a_second_name_of_a_file_in_a_partial_is_not_written_to(
+    forged: bool, root: Path, outside: Path, server: FaultServer
+) -> None:
     url = server.add("/m.onnx", CONTENT, [Fault(abort_after=60_000)])
     with Cache(root, retry=RetryPolicy(attempts=1)) as cache, pytest.raises(ModelCacheError):
         cache.get(url)
     target = the(f"{layout.PARTIALS}/*/object/m.onnx", root)
     target.unlink()
     os.link(outside / "m.onnx", target)
+    if forged:  # What says that no byte of it counts: it would be cut to nothing.
+        state = target.parent.parent / "state"
+        facts = unseal(state.read_bytes())
+        assert facts is not None
+        facts |= {"boot": "another", "synced": 0, "digest": hashlib.sha256().hexdigest()}
+        state.write_bytes(seal(facts))
 
     with Cache(root) as cache:
         assert Path(cache.get(url)).read_bytes() == CONTENT

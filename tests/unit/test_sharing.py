@@ -255,6 +255,14 @@ def test_nothing_is_open_to_the_wrong_group_for_a_moment(root: Path, monkeypatch
     assert {os.stat(path).st_gid for path in made} == {GROUP}
 
 
+def test_what_lies_right_in_the_root_is_never_the_groups_to_write(root: Path) -> None:
+    mending.init(str(root), access="group-everyone-read")
+
+    commit.commit_record(f"{root}/{layout.STAGING}", f"{root}/CACHEDIR.TAG", layout.CACHEDIR_TAG)
+
+    assert mode(root / "CACHEDIR.TAG") == 0o644
+
+
 @needs_users
 def test_a_lock_file_has_its_mode_when_it_gets_its_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mending.init(str(root), access="group", group=str(GROUP))

@@ -45,7 +45,12 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV, errno.ENOSYS
 
 def make_own_directory(path: str) -> None:
     """Make the directory *path*, durably, for nobody but its owner: others are let in when all is in place."""
-    os.mkdir(path, _OWN_DIRECTORY)
+    try:
+        os.mkdir(path, _OWN_DIRECTORY)
+        set_access(path, os.lstat(path), _OWN_DIRECTORY, None)  # The umask may take from its owner too.
+    except FileExistsError:
+        if not os.path.isdir(path):  # Another `init` was faster.
+            raise
     fail_point("commit.before-sync-own-root")
     sync_directory(os.path.dirname(path))
 
@@ -173,15 +178,19 @@ def make_lock(path: str) -> int:
         return os.open(path, os.O_RDWR | _CREATE, _FILE_MODE)
     staged = f"{sharing.root_of(path)}/{layout.STAGING}/{process.token()}"
     descriptor = _create(staged, os.O_RDWR)
+    made = False
     try:
         fail_point("commit.before-link-lock")
-        os.link(staged, path, follow_symlinks=False)
-    except BaseException as error:
-        if not isinstance(error, OSError) or error.errno not in _NO_LINKS:
-            os.close(descriptor)
-            raise
-        os.rename(staged, path)  # Without hard links two may get one lock each, which costs work alone (I9).
+        try:
+            os.link(staged, path, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            os.rename(staged, path)  # Without hard links two may get one lock each, which costs work alone (I9).
+        made = True
     finally:
+        if not made:
+            os.close(descriptor)
         remove_quietly(staged)
     return descriptor
 
@@ -424,7 +433,10 @@ def _link(existing: str, path: str) -> None:
 
 
 def _copy(existing: str, staged: str) -> None:
-    """Make *staged* a durable copy of the file *existing*, with its mode and mtime."""
+    """Make *staged* a durable copy of the file *existing*, with its mtime, sealed.
+
+    The bits of the other user's file are not taken over: a program of his that is setuid would run as us.
+    """
     source = os.open(existing, _LOOK)
     try:
         found = os.fstat(source)
@@ -432,7 +444,7 @@ def _copy(existing: str, staged: str) -> None:
         try:
             while chunk := os.read(source, _COPY_BYTES):
                 write(descriptor, chunk)
-            os.fchmod(descriptor, stat.S_IMODE(found.st_mode))
+            os.fchmod(descriptor, _sealed_mode(staged, found.st_mode))
             os.utime(descriptor, ns=(found.st_atime_ns, found.st_mtime_ns))
             _sync(descriptor)
         finally:
@@ -594,7 +606,9 @@ def set_access(path: str, seen: os.stat_result, mode: int, gid: int | None) -> N
             place, found = f"/proc/self/fd/{descriptor}", os.fstat(descriptor)
         else:
             place, found = path, os.lstat(path)
-        if not os.path.samestat(found, seen) or found.st_nlink != seen.st_nlink or stat.S_ISLNK(found.st_mode):
+        # Of a directory the links only count what others make in it meanwhile.
+        is_same = os.path.samestat(found, seen) and (stat.S_ISDIR(seen.st_mode) or found.st_nlink == seen.st_nlink)
+        if not is_same or stat.S_ISLNK(found.st_mode):
             raise FileNotFoundError(errno.ENOENT, "it is another one by now", path)
         if gid is not None and found.st_gid != gid:
             os.chown(place, -1, gid)
@@ -634,11 +648,8 @@ def _seal_file(path: str) -> None:
     """Make a staged file read-only and durable."""
     descriptor = os.open(path, _LOOK)
     try:
-        rule = sharing.of(path)
         found = stat.S_IMODE(os.fstat(descriptor).st_mode)
-        executable = bool(found & stat.S_IXUSR)
-        mode = _OBJECT_MODE | (_EXECUTABLE if executable else 0)
-        mode = mode if rule is None else rule.content(executable=executable)
+        mode = _sealed_mode(path, found)
         if found != mode:
             try:
                 os.fchmod(descriptor, mode)
@@ -650,6 +661,12 @@ def _seal_file(path: str) -> None:
         _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sealed_mode(path: str, mode: int) -> int:
+    """Return the mode that the staged file *path*, with *mode* now, is published with."""
+    rule, executable = sharing.of(path), bool(mode & stat.S_IXUSR)
+    return _OBJECT_MODE | (_EXECUTABLE if executable else 0) if rule is None else rule.content(executable=executable)
 
 
 def _sync(descriptor: int) -> None:

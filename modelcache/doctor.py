@@ -13,11 +13,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 
 from . import commit, files, layout, locks, mending, process, roots, sharing
-from .errors import LinkError, ModelCacheError, UsageError, storage_error
+from .errors import ModelCacheError, StorageError, UsageError, storage_error
 from .promises import check_cache, check_is_cache
 from .report import Health
 
@@ -177,11 +176,15 @@ def fix(root: str, *, dry_run: bool = False) -> list[mending.Difference]:
         )
     if not os.path.isdir(root):
         return []
-    if not dry_run and os.access(root, os.W_OK | os.X_OK):
-        with suppress(LinkError):  # It is told with the others.
-            roots.make_root(root)  # A directory that is missing is its owner's to make.
     try:
-        return list(mending.mend(root, rule, dry_run=dry_run))
+        found = list(mending.mend(root, rule, dry_run=dry_run))
+        if not dry_run and os.access(root, os.W_OK | os.X_OK):
+            try:
+                roots.make_root(root)  # A directory that is missing is its owner's to make: it needs staging.
+            except StorageError:
+                if all(one.mended for one in found):  # Else what is in the way is told with the others.
+                    raise
+        return found
     except ModelCacheError:
         raise
     except OSError as error:

@@ -15,6 +15,7 @@ from .errors import NoSpaceError, storage_error
 
 CHUNK_BYTES = 1 << 20
 _SMALL_BYTES = 1 << 14
+_SMALL_BYTES_MAX = 1 << 28  # The listing of a tree of a million files has less.
 _SPACE_MARGIN_BYTES = 1 << 20  # Records, the state of a partial, and the blocks of directories.
 
 
@@ -52,6 +53,7 @@ def read(path: str, *, follow: bool = False) -> bytes | None:
     """Return the bytes of the small file *path*, or None if there is no regular file; raise OSError.
 
     A link is none: the cache makes none, and another user may have. Those of a user's own files are for *follow*.
+    Nor is a file of more than a quarter of a GB small: a sparse one of terabytes costs who plants it nothing.
     """
     # No file object, and no look at its kind: a listing reads a hundred thousand of these. Without waiting, a read of
     # anything else ends at once.
@@ -64,9 +66,14 @@ def read(path: str, *, follow: bool = False) -> bytes | None:
         raise
     try:
         data = os.read(descriptor, _SMALL_BYTES)
-        while data and len(data) % _SMALL_BYTES == 0 and (more := os.read(descriptor, _SMALL_BYTES)):
-            data += more
-        return data
+        if len(data) < _SMALL_BYTES:
+            return data
+        if os.fstat(descriptor).st_size > _SMALL_BYTES_MAX:
+            return None
+        rest = [data]
+        while more := os.read(descriptor, CHUNK_BYTES):
+            rest.append(more)
+        return b"".join(rest)
     except (IsADirectoryError, BlockingIOError):
         return None
     finally:

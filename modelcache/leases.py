@@ -26,8 +26,8 @@ from dataclasses import dataclass
 
 from failpoints import fail_point
 
-from . import commit, files, layout, locks, process
-from .errors import storage_error
+from . import commit, files, layout, locks, process, sharing
+from .errors import CacheConfigError, storage_error
 
 _SLOT_BYTES = 80  # A sign, a name of 71 bytes at most, spaces, and a line end.
 _FORK_WAIT_MS = 5_000  # For a child to lease what it inherits; it takes a tenth of a millisecond.
@@ -163,7 +163,7 @@ class _Holder:
         try:
             if self.names:
                 self._begin()
-        except OSError as error:
+        except (OSError, CacheConfigError) as error:
             _log.warning("a forked process could not lease what it inherited, which its parent protects: %s", error)
 
     def end(self) -> None:
@@ -176,6 +176,7 @@ class _Holder:
         if self.sign is not None:
             self.sign.abandon()  # Its file was deleted, with the cache, by somebody else.
             self.sign = None
+        sharing.refresh(self.root)  # A hit has not looked, and who may read it may have changed.
         token = process.token()
         _tokens[token] = self  # Before another thread can find the file, which must not be opened.
         paths = f"{self.root}/{layout.STAGING}/{token}", f"{self.root}/{layout.LEASES}/{token}"

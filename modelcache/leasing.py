@@ -9,7 +9,7 @@ from typing import Self
 
 from . import layout
 from .digest import Digest
-from .errors import StorageError
+from .errors import CacheConfigError, StorageError
 from .leases import Leases
 from .objects import Objects
 
@@ -64,7 +64,7 @@ def take(root: str, leases: Leases, path: str) -> Lease | None:
     name = path[len(root) :].split("/", 3)[2]
     try:
         leases.hold(name)
-    except StorageError as error:
+    except (StorageError, CacheConfigError) as error:
         if os.access(f"{root}/{layout.STAGING}", os.W_OK):
             raise
         _warn(root, f"it cannot be written, so that what is in use there cannot be leased: {error.summary}")

@@ -457,10 +457,12 @@ def _is_current(descriptor: int, path: str) -> bool:
 def _write(file: IO[bytes], data: bytes, *, anew: bool = False) -> None:
     """Append to the lock file; it only informs, so a full disk or a short write does not matter."""
     try:
-        size = os.fstat(file.fileno()).st_size
-        if (
-            anew and size
-        ):  # ext4 flushes a file that was cut to nothing when it is closed: ten times the price of all else.
+        found = os.fstat(file.fileno())
+        if found.st_nlink > 1:
+            return  # Another user may have put a second name of somebody's file here.
+        size = found.st_size
+        # ext4 flushes a file that was cut to nothing when it is closed: ten times the price of all else.
+        if anew and size:
             os.ftruncate(file.fileno(), size := 0)
         os.pwrite(file.fileno(), data, size)
     except OSError:

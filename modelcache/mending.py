@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from . import commit, layout, process, roots, sharing
+from . import commit, files, layout, process, roots, sharing
 from .errors import ModelCacheError, UsageError
 from .sharing import Rule
 
@@ -67,7 +67,7 @@ def init(root: str, *, access: str, group: str = "") -> list[Difference]:
     """
     rule = sharing.rule(access, group)
     if os.path.lexists(root) and not os.path.lexists(f"{root}/format") and os.path.isdir(root):
-        strange = set(os.listdir(root)) - {*sharing.BUCKETS, *_IN_ROOT, "lost+found"}
+        strange = set(files.listing(root)) - {*sharing.BUCKETS, *_IN_ROOT, "lost+found"}
         if strange:
             raise UsageError(problem=f"{root} is no cache: it holds {min(strange)!r}", hint="Give an empty directory")
     roots.write_config(root, rule)
@@ -83,6 +83,18 @@ def mend(root: str, rule: Rule, *, dry_run: bool = False) -> Iterator[Difference
         rule: What its config says.
         dry_run: Change nothing.
     """
+    told: set[str] = set()
+    again = True
+    while again:  # What is in a directory that could not be looked into is seen when that has been mended.
+        again = False
+        for one in _mend(root, rule, dry_run=dry_run):
+            if one.path not in told:
+                told.add(one.path)
+                again = again or (one.mended and os.path.isdir(one.path))
+                yield one
+
+
+def _mend(root: str, rule: Rule, *, dry_run: bool) -> Iterator[Difference]:
     found = list(_walk(root))
     links = Counter((facts.st_dev, facts.st_ino) for _, _, facts in found if stat.S_ISREG(facts.st_mode))
     gid = rule.gid
@@ -118,6 +130,7 @@ def differences(root: str, rule: Rule) -> list[Difference]:
 def _mended(path: str, what: str, facts: os.stat_result, mode: int, gid: int | None) -> Difference:
     try:
         commit.set_access(path, facts, mode, gid)
+        left = _difference(os.stat(path), mode, gid)
     except FileNotFoundError:
         return Difference(path, what, facts.st_uid, mended=True, why="it is gone, or another one, by now")
     except PermissionError:
@@ -130,6 +143,9 @@ def _mended(path: str, what: str, facts: os.stat_result, mode: int, gid: int | N
         raise
     except OSError as error:
         return Difference(path, what, facts.st_uid, why=error.strerror or str(error))
+    if left:
+        why = f"the system took the change and did not make it ({left}): who is not in its group cannot set setgid"
+        return Difference(path, what, facts.st_uid, why=why)
     return Difference(path, what, facts.st_uid, mended=True)
 
 
@@ -170,8 +186,8 @@ def _walk(root: str) -> Iterator[Found]:
     for bucket in sharing.BUCKETS:
         place = f"{root}/{bucket}"
         yield from _looked(bucket, place)
-        for directory, names, files, descriptor in _inside(place):
-            for name in (*names, *files):
+        for directory, names, plain, descriptor in _inside(place):
+            for name in (*names, *plain):
                 yield from _looked(bucket, f"{directory}/{name}", name, descriptor)
 
 

@@ -32,6 +32,7 @@ _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # What says nothing of the f
 # A mark whose owner cannot be looked for (another machine, a container) counts so long: hashing an object of hundreds
 # of gigabytes takes no longer, and one that its owner left costs who stores that content `_REMOVAL_S` at most.
 _MARK_S = 3600.0
+_HEX = frozenset("0123456789abcdef")
 _TRIES = 5  # Each after the first needs another process that does the same at the same moment.
 
 
@@ -343,7 +344,7 @@ class Objects:
         """Yield the digest of each object; other names in the directory are not objects and are passed over."""
         for name in files.listing(self._directory):
             algorithm, _, digits = name.partition("-")
-            if algorithm in {ALGORITHM, TREE} and len(digits) == 64:
+            if algorithm in {ALGORITHM, TREE} and len(digits) == 64 and _HEX.issuperset(digits):
                 yield Digest(f"{algorithm}:{digits}")
 
     @property

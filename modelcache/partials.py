@@ -360,6 +360,8 @@ class Partials:
         fail_point("partials.after-claim")
         facts = _state(ours) if _is_ours(ours) else None
         try:
+            if facts is not None and os.lstat(f"{ours}/object/{name}").st_nlink > 1:
+                return self._copy_of_another(ours, key, name)  # What is written to it would be elsewhere too.
             descriptor = -1 if facts is None else commit.open_existing(f"{ours}/object/{name}")
         except PermissionError:
             return self._copy_of_another(ours, key, name)

@@ -15,6 +15,7 @@ import sys
 from functools import cache
 
 _SMALL_BYTES = 4096
+_PID_DIGITS_MAX = 9  # More than kill(2) takes.
 
 
 def token() -> str:
@@ -29,7 +30,7 @@ def is_dead(owner: str) -> bool | None:
     What a name says behind its token begins with a dot.
     """
     parts = owner.partition(".")[0].split("-")
-    if len(parts) != 6 or not parts[3].isdigit():
+    if len(parts) != 6 or not _is_pid(parts[3]):
         return None
     machine, boot, namespace, pid, start, _ = parts
     if machine != machine_id():
@@ -43,6 +44,11 @@ def is_dead(owner: str) -> bool | None:
     except OSError:
         return None  # No descriptor is free, say, or other users' processes are hidden (proc(5), hidepid).
     return found != start if start else None
+
+
+def _is_pid(text: str) -> bool:
+    """Tell whether *text* can be that of a process id: any name may have been planted by another user."""
+    return text.isascii() and text.isdigit() and len(text) <= _PID_DIGITS_MAX
 
 
 @cache

@@ -73,13 +73,20 @@ def write_config(root: str, rule: sharing.Rule) -> None:
         if not os.path.isdir(root):
             commit.make_directories(os.path.dirname(root))
             commit.make_own_directory(root)
+        elif not os.access(root, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), root)  # A member may write in staging alone.
+        elif rule.gid is None and rule.directory & stat.S_IRGRP:
+            # What is made will have the group of the directory: only a member can let it have that, and share it.
+            rule._replace(group=str(gid := os.stat(root).st_gid), gid=gid).check_member(root)
         sharing.adopt(root, rule)
         if layout.STAGING in missing:
             commit.make_bucket(f"{root}/{layout.STAGING}", rule)
         commit.commit_record(f"{root}/{layout.STAGING}", f"{root}/{sharing.CONFIG}", sharing.text(rule).encode())
-    except OSError as error:
+    except BaseException as error:
         sharing.forget(root)
-        raise _root_error(root, error) from error
+        if isinstance(error, OSError):
+            raise _root_error(root, error) from error
+        raise
 
 
 def check_format(root: str) -> None:
@@ -152,4 +159,4 @@ def _who_can_help(root: str) -> str:
     group = rule.group or "the group of the directory"
     if rule.gid is None or not sharing.is_member(rule.gid):
         return f"those in {group} may write: have yourself added to it and log in again"
-    return f"you are in {group}, whose modes its owner mends by `modelcache doctor --fix`"
+    return f"you are in {group}: what lies right in the root only its owner changes, and its owner mends modes"

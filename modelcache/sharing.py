@@ -17,6 +17,7 @@ that is looked at before each change. Nothing here is on the path of a warm hit.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from contextlib import suppress
@@ -33,6 +34,7 @@ BUCKETS = (
 _NAMES = frozenset(BUCKETS)
 _BYTES_MAX = 1 << 16
 _SETGID = 0o2000
+_GID_MAX, _DIGITS_MAX = (1 << 32) - 2, 32  # The one above says "leave it" to chown(2).
 _READ, _WRITE = 0o444, 0o222
 # Whose bits count beside the owner's: the group's may be 070 or 050, others' 005.
 _ACCESS = {
@@ -105,26 +107,30 @@ def rule(access: str, group: str) -> Rule:
         raise UsageError(problem=f"access {access!r} makes no sense: one of {', '.join(ACCESS)}")
     if group and not _ACCESS[access] & 0o070:
         raise UsageError(problem=f"access {access!r} gives nothing to a group: leave {group!r} out")
-    return Rule(access, group, _gid(group))
+    gid = _gid(group)
+    return Rule(access, str(gid) if group.isascii() and group.isdigit() else group, gid)
 
 
 def _gid(group: str) -> int | None:
     if not group:
         return None
     if group.isascii() and group.isdigit():
+        if len(group) > _DIGITS_MAX or int(group) > _GID_MAX:
+            raise UsageError(problem=f"no group has the number {group[: _DIGITS_MAX + 1]}: {_GID_MAX} is the last one")
         return int(group)
     import grp
 
     try:
         return grp.getgrnam(group).gr_gid
-    except KeyError:
+    except (KeyError, ValueError):  # ValueError: what no name can hold, a NUL.
         problem = f"this machine has no group {group!r}: give its number where names differ between machines"
         raise UsageError(problem=problem) from None
 
 
 def text(rule: Rule) -> str:
     """Return the config that says *rule*."""
-    group = rule.group if rule.group.isdigit() else f'"{rule.group}"'
+    # As JSON writes it: a name may hold a backslash (`DOMAIN\\team`), a number no leading zeros.
+    group = str(rule.gid) if rule.group.isascii() and rule.group.isdigit() else json.dumps(rule.group)
     lines = ["# Who may use this cache: docs/sharing.md. `modelcache init` writes it.", "[sharing]"]
     lines += [f'access = "{rule.access}"', *([f"group = {group}"] if rule.group else [])]
     return "\n".join(lines) + "\n"
@@ -270,13 +276,20 @@ def guard(path: str) -> str | None:
 
 
 def root_of(path: str) -> str | None:
-    """Return the root of the cache that *path* is in, None if it is in none: most of what is exported."""
-    place = path
+    """Return the root of the cache that *path* is in, None if it is in none: most of what is exported.
+
+    Content may look like a cache itself (a tree with ``staging/``, ``format`` and a ``config.toml``), and must not
+    decide about modes: a root that this process knows comes first, then the outermost.
+    """
+    found, place = None, path
     while (above := os.path.dirname(place)) != place:
-        if above in _checked or (os.path.basename(place) in _NAMES and os.path.lexists(f"{above}/format")):
-            return above
+        if os.path.basename(place) in _NAMES:
+            if above in _checked:
+                return above
+            if os.path.lexists(f"{above}/format"):
+                found = above
         place = above
-    return None
+    return found
 
 
 def check_buckets(root: str) -> list[str]:

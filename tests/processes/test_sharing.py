@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import failpoints
-from modelcache import Cache, RetryPolicy, errors, layout, locks, mending, sharing
+from modelcache import Cache, RetryPolicy, doctor, errors, layout, locks, mending, sharing
 from modelcache.cli import run
 from modelcache.errors import GroupError, LeasedError, NetworkError, RootError
 from modelcache.promises import check_cache
@@ -449,3 +449,93 @@ def _state(root: str) -> dict[str, tuple[int, int, int]]:
             facts = os.lstat(f"{directory}/{name}")
             found[f"{directory}/{name}"] = facts.st_ino, facts.st_mode, facts.st_mtime_ns
     return found
+
+
+def test_a_program_of_another_member_that_is_setuid_is_copied_without_that(root: str) -> None:
+    """Linux refuses the second name of a setuid file; a copy with its bits would run as who copied it."""
+    ANN.does(put, root, CONTENT, "n")
+    (planted,) = Path(root, layout.OBJECTS).glob("*/n")
+    planted.chmod(0o6755)
+
+    BOB.does(put, root, CONTENT, "m")
+
+    made = planted.with_name("m").stat()
+    assert made.st_uid == BOB.uid
+    assert stat.S_IMODE(made.st_mode) & ~0o555 == 0
+
+
+def test_who_denies_himself_everything_by_umask_can_make_a_cache(place: Path) -> None:
+    root = str(place / "cache")
+
+    assert all(one.mended for one in CAT.does(_init, root, "group"))
+    CAT.does(put, root, CONTENT, "n")
+    assert BOB.does(get, root, "n") == CONTENT
+    assert in_line(root) == []
+
+
+@pytest.mark.parametrize("bucket", sharing.BUCKETS)
+def test_the_owner_mends_a_directory_that_nobody_could_enter_and_all_in_it_at_once(bucket: str, root: str) -> None:
+    ANN.does(put, root, CONTENT, "n")
+    within = Path(root, bucket, "within")
+    ANN.does(_make, str(within))
+    within.chmod(0)
+    Path(root, bucket).chmod(0)
+
+    found = ANN.does(doctor.fix, root)
+
+    skipped = bucket in {layout.STAGING, layout.PARTIALS}  # Nobody can tell whose that is.
+    paths = [f"{root}/{bucket}"] if skipped else [f"{root}/{bucket}", str(within), f"{within}/file"]
+    assert [one.path for one in found if one.mended] == paths
+    assert ANN.does(doctor.fix, root) == []
+
+
+def _make(directory: str) -> None:
+    os.mkdir(directory)
+    with open(f"{directory}/file", "wb"):
+        pass
+
+
+def test_a_directory_of_a_group_that_its_owner_is_not_in_is_shared_with_nobody(place: Path) -> None:
+    root = place / "cache"
+    root.mkdir()
+    os.chown(root, ANN.uid, 0)
+
+    with pytest.raises(GroupError, match="group 0"):
+        ANN.does(_init, str(root), "everyone-read")
+
+    assert os.listdir(root) == []
+    assert ANN.does(_init, str(root), "private") is not None
+
+
+def test_a_directory_that_cannot_be_listed_is_a_typed_error(place: Path) -> None:
+    root = place / "cache"
+    root.mkdir()
+    os.chown(root, ANN.uid, ANN.uid)
+    root.chmod(0o300)
+
+    with pytest.raises(errors.StorageError, match="could not list"):
+        ANN.does(_init, str(root), "group")
+
+
+def test_who_may_only_read_holds_nothing_where_the_config_is_broken(root: str) -> None:
+    ANN.does(put, root, CONTENT, "n")
+    Path(root, "config.toml").write_text("[")
+    Path(root, "config.toml").chmod(0o644)
+
+    assert EVE.does(_protected, root, "n") is False
+
+
+def _protected(root: str, ref: str) -> bool:
+    with Cache(root) as cache, cache.lease(ref) as lease:
+        return lease.protected
+
+
+def test_a_member_does_not_decide_who_may_use_the_cache(root: str) -> None:
+    before = Path(root, "config.toml").read_bytes()
+
+    with pytest.raises(RootError, match="only its owner changes, and") as caught:
+        BOB.does(_init, root, "group")
+
+    assert f"{root} belongs to user {ANN.uid}" in str(caught.value)
+    assert Path(root, "config.toml").read_bytes() == before
+    assert in_line(root) == []

@@ -6,6 +6,7 @@ hashed, never to a change outside the root, and never to a wait.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import stat
@@ -20,6 +21,7 @@ from modelcache.leases import Leases
 from modelcache.objects import Objects
 from modelcache.promises import check_cache
 from modelcache.records import Entries
+from modelcache.sealed import seal, unseal
 from modelcache.sweep import sweep
 from modelcache.testing import Fault, FaultServer
 
@@ -283,6 +285,79 @@ def test_a_lock_file_that_is_planted_is_removed_and_the_lock_is_had(
         assert turn.held
         assert stat.S_ISREG(os.lstat(path).st_mode)
     assert not os.path.lexists(path)
+
+
+def test_a_second_name_of_a_file_in_place_of_a_lock_is_not_written_to(filled: Path, outside: Path) -> None:
+    path = filled / layout.LOCKS / "x.lock"
+    os.link(outside / "m.onnx", path)
+
+    with locks.exclusive(str(path), timeout=5, what="it") as turn:
+        assert turn.held
+        turn.leave_note(b"note")
+    assert not os.path.lexists(path)
+
+
+@pytest.mark.parametrize("forged", [True, False])
+def test_a_second_name_of_a_file_in_a_partial_is_not_written_to(
+    forged: bool, root: Path, outside: Path, server: FaultServer
+) -> None:
+    url = server.add("/m.onnx", CONTENT, [Fault(abort_after=60_000)])
+    with Cache(root, retry=RetryPolicy(attempts=1)) as cache, pytest.raises(ModelCacheError):
+        cache.get(url)
+    target = the(f"{layout.PARTIALS}/*/object/m.onnx", root)
+    target.unlink()
+    os.link(outside / "m.onnx", target)
+    if forged:  # What says that no byte of it counts: it would be cut to nothing.
+        state = target.parent.parent / "state"
+        facts = unseal(state.read_bytes())
+        assert facts is not None
+        facts |= {"boot": "another", "synced": 0, "digest": hashlib.sha256().hexdigest()}
+        state.write_bytes(seal(facts))
+
+    with Cache(root) as cache:
+        assert Path(cache.get(url)).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("pid", ["²", "٣", "9" * 14, "9" * 100])
+@pytest.mark.parametrize("bucket", sharing.BUCKETS)
+def test_a_token_that_no_process_has_stops_nothing(pid: str, bucket: str, filled: Path, url: str) -> None:
+    parts = process.token().split("-")
+    (filled / bucket).mkdir(exist_ok=True)
+    (filled / bucket / "-".join([*parts[:3], pid, *parts[4:]])).write_bytes(b"")
+
+    work(filled, url)
+
+    with Cache(filled) as cache:
+        assert Path(cache.get(url)).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("bucket", [layout.ENTRIES, layout.PINS, layout.LEASES])
+def test_a_file_of_terabytes_is_not_read(bucket: str, filled: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (filled / bucket).mkdir(exist_ok=True)
+    name = process.token() if bucket == layout.LEASES else "f" * 64
+    with open(filled / bucket / name, "wb") as file:
+        file.truncate(1 << 40)
+    planted, real, asked = os.stat(filled / bucket / name), os.read, []
+
+    def read(descriptor: int, length: int) -> bytes:
+        data = real(descriptor, length)
+        if os.path.samestat(os.fstat(descriptor), planted):
+            asked.append(length)
+            assert sum(asked) < 1 << 24, "it is read to its end"
+        return data
+
+    monkeypatch.setattr(os, "read", read)
+    work(filled, url)
+
+    assert asked
+    with Cache(filled) as cache:
+        assert Path(cache.get(url)).read_bytes() == CONTENT
+
+
+def test_a_directory_whose_name_is_no_digest_is_no_object(filled: Path) -> None:
+    (filled / layout.OBJECTS / f"sha256-{'☃' * 64}").mkdir()
+
+    assert len(list(Objects(str(filled)).all())) == 1
 
 
 @pytest.mark.parametrize("plant", PLANTS)

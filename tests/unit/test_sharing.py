@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +120,15 @@ def test_a_config_without_a_word_of_sharing_leaves_it_to_the_umask(root: Path, u
     assert mode(root / layout.ENTRIES) == 0o700
 
 
+def test_a_lease_after_the_config_has_changed_is_as_it_says_now(root: Path) -> None:
+    mending.init(str(root), access="everyone-read")
+    with Cache(root) as cache:
+        cache.put(CONTENT, name="n")
+        (root / "config.toml").write_text('[sharing]\naccess = "private"\n')
+        with cache.lease("n"):
+            assert {mode(path) for path in (root / layout.LEASES).iterdir()} == {0o600}
+
+
 def test_a_config_that_changes_is_obeyed_by_a_process_that_runs(root: Path) -> None:
     mending.init(str(root), access="everyone-read")
     with Cache(root) as cache:
@@ -127,6 +137,59 @@ def test_a_config_that_changes_is_obeyed_by_a_process_that_runs(root: Path) -> N
         cache.put(CONTENT + b"2", name="m")
 
     assert {mode(path) for path in (root / layout.ENTRIES).iterdir()} == {0o644, 0o600}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["a known root", "after a look at nothing"])
+@pytest.mark.parametrize("config", ['[sharing]\naccess = "group-everyone-read"\n', "[model]\n"])
+def test_content_that_looks_like_a_cache_decides_nothing(
+    config: str, known: bool, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mending.init(str(root), access="private")
+    tree = tmp_path / "tree"
+    (tree / "staging").mkdir(parents=True)
+    (tree / "format").write_text("1\n")
+    (tree / "config.toml").write_text(config)
+    (tree / "staging" / "weights").write_bytes(CONTENT)
+
+    with Cache(root) as cache:
+        cache.put(CONTENT, name="n")
+        if not known:
+            monkeypatch.setattr(sharing, "_checked", set())
+            inside = f"{root}/{layout.STAGING}/x/t"
+            shutil.copytree(tree, inside)
+            assert sharing.root_of(f"{inside}/staging/weights") == str(root)
+            shutil.rmtree(inside)
+        found = Path(cache.put_tree(tree, name="t").path)
+
+    assert {mode(path) & 0o077 for path in [found, *found.rglob("*")]} == {0}
+
+
+@pytest.mark.parametrize(
+    ("group", "problem"),
+    [
+        ("99999999999", "no group has"),
+        (str((1 << 32) - 1), "no group has"),
+        ("9" * 5000, "no group has"),
+        ("a\0b", "has no group"),
+        ("-1", "has no group"),
+    ],
+)
+def test_a_group_that_cannot_be_is_a_mistake_of_the_call(group: str, problem: str, root: Path) -> None:
+    with pytest.raises(UsageError, match=problem):
+        mending.init(str(root), access="group", group=group)
+
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("name", ["CORP\\ml team", 'a"b', "équipe", "00031007"])
+def test_a_group_of_any_name_is_written_so_that_it_can_be_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import grp
+
+    monkeypatch.setattr(grp, "getgrnam", lambda found: grp.struct_group((found, "", GROUP, [])))
+    rule = sharing.rule("group", name)
+
+    assert rule.gid == GROUP
+    assert sharing.parse("config.toml", sharing.text(rule).encode()) == rule
 
 
 # -- what is made ------------------------------------------------------------------------------------------------------
@@ -190,6 +253,14 @@ def test_nothing_is_open_to_the_wrong_group_for_a_moment(root: Path, monkeypatch
     assert wrong == []
     made = [*(root / layout.OBJECTS).rglob("*"), *(root / layout.ENTRIES).iterdir()]
     assert {os.stat(path).st_gid for path in made} == {GROUP}
+
+
+def test_what_lies_right_in_the_root_is_never_the_groups_to_write(root: Path) -> None:
+    mending.init(str(root), access="group-everyone-read")
+
+    commit.commit_record(f"{root}/{layout.STAGING}", f"{root}/CACHEDIR.TAG", layout.CACHEDIR_TAG)
+
+    assert mode(root / "CACHEDIR.TAG") == 0o644
 
 
 @needs_users
@@ -347,6 +418,42 @@ def test_a_file_that_was_replaced_since_the_look_is_not_touched(tmp_path: Path) 
         commit.set_access(str(one), seen, 0o644, None)
 
     assert mode(one) == 0o600
+
+
+def test_a_directory_in_which_others_make_something_is_mended(tmp_path: Path) -> None:
+    bucket = tmp_path / "bucket"
+    bucket.mkdir(mode=0o700)
+    seen = os.lstat(bucket)
+    (bucket / "new").mkdir()
+
+    commit.set_access(str(bucket), seen, 0o755, None)
+
+    assert mode(bucket) == 0o755
+
+
+def test_a_change_that_does_not_come_about_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoiled(root)
+    monkeypatch.setattr(os, "chmod", lambda *_arguments: None)
+
+    found = doctor.fix(str(root))
+
+    assert found
+    assert not any(one.mended for one in found)
+    assert "did not make it" in found[0].why
+
+
+def test_two_may_init_at_one_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.path.isdir
+
+    def isdir(path: str) -> bool:
+        found = real(path)
+        if path == str(root) and not found:
+            root.mkdir(mode=0o700)  # The other one, right after the look.
+        return found
+
+    monkeypatch.setattr(os.path, "isdir", isdir)
+
+    assert mending.init(str(root), access="private") == []
 
 
 def test_mending_lets_go_of_no_lock(root: Path) -> None:

@@ -109,6 +109,11 @@ class Console:
             self._progress.close()
 
 
+def one_line(text: str) -> str:
+    """Return *text*, which may hold names that a stranger chose, with what ends a line or steers a terminal escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
 def size(count: float) -> str:
     """Return a number of bytes for a person, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):

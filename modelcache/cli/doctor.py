@@ -6,7 +6,7 @@ import argparse
 
 from ..doctor import examine, fix
 from ..errors import UsageError
-from .console import Console
+from .console import Console, one_line
 from .sharing import root_of, said
 
 
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     for check in examine(root, locking=arguments.locks or everything, durability=arguments.durability or everything):
         checks.append(check)
         if not console.json:
-            console.data(f"{check.level:<8} {check.name:<12} {check.detail}")
+            console.data(one_line(f"{check.level:<8} {check.name:<12} {check.detail}"))
     if console.json:
         console.data_json([{"name": c.name, "level": c.level, "detail": c.detail} for c in checks])
     return 1 if any(check.level == "failed" for check in checks) else 0
@@ -44,7 +44,7 @@ def _fix(root: str, console: Console, *, dry_run: bool) -> int:
     if console.json:
         console.data_json([one.as_dict() for one in found])
     for one in () if console.json else found:
-        console.data(said(one, dry_run=dry_run))
+        console.data(one_line(said(one, dry_run=dry_run)))
     if not found:
         console.note("all modes and groups are as they should be")
     return 1 if any(one.why and not one.mended for one in found) else 0

@@ -10,7 +10,7 @@ from ..config import parse_moment
 from ..errors import IntegrityError, ModelCacheError
 from ..verification import Finding, Report
 from . import asking
-from .console import Console, size
+from .console import Console, one_line, size
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         for finding in report.bad:
             console.data(_line(finding))
         for violation in report.violations:
-            console.data(f"broken promise  {violation}")
+            console.data(one_line(f"broken promise  {violation}"))
         whole = len(report.findings) - len(report.bad)
         repaired = sum(finding.repaired for finding in report.bad)
         more = f", {repaired} more are repaired" if repaired else ""

@@ -761,3 +761,14 @@ def test_verify_since_a_time(run: Run, root: Path, since: str, code: int) -> Non
     done = run("verify", "--since", since)
     assert done.returncode == code
     assert ("1 of 1 models are whole" if code == 0 else "--since") in done.stderr
+
+
+def test_a_name_that_a_stranger_chose_is_no_line_of_its_own(run: Run, root: Path) -> None:
+    with Cache(root) as cache:
+        cache.put(b"x", name="m")
+    (root / "entries-v1" / "x\nok       promises     all is well\x1b[2J").write_bytes(b"no record")
+    for command in (["doctor", "--locks"], ["verify"]):
+        told = run(*command).stdout
+        assert "all is well" in told
+        assert not any(line.startswith("ok       promises     all is well") for line in told.splitlines())
+        assert "\x1b" not in told

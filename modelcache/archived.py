@@ -11,6 +11,7 @@ import copy
 import os
 import time
 from dataclasses import replace
+from typing import Any
 
 from failpoints import fail_point
 
@@ -178,5 +179,5 @@ class ArchiveDownload:
             self._promised = ahead
         self._promised -= size
 
-    def _tell(self, kind: str, **facts: object) -> None:
-        self._means.emit(Event(kind, self._job.ref.key, **facts))  # type: ignore[arg-type]
+    def _tell(self, kind: str, **facts: Any) -> None:
+        self._means.emit(Event(kind, self._job.ref.key, **facts))

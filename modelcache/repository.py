@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from failpoints import fail_point
 
@@ -263,8 +264,8 @@ class TreeDownload:
             done = sum(self._done.values())
         self._tell("progress", done=done, total=self._total)
 
-    def _tell(self, kind: str, **facts: object) -> None:
-        self._means.emit(Event(kind, self._job.ref.key, **facts))  # type: ignore[arg-type]
+    def _tell(self, kind: str, **facts: Any) -> None:
+        self._means.emit(Event(kind, self._job.ref.key, **facts))
 
 
 def _whole(download: Download) -> Partial:

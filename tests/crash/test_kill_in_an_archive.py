@@ -5,12 +5,10 @@ What had come of the archive is not asked for again; and of two processes that w
 
 from __future__ import annotations
 
-import gzip
 import io
 import os
 import signal
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,24 +22,13 @@ from modelcache.sweep import sweep
 from modelcache.testing import Fault, FaultServer
 from tests.crash.test_kill_in_a_tree import content_of
 from tests.crash.world import forked, small_steps
+from tests.support.archives import tar_gz
 from tests.support.state import leftovers
 
 OLD = {"config.json": b"{}", "a/weights.bin": os.urandom(60_000), "b/weights.bin": b"shared" * 9_000}
 NEW = {**OLD, "a/weights.bin": os.urandom(60_000), "config.json": b'{"new": 1}'}
 POINTS = sorted({point.name for point in find_points("modelcache")})
-
-
-def packed(files: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for path, data in files.items():
-            member = tarfile.TarInfo(path)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return gzip.compress(out.getvalue(), mtime=0)
-
-
-ARCHIVES = {"old": packed(OLD), "new": packed(NEW)}
+ARCHIVES = {"old": tar_gz(OLD), "new": tar_gz(NEW)}
 
 
 @pytest.fixture

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import pickle
-import tarfile
 from pathlib import Path
 
 import pytest
 
 from modelcache import Cache, Policy, errors
 from modelcache.testing import FaultServer, check_cache
+from tests.support.archives import tar_gz
 from tests.support.hub import Hub
 from tests.support.state import leftovers
 
 WEIGHTS = b"weights" * 5000
 PICKLE = pickle.dumps({"weights": [1.0]})
-
-
-def tar_of(**files: bytes) -> bytes:
-    target = io.BytesIO()
-    with tarfile.open(fileobj=target, mode="w:gz") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return target.getvalue()
 
 
 def nothing_in(root: Path) -> None:
@@ -41,7 +30,7 @@ def nothing_in(root: Path) -> None:
 def test_what_comes_out_of_an_archive_is_held_to_the_policies(
     policy: Policy, root: Path, server: FaultServer, tmp_path: Path
 ) -> None:
-    content = tar_of(weights=PICKLE if policy == Policy() else WEIGHTS)
+    content = tar_gz({"weights": PICKLE if policy == Policy() else WEIGHTS})
     url = server.add("/m.tar.gz", content)
     (tmp_path / "m.tar.gz").write_bytes(content)
     with Cache(root, policy=policy) as cache:
@@ -67,7 +56,7 @@ def test_what_a_bundle_brings_is_held_to_the_policies(
     policy: Policy, tree: bool, root: Path, server: FaultServer, tmp_path: Path
 ) -> None:
     content = PICKLE if policy == Policy() else WEIGHTS
-    url = server.add("/m.tar.gz", tar_of(weights=content)) if tree else server.add("/m.weights", content)
+    url = server.add("/m.tar.gz", tar_gz({"weights": content})) if tree else server.add("/m.weights", content)
     fine = server.add("/fine.onnx", b"fine")
     bundle = tmp_path / "bundle.tar"
     with Cache(tmp_path / "origin") as origin:
@@ -91,7 +80,7 @@ def test_what_a_bundle_brings_is_held_to_the_policies(
 def test_what_a_tier_once_unpacked_is_promoted_without_its_archive(
     root: Path, server: FaultServer, tmp_path: Path
 ) -> None:
-    url = server.add("/m.tar.gz", tar_of(weights=WEIGHTS))
+    url = server.add("/m.tar.gz", tar_gz({"weights": WEIGHTS}))
     with Cache(tmp_path / "below") as below:
         below.get_tree(url)
     for policy in (None, Policy()):
@@ -160,7 +149,7 @@ def test_a_refusal_leaves_nothing_of_what_had_come(
     with Hub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         if door == "archive":
-            ref = server.add("/m.tar.gz", tar_of(weights=PICKLE, other=WEIGHTS)) + "#tree"
+            ref = server.add("/m.tar.gz", tar_gz({"weights": PICKLE, "other": WEIGHTS})) + "#tree"
         elif door == "hub":
             hub.add("org/name", {"weights": PICKLE, "other": WEIGHTS})
             ref = "hf://org/name"

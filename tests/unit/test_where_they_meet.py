@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import io
 import logging
 import os
 import pickle
-import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +19,7 @@ from modelcache.gate import Gate
 from modelcache.policy import Policies, Signatures
 from modelcache.records import Entries
 from modelcache.testing import FaultServer
+from tests.support.archives import tar_gz
 from tests.support.hub import Hub
 
 CONTENT, OTHER = b"a model" * 20_000, b"another" * 9_000
@@ -67,16 +66,6 @@ def flip(path: str | Path, at: int) -> None:
         file.write(bytes([byte[0] ^ 1]))
     os.chmod(path, 0o444)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def tar_of(**files: bytes) -> bytes:
-    target = io.BytesIO()
-    with tarfile.open(fileobj=target, mode="w:gz") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return target.getvalue()
 
 
 @pytest.mark.parametrize("verify", ["full", "sample"])
@@ -214,7 +203,7 @@ def test_the_time_on_record_holds_until_another_is_given(
 def test_an_archive_that_is_here_is_not_unpacked_for_a_host_that_is_not_allowed(
     root: Path, server: FaultServer, tmp_path: Path
 ) -> None:
-    content = tar_of(weights=CONTENT)
+    content = tar_gz({"weights": CONTENT})
     digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
     url = server.add("/m.tar.gz", content)
     with Cache(root, policy=Policy(hosts=("elsewhere.example",))) as one:

@@ -556,6 +556,9 @@ class Cache(Maker):
         return self._warm.remember(ask.ref.key, entry)
 
     def _fetch_again(self, entry: Entry) -> None:
+        if entry.derivation is not None:
+            self._entries.remove(entry.key)  # A miss: whoever asks for it next builds it.
+            return
         # At the revision that it came from: the one that its ref names may be another by now.
         ask = question(
             self._limits, entry.key, entry.digest, entry.mirrors, verify="full", revision=entry.revision, promote=True

@@ -41,6 +41,7 @@
     │   ├── ListingError                                      a list of files that cannot all be stored as such
     │   ├── ArchiveError                                      an archive that is damaged, or made to do damage
     │   │   └── ArchiveLimitError                             it unpacks to more than is allowed
+    │   ├── PackageError                                      no Core ML package, or one that is not whole
     │   ├── BundleError                                       a bundle that cannot be imported as it is
     │   │   └── MissingContentsError                          it leaves out contents that are not in the cache
     │   └── CorruptObjectError
@@ -485,6 +486,16 @@ class ArchiveLimitError(ArchiveError):
             f"{ref} unpacks to more than {limit}={allowed:g} allows (at {_shown(member)}); nothing was stored"
         )
         self.hint = f"If you trust it, raise the limit: Cache(archive_limits=ArchiveLimits({limit}=...))"
+
+
+class PackageError(IntegrityError):
+    """No Core ML package, or one that is not whole. ``path``, in it, is to blame; "" if it is the package itself."""
+
+    def __init__(self, *, ref: str, path: str, problem: str) -> None:
+        super().__init__(ref=ref, path=path, problem=problem)
+        which = f"{_shown(path)} in it: " if path else ""
+        self.summary = f"{ref} is no whole Core ML package: {which}{problem}; nothing was stored"
+        self.hint = "Save it again: MLModel.save('Net.mlpackage') writes a directory with Manifest.json and Data/"
 
 
 class BundleError(IntegrityError):

@@ -17,7 +17,7 @@ FLOORS = [
     {"config", "digest", "patterns", "reference", "tomltext"},
     {"companions", "files", "hit", "listing", "notes", "process", "settings"},
     {"bundle", "formats", "hubcache", "packed", "policy", "sampling", "trees"},
-    {"configfiles", "manifest", "sharing", "signatures"},
+    {"configfiles", "manifest", "mlpackage", "sharing", "signatures"},
     {"commit"},
     {"locks", "retry", "roots"},
     {"backoff", "flights", "jobs", "leases", "objects", "pins", "records"},

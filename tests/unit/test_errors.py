@@ -27,6 +27,8 @@ EXAMPLES: list[ModelCacheError] = [
     errors.ArchiveError(ref=REF, member="../evil", problem="its name is absolute"),
     errors.ArchiveError(ref=REF, member="", problem="it ends too early"),
     errors.ArchiveLimitError(ref=REF, member="bomb", limit="bytes_max", allowed=10),
+    errors.PackageError(ref="Net.mlpackage", path="Manifest.json", problem="it is not there"),
+    errors.PackageError(ref="nets", path="", problem="there is no package in it"),
     errors.BundleError(path="/b.tar", problem="it is cut"),
     errors.BundleError(path="/b.tar", problem="it is cut", hint="Copy it again"),
     errors.MissingContentsError(path="/b.tar", missing=("sha256:1", "sha256:2", "sha256:3", "sha256:4")),

@@ -53,6 +53,7 @@
     ├── PolicyError (PermissionError)                     12  a policy in force refuses it
     │   └── SignatureError                                    not signed by whom the policy asks for
     ├── MissingLibraryError (ImportError)                  1  an extra that was not installed
+    ├── ModelLoadError (RuntimeError)                      1  a runtime does not load what is whole
     ├── PinnedError (PermissionError)                      1
     ├── LeasedError (PermissionError)                      1  in use by a live process
     ├── ClosedError (RuntimeError)                         1
@@ -150,6 +151,15 @@ class NotListableError(UsageError):
         self.hint = (
             "Whole repositories can: hf://org/name, hf://org/name@revision; archives (.tar.gz, .zip) are unpacked"
         )
+
+
+class UnsupportedPlatformError(UsageError):
+    """It needs another system than this one; nothing was written."""
+
+    def __init__(self, *, what: str, needs: str, here: str) -> None:
+        ModelCacheError.__init__(self, what=what, needs=needs, here=here)
+        self.summary = f"{what} needs {needs}, and this is {here}; nothing was written"
+        self.hint = f"Do it on {needs}"
 
 
 class UnsupportedArchiveError(UsageError):
@@ -645,6 +655,15 @@ class MissingLibraryError(ModelCacheError, ImportError):
         super().__init__(library=library, extra=extra, purpose=purpose, reason=reason)
         self.summary = f"{library} is needed to {purpose}, and cannot be imported ({reason}); nothing was done"
         self.hint = f"pip install 'modelcache[{extra}]'"
+
+
+class ModelLoadError(ModelCacheError, RuntimeError):
+    """A runtime does not load a model whose bytes are what they should be. ``detail`` is what it says."""
+
+    def __init__(self, *, ref: str, runtime: str, detail: str) -> None:
+        super().__init__(ref=ref, runtime=runtime, detail=detail)
+        self.summary = f"{runtime} does not load {ref}: {detail}"
+        self.hint = "Check compute units, function and hints against what this system knows; the cached model is whole"
 
 
 class PinnedError(ModelCacheError, PermissionError):

@@ -183,16 +183,26 @@ def read(directory: str) -> Package:
     manifest = files.read(f"{directory}/{MANIFEST}", follow=True) or b""
     # The manifest first: a directory that is none, of any size, is not hashed.
     Manifest.parse(manifest, ref=directory)
-    try:
-        leaves = [_leaf(directory, path) for path, _ in trees.walk(directory, follow=True)]
-    except files.NotRegularError as error:
-        path = str(error.filename).removeprefix(f"{directory}/")
-        raise PackageError(ref=directory, path=path, problem=error.strerror or "it is no file") from error
+    leaves = [_leaf(directory, path) for path in walk(directory)]
 
     def is_directory(path: str) -> bool:
         return os.path.isdir(f"{directory}/{path}") and not os.path.islink(f"{directory}/{path}")
 
     return Package.of(manifest, leaves, ref=directory, is_directory=is_directory)
+
+
+def walk(directory: str) -> list[str]:
+    """Return the paths of all files in *directory*; links to files are followed.
+
+    Raises:
+        PackageError: Something is neither a file nor a directory.
+        OSError: A directory cannot be read.
+    """
+    try:
+        return [path for path, _ in trees.walk(directory, follow=True)]
+    except files.NotRegularError as error:
+        path = str(error.filename).removeprefix(f"{directory}/")
+        raise PackageError(ref=directory, path=path, problem=error.strerror or "it is no file") from error
 
 
 def canonical_digest(directory: str | os.PathLike[str]) -> Digest:

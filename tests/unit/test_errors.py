@@ -42,6 +42,7 @@ EXAMPLES: list[ModelCacheError] = [
     errors.PolicyError(ref=REF, rule="hosts", origin="/srv/modelcache.toml:3", problem="it leads to evil.example"),
     errors.SignatureError(ref=REF, origin="the argument policy", problem="there is no signature"),
     errors.MissingLibraryError(library="model-signing", extra="signing", purpose="verify", reason="No module"),
+    errors.ModelLoadError(ref=REF, runtime="Core ML", detail="no such function"),
     errors.BatchError(failures={REF: _INNER}, total=3),
     errors.RemoteNotFoundError(ref=REF, detail="404 Not Found"),
     errors.RemoteNotFoundError(ref="hf://org/name/m.onnx", detail="404 EntryNotFound"),

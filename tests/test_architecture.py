@@ -12,15 +12,15 @@ import modelcache
 PACKAGE = Path(modelcache.__file__).parent
 # DESIGN.md section 7, from the ground up. A module may import from every floor below its own.
 FLOORS = [
-    {"errors", "events", "eviction", "forks", "report", "sealed"},
+    {"errors", "events", "eviction", "forks", "report", "sealed", "workspace"},
     {"layout"},
     {"config", "digest", "patterns", "reference", "tomltext"},
-    {"companions", "files", "hit", "listing", "notes", "process", "settings"},
+    {"companions", "derivation", "files", "hit", "isolation", "listing", "notes", "process", "settings"},
     {"bundle", "formats", "hubcache", "packed", "policy", "sampling", "trees"},
-    {"configfiles", "manifest", "mlpackage", "sharing", "signatures"},
+    {"configfiles", "manifest", "mlpackage", "sharing", "signatures", "stamps"},
     {"commit"},
     {"locks", "retry", "roots"},
-    {"backoff", "flights", "jobs", "leases", "objects", "pins", "records"},
+    {"backoff", "failures", "flights", "jobs", "leases", "objects", "pins", "records", "turns"},
     {"selection"},
     {"leasing", "partials", "sources.base"},
     {"sources.connections", "sources.file"},
@@ -29,8 +29,8 @@ FLOORS = [
     {"sources"},
     {"mending", "promises", "ranges", "staged", "sweep", "tiers", "transfer"},
     {"footprint"},
-    {"gate", "gc", "retention", "unpacking", "verification"},
-    {"exporting", "importing", "intake", "doctor", "sidecar"},
+    {"gate", "gc", "products", "retention", "unpacking", "verification"},
+    {"deriving", "exporting", "importing", "intake", "doctor", "sidecar"},
     {"download"},
     {"archived", "repository"},
     {"fetch"},
@@ -38,6 +38,7 @@ FLOORS = [
     {"getting", "usage"},
     {"memory", "warmup"},
     {"keeper"},
+    {"making"},
     {"cache"},
     {"api", "testing.server", "testing.victims", "cli.console", "coreml.library"},
     {"coreml.packages"},
@@ -62,6 +63,7 @@ MUTATING = {
 # Where a change is not one of the root, or is what that module is for.
 ALLOWED = {
     ("locks", "ftruncate"), ("locks", "pwrite"),  # Lock files: the holder's name, and a note. They only inform.
+    ("isolation", "write"),  # A pipe to a process of our own.
     ("leases", "write"),  # A pipe to the parent of a fork.
     ("__main__", "write"),  # The path, to standard output.
     ("testing.victims", "write"), ("testing.victims", "TemporaryFile"),  # A pipe to the parent; what a victim says.

@@ -19,6 +19,7 @@ from ..digest import Digest
 from ..errors import ModelCacheError, ModelLoadError, PackageError, UsageError, storage_error
 from ..leases import Leases
 from ..listing import Leaf, Listing
+from ..making import Input
 from ..mlpackage import MANIFEST, SUFFIX, Package
 from ..objects import Objects
 from . import library, packages
@@ -95,23 +96,20 @@ def compiled(
         # What a stand-in makes is its own: no real model is ever taken for it, nor the other way round.
         depends = {"compiler": f"{compiler.__module__}.{compiler.__qualname__}", "machine": os.uname().machine}
         check = _check_compiled
-    from ..inputs import Input
-
     source = got(cache, ref)
     inside, digest = identity(source, package)
-    work = partial(_compile, compiler or library.compile_model, inside)
     return cache.derive(
-        work, recipe=RECIPE, version=VERSION, inputs={"model": Input(source, digest=digest)}, platform=depends,
-        check=check, isolate=True, timeout=timeout, force=force,
+        partial(_compile, compiler or library.compile_model), recipe=RECIPE, version=VERSION,
+        inputs={"model": Input(f"{source}/{inside}".rstrip("/"), digest=digest)}, platform=depends, check=check,
+        isolate=True, timeout=timeout, force=force,
     )  # fmt: skip
 
 
-def _compile(compiler: Compiler, inside: str, workspace: Workspace) -> str:
+def _compile(compiler: Compiler, workspace: Workspace) -> str:
     """Compile a private copy: Core ML goes by the suffix, and nobody knows whether it writes to what it reads."""
     source = workspace.inputs["model"]
     private = f"{workspace}/{_PRIVATE}"
     if os.path.isdir(source):
-        source = f"{source}/{inside}".rstrip("/")
         model = f"{private}/{packages.package_name(source)}"
         packages.private_copy(source, model)
         stem = os.path.basename(model).removesuffix(SUFFIX)

@@ -22,7 +22,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning"))
             item.add_marker(
-                pytest.mark.filterwarnings("ignore:Exception ignored in. <finalize:pytest.PytestUnraisableExceptionWarning")
+                pytest.mark.filterwarnings(
+                    "ignore:Exception ignored in. <finalize:pytest.PytestUnraisableExceptionWarning"
+                )
             )
 
 

@@ -8,7 +8,9 @@ model. The canonical digest is the SHA-256 of a text that has one form only::
     <the manifest as JSON: ASCII, keys sorted, no spaces; in place of each identifier stands the path of its item>
     <sha256, 64 hexadecimal digits> <size in bytes> <path in the package>
 
-with one last line for each file of an item, sorted by the bytes of its path. What a manifest says beyond these keys is
+with one last line for each file of an item, sorted by the bytes of its path. The line of the root model is that of its
+settled form (`milprogram`), as the maps in it are written in any order; over 64 MiB, as models of old kinds have with
+their weights in it, it is taken as it is. What a manifest says beyond these keys is
 part of it, modes and times are not, nor are files that macOS leaves beside items (``.DS_Store``, ``._*``).
 
 Taken for no package: a manifest that is not JSON or has a key twice, an item that is not there, that leaves the package
@@ -26,7 +28,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from . import files, trees
+from . import files, milprogram, trees
 from .digest import ALGORITHM, Digest
 from .errors import InvalidReferenceError, PackageError
 from .listing import Leaf, check_paths, clash
@@ -34,6 +36,7 @@ from .listing import Leaf, check_paths, clash
 SUFFIX = ".mlpackage"
 MANIFEST = "Manifest.json"
 PLACEHOLDER = ".modelcache-empty"  # What keeps the directory of an item without files in a tree: those have no others.
+MODEL_BYTES_MAX = 64 << 20
 _HEAD = "modelcache-mlpackage 1\n"
 _DATA = "Data"
 _VERSION, _ITEMS, _ROOT = "fileFormatVersion", "itemInfoEntries", "rootModelIdentifier"
@@ -111,7 +114,7 @@ class Package:
 
     Attributes:
         manifest: What it says.
-        leaves: The files of its items.
+        leaves: The files of its items; the root model as it is in its settled form.
         hollow: Items that are directories without a file: models without weights have one.
         others: Files beside these that count for nothing.
     """
@@ -130,7 +133,13 @@ class Package:
 
     @classmethod
     def of(
-        cls, manifest: bytes, leaves: Iterable[Leaf], *, ref: str, is_directory: Callable[[str], bool] | None = None
+        cls,
+        manifest: bytes,
+        leaves: Iterable[Leaf],
+        *,
+        ref: str,
+        is_directory: Callable[[str], bool] | None = None,
+        content: Callable[[Leaf], bytes] | None = None,
     ) -> Package:
         """Return the package with this *manifest* and these files.
 
@@ -139,6 +148,7 @@ class Package:
             leaves: Of all files, with paths below the package.
             ref: How errors name it.
             is_directory: Tells whether there is a directory at a path below the package. None: only where files are.
+            content: Returns the bytes of a file. None: the root model is in its settled form.
 
         Raises:
             PackageError: They do not agree.
@@ -167,6 +177,8 @@ class Package:
             raise PackageError(ref=ref, path=missing[0], problem="its manifest names it, and it is not there")
         if parsed.root not in {leaf.path for leaf in named}:
             raise PackageError(ref=ref, path=parsed.root, problem="it is the root model, and no file")
+        if content is not None:
+            named = [_settled(leaf, content) if leaf.path == parsed.root else leaf for leaf in named]
         return cls(parsed, tuple(named), hollow, tuple(others))
 
 
@@ -188,7 +200,10 @@ def read(directory: str) -> Package:
     def is_directory(path: str) -> bool:
         return os.path.isdir(f"{directory}/{path}") and not os.path.islink(f"{directory}/{path}")
 
-    return Package.of(manifest, leaves, ref=directory, is_directory=is_directory)
+    def content(leaf: Leaf) -> bytes:
+        return files.read(f"{directory}/{leaf.path}", follow=True) or b""
+
+    return Package.of(manifest, leaves, ref=directory, is_directory=is_directory, content=content)
 
 
 def walk(directory: str) -> list[str]:
@@ -244,6 +259,14 @@ def _leaf(directory: str, path: str) -> Leaf:
         return Leaf(path, os.fstat(descriptor).st_size, Digest.of_bytes(files.chunks(descriptor)))
     finally:
         os.close(descriptor)
+
+
+def _settled(leaf: Leaf, content: Callable[[Leaf], bytes]) -> Leaf:
+    """Return what *leaf*, the root model, is in its settled form."""
+    if leaf.size > MODEL_BYTES_MAX:
+        return leaf
+    found = milprogram.settled(content(leaf))
+    return Leaf(leaf.path, len(found), Digest.of_bytes([found]))
 
 
 def _item_of(path: str, items: Iterable[str]) -> str | None:

@@ -15,7 +15,7 @@ FLOORS = [
     {"errors", "events", "eviction", "forks", "report", "sealed", "workspace"},
     {"layout"},
     {"config", "digest", "patterns", "reference", "tomltext"},
-    {"companions", "derivation", "files", "hit", "isolation", "listing", "notes", "process", "settings"},
+    {"companions", "derivation", "files", "hit", "isolation", "listing", "milprogram", "notes", "process", "settings"},
     {"bundle", "formats", "hubcache", "packed", "policy", "sampling", "trees"},
     {"configfiles", "manifest", "mlpackage", "sharing", "signatures", "stamps"},
     {"commit"},

@@ -6,7 +6,6 @@ macOS, and raise UnsupportedPlatformError elsewhere before anything is written.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +60,8 @@ def converted(
     """Return the path of the package that *build* makes, made once for all that it depends on; see `Cache.derive`.
 
     It depends on the version of coremltools, beside what *inputs*, *params* and *platform* say. The package is stored
-    in one form, whatever order coremltools writes it in, so that a build that is repeated comes to the same bytes.
+    in one form, whatever order coremltools writes it in, and without the day of the conversion, which coremltools notes in
+    its metadata: so a build that is repeated comes to the same bytes.
 
     Args:
         build: Called with a `Workspace`. It returns an ``MLModel``, or writes one ``.mlpackage`` into the workspace, or
@@ -211,11 +211,7 @@ def recipe(cache: Cache, ref: RefLike, **options: Any) -> str:
 
 
 def _package_path(cache: Cache, ref: RefLike, package: str | None) -> str:
-    path = compiling.got(cache, ref)
-    if not os.path.isdir(path):
-        return path
-    inside, _ = compiling.identity(path, package)
-    return f"{path}/{inside}".rstrip("/")
+    return compiling.place_of(compiling.got(cache, ref), package)
 
 
 def _cache(cache: Cache | None) -> Cache:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import commit, files, layout, leasing, mlpackage, reference, trees
 from ..digest import Digest
-from ..errors import ModelCacheError, ModelLoadError, PackageError, UsageError, storage_error
+from ..errors import CorruptObjectError, ModelCacheError, ModelLoadError, PackageError, UsageError, storage_error
 from ..leases import Leases
-from ..listing import Leaf, Listing
+from ..listing import Leaf, Listing, check_paths
 from ..making import Input
 from ..mlpackage import MANIFEST, SUFFIX, Package
 from ..objects import Objects
@@ -29,11 +29,9 @@ if TYPE_CHECKING:
     from ..question import RefLike
     from ..workspace import Workspace
 
-RECIPE, VERSION = "coreml-compile", "1"
+RECIPE, IDENTITY, VERSION = "coreml-compile", "coreml-identity", "1"
 COMPILED, MODEL = ".mlmodelc", ".mlmodel"
 _PRIVATE = ".inputs"
-_IDENTITIES_MAX = 1000
-_identities: dict[tuple[Digest, str], Digest] = {}  # Of packages in trees: what an object holds does not change.
 
 Compiler = Callable[[str, str], object]
 
@@ -70,7 +68,8 @@ def _convert(build: Callable[[Any], object], name: str | None, workspace: Worksp
     path = os.path.normpath(os.path.join(workspace, os.fspath(returned)))
     # What is outside is not written to, and `derive` refuses it.
     if path.startswith(f"{workspace}/") and os.path.isdir(path) and not os.path.islink(path):
-        packages.settle(path, model=True)
+        packages.settle(path)
+        packages.forget_date(path)
     return path
 
 
@@ -96,17 +95,23 @@ def compiled(
         # What a stand-in makes is its own: no real model is ever taken for it, nor the other way round.
         depends = {"compiler": f"{compiler.__module__}.{compiler.__qualname__}", "machine": os.uname().machine}
         check = _check_compiled
-    source = got(cache, ref)
-    inside, digest = identity(source, package)
+    source = place_of(got(cache, ref), package)
+    digest = identity(cache, source)
     return cache.derive(
-        partial(_compile, compiler or library.compile_model), recipe=RECIPE, version=VERSION,
-        inputs={"model": Input(f"{source}/{inside}".rstrip("/"), digest=digest)}, platform=depends, check=check,
+        partial(_compile, compiler or library.compile_model, digest), recipe=RECIPE, version=VERSION,
+        inputs={"model": Input(source, digest=digest)}, platform=depends, check=check,
         isolate=True, timeout=timeout, force=force,
     )  # fmt: skip
 
 
-def _compile(compiler: Compiler, workspace: Workspace) -> str:
-    """Compile a private copy: Core ML goes by the suffix, and nobody knows whether it writes to what it reads."""
+def _compile(compiler: Compiler, digest: str, workspace: Workspace) -> str:
+    """Compile a private copy: Core ML goes by the suffix, and nobody knows whether it writes to what it reads.
+
+    All of it is read before: the key says which bytes these are, and they were perhaps altered on the disk since.
+
+    Raises:
+        CorruptObjectError: They were; the object is set aside.
+    """
     source = workspace.inputs["model"]
     private = f"{workspace}/{_PRIVATE}"
     if os.path.isdir(source):
@@ -119,11 +124,36 @@ def _compile(compiler: Compiler, workspace: Workspace) -> str:
         packages.copy(os.path.dirname(source), private, [os.path.basename(source)])
         if os.path.basename(source) != os.path.basename(model):
             commit.rename(f"{private}/{os.path.basename(source)}", model)
+    _check_content(source, model, digest)
     target = f"{workspace}/{stem}{COMPILED}"
     compiler(model, target)
     commit.discard(private)
     _drop_empty(target)
     return target
+
+
+def _check_content(source: str, model: str, digest: str) -> None:
+    """Check that *model*, the private copy of *source*, has the content that *digest* stands for."""
+    try:
+        found = mlpackage.read(model).digest if os.path.isdir(model) else files.digest_of(model)[0]
+    except PackageError as error:
+        found, reason = Digest(""), error.summary
+    else:
+        reason = ""
+    if found == digest:
+        return
+    _corrupt(source, digest, found or reason)
+
+
+def _corrupt(path: str, expected: str, actual: str) -> NoReturn:
+    """Set the object that *path* is in aside, and raise CorruptObjectError."""
+    root, found, rest = path.partition(f"/{layout.OBJECTS}/")
+    obj, moved_to = _on_record(path)[0], ""
+    if found and obj is not None:
+        top = "/".join(rest.split("/")[:2])
+        reason = f"{path}: expected {expected}, found {actual}"
+        moved_to = Objects(root).quarantine(obj, reason, os.lstat(f"{root}/{layout.OBJECTS}/{top}"))
+    raise CorruptObjectError(ref=path, expected=expected, actual=actual, moved_to=moved_to)
 
 
 def _drop_empty(directory: str) -> None:
@@ -181,33 +211,52 @@ def got(cache: Cache, ref: RefLike) -> str:
     return cache.get(ref, max_age=max_age)
 
 
-def identity(path: str, package: str | None) -> tuple[str, str]:
-    """Return where in the tree at *path* its package is, and that package's canonical digest.
-
-    Of a file, "" and its own digest. Nothing of a tree that is an object of a cache is hashed: its listing says it.
+def place_of(path: str, package: str | None) -> str:
+    """Return where the package is in what was got to *path*; *path* itself if that is a file.
 
     Raises:
-        PackageError: There is no package, or a broken one.
+        PackageError: There is none, or several and *package* does not say which.
     """
+    if not os.path.isdir(path):
+        return path
+    if package is not None:
+        check_paths([package.strip("/")], ref=path)
+        place = f"{path}/{package.strip('/')}"
+        if not os.path.isfile(f"{place}/{MANIFEST}"):
+            raise PackageError(ref=place, path=MANIFEST, problem="it is not there")
+        return place
     try:
-        digest, listing, below = _on_record(path)
-        if listing is None and not os.path.isdir(path):
-            return "", digest or files.digest_of(path)[0]
-        leaves = {
-            one.removeprefix(below): leaf for one, leaf in _by_path(path, listing).items() if one.startswith(below)
-        }
-        inside = mlpackage.find(leaves, ref=path) if package is None else package.strip("/")
-        if listing is None or digest is None:
-            return inside, mlpackage.read(f"{path}/{inside}").digest
-        known = _identities.get((digest, f"{below}{inside}"))
-        if known is None:
-            known = _package(f"{path}/{inside}".rstrip("/"), leaves, f"{inside}/" if inside else "").digest
-            if len(_identities) >= _IDENTITIES_MAX:
-                _identities.clear()
-            _identities[digest, f"{below}{inside}"] = known
-        return inside, known
+        found = mlpackage.find([MANIFEST] if os.path.isfile(f"{path}/{MANIFEST}") else mlpackage.walk(path), ref=path)
     except OSError as error:
         raise storage_error(error, action="read", path=path) from error
+    return f"{path}/{found}".rstrip("/")
+
+
+def identity(cache: Cache, path: str) -> str:
+    """Return what *path*, a package or a file in the cache, counts as in a key: the canonical digest of a package.
+
+    It is a derivation too, so that a start reads a line in place of the program: it is found out once for an object.
+
+    Raises:
+        PackageError: It is no package, or a broken one.
+        CorruptObjectError: It was altered on the disk.
+    """
+    found = cache.derive(_identify, recipe=IDENTITY, version=VERSION, inputs={"package": path}, platform={})
+    return (files.content(found) or b"").decode()
+
+
+def _identify(workspace: Workspace) -> None:
+    path = workspace.inputs["package"]
+    digest, listing, below = _on_record(path)
+    if digest is None:
+        raise UsageError(problem=f"{path} is in no object of a cache")
+    if listing is not None:
+        digest = _package(path, {leaf.path: leaf for leaf in listing.files}, below).digest
+    descriptor = commit.create_file(f"{workspace}/digest")
+    try:
+        commit.write(descriptor, digest.encode())
+    finally:
+        os.close(descriptor)
 
 
 def _on_record(path: str) -> tuple[Digest | None, Listing | None, str]:
@@ -224,24 +273,20 @@ def _on_record(path: str) -> tuple[Digest | None, Listing | None, str]:
     return digest, listing, f"{below}/" if below else ""
 
 
-def _by_path(path: str, listing: Listing | None) -> dict[str, Leaf]:
-    if listing is not None:
-        return {leaf.path: leaf for leaf in listing.files}
-    nothing = Digest.of_bytes(())
-    return {one: Leaf(one, 0, nothing) for one in mlpackage.walk(path)}
-
-
 def _package(directory: str, leaves: Mapping[str, Leaf], below: str) -> Package:
-    """Return the package in *directory*, whose files are those of *leaves* that begin with *below*."""
-    inside: Iterable[Leaf] = [
-        Leaf(path.removeprefix(below), leaf.size, leaf.digest, leaf.executable)
-        for path, leaf in leaves.items()
-        if path.startswith(below)
-    ]
-    manifest = files.read(f"{directory}/{MANIFEST}")
-    if manifest is None:
-        raise PackageError(ref=directory, path=MANIFEST, problem="it is not there")
-    on_record = leaves.get(f"{below}{MANIFEST}")
-    if on_record is None or Digest.of_bytes([manifest]) != on_record.digest:
-        return mlpackage.read(directory)  # Somebody has written to it: what it holds now is what is compiled.
-    return Package.of(manifest, inside, ref=directory)
+    """Return the package in *directory*, whose files are those of *leaves* that begin with *below*.
+
+    Only its manifest and its root model are read; what their digests, and those of all others, are its listing says.
+    """
+    inside = {path.removeprefix(below): leaf for path, leaf in leaves.items() if path.startswith(below)}
+
+    def content(path: str) -> bytes:
+        found = files.read(f"{directory}/{path}")
+        if found is None or path not in inside:
+            raise PackageError(ref=directory, path=path, problem="it is not there")
+        if Digest.of_bytes([found]) != inside[path].digest:
+            _corrupt(directory, inside[path].digest, Digest.of_bytes([found]))
+        return found
+
+    moved = [Leaf(path, leaf.size, leaf.digest, leaf.executable) for path, leaf in inside.items()]
+    return Package.of(content(MANIFEST), moved, ref=directory, content=lambda leaf: content(leaf.path))

@@ -4,23 +4,21 @@ coremltools writes ``Manifest.json`` anew in any package that it opens. In the c
 published object, which the next get finds and sets aside. So what it opens is a *private copy*: directories of its
 own, whose files are other names of those in the cache.
 
-What is stored is *settled* first: the manifest gets identifiers that follow from the paths of its items, so that two
-saves of one model are one object; an item that is a directory without a file, as models without weights have one, gets
-an empty file, because a tree holds no empty directories and a package that lacks an item cannot be opened; and what
-macOS has left beside the items goes.
+What is stored is *settled* first: the manifest gets identifiers that follow from the paths of its items, and the maps
+of the root model one order, so that two saves of one model are one object; an item that is a directory without a file,
+as models without weights have one, gets an empty file, because a tree holds no empty directories and a package that
+lacks an item cannot be opened; and what macOS has left beside the items goes.
 """
 
 from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from failpoints import fail_point
-
-from .. import commit, files, layout, mlpackage, roots, trees
+from .. import commit, files, layout, milprogram, mlpackage, roots, trees
 from ..config import ArchiveLimits
 from ..errors import ModelCacheError, PackageError, RemoteNotFoundError, UsageError, storage_error
 from ..mlpackage import MANIFEST, PLACEHOLDER, SUFFIX, Package
@@ -33,13 +31,13 @@ from . import library
 if TYPE_CHECKING:
     from ..cache import Cache
 
+_DATE = "com.github.apple.coremltools.conversion_date"
 _ZIP = b"PK\x03\x04"
 
 
 def put(cache: Cache, content: Any, *, name: str, ttl: float | None = None, limits: ArchiveLimits) -> Entry:
     """Store a package; see `modelcache.coreml.put_package`."""
     with _staged(cache.root, content, name, limits) as directory:
-        fail_point("coreml.packages.before-put")
         return cache.put_tree(directory, name=name, ttl=ttl)
 
 
@@ -51,7 +49,7 @@ def _staged(root: str, content: Any, name: str, limits: ArchiveLimits) -> Iterat
         target = f"{place}/{os.path.basename(name.rstrip('/')) or 'model'}{'' if name.endswith(SUFFIX) else SUFFIX}"
         if library.is_model(content):
             content.save(target)
-            settle(target, model=True)
+            settle(target)
         elif isinstance(content, str | os.PathLike) and not layout.is_packed(os.fspath(content)):
             source = os.path.abspath(os.path.expanduser(os.fspath(content)))
             if not os.path.isdir(source):
@@ -107,35 +105,42 @@ def private_copy(source: str, target: str) -> None:
     copy(source, target, [path for path, _ in trees.walk(source)])
 
 
-def settle(directory: str, *, model: bool = False) -> Package:
+def settle(directory: str) -> Package:
     """Bring the package in *directory*, which is ours, into the form in which it is stored; return it.
-
-    Args:
-        directory: The package.
-        model: Write the root model anew as well, with its maps in one order: coremltools writes them in another order
-            in each process. Only for what coremltools has saved here.
 
     Raises:
         PackageError: It is none, or not whole.
     """
-    if model:
-        _settle_model(directory)
     found = _read(directory)
     for path in found.others:
         if os.path.basename(path) != PLACEHOLDER:
             commit.remove_quietly(f"{directory}/{path}")
     for item in found.hollow:
         os.close(commit.create_file(f"{directory}/{item}/{PLACEHOLDER}"))
-    text = found.manifest.settled()
-    if files.read(f"{directory}/{MANIFEST}") != text:
-        _replace(f"{directory}/{MANIFEST}", text)
+    _settle_file(f"{directory}/{MANIFEST}", lambda _: found.manifest.settled())
+    _settle_file(f"{directory}/{found.manifest.root}", milprogram.settled)
     return found
 
 
-def _settle_model(directory: str) -> None:
+def forget_date(directory: str) -> None:
+    """Take the day of the conversion out of the package in *directory*, which is ours: a build that is repeated has it.
+
+    coremltools notes it in the metadata of the model; the record of a derivation has it anyway.
+    """
     place = _root_model(directory)
-    spec = _parsed(place)
-    _replace(place, spec.SerializeToString(deterministic=True))
+    if os.path.getsize(place) > mlpackage.MODEL_BYTES_MAX or _DATE.encode() not in (files.read(place) or b""):
+        return
+    found = _parsed(place)
+    found.description.metadata.userDefined.pop(_DATE, None)
+    _replace(place, found.SerializeToString(deterministic=True))
+
+
+def _settle_file(path: str, settled: Callable[[bytes], bytes]) -> None:
+    if os.path.getsize(path) <= mlpackage.MODEL_BYTES_MAX:
+        data = files.read(path) or b""
+        text = settled(data)
+        if text != data:
+            _replace(path, text)
 
 
 def spec(path: str) -> Any:

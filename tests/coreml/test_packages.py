@@ -249,3 +249,72 @@ logging.getLogger("coremltools").warning("news")
 
     assert done.stdout == ""
     assert done.stderr == "news\n"
+
+
+def _maps(message: Any, found: dict[str, Any]) -> dict[str, Any]:
+    """Return the message types below *message* that hold a map, or hold what does, by name."""
+    if message.full_name not in found:
+        found[message.full_name] = message
+        for field in message.fields:
+            if field.message_type is not None:
+                _maps(field.message_type, found)
+    return found
+
+
+def test_all_maps_of_programs_and_metadata_are_known() -> None:
+    """Against the descriptors of coremltools: a new map in a later version turns this red."""
+    from modelcache import milprogram
+
+    model = models.tools().proto.Model_pb2.Model.DESCRIPTOR
+    seen: dict[str, Any] = {}
+
+    def is_map(field: Any) -> bool:
+        return bool(field.message_type is not None and field.message_type.GetOptions().map_entry)
+
+    def compare(message: Any, kind: Any) -> None:
+        if message.full_name in seen:
+            assert seen[message.full_name] is kind or message.full_name not in holders
+            return
+        seen[message.full_name] = kind
+        for field in message.fields:
+            below = field.message_type
+            if is_map(field):
+                assert field.number in kind.maps, f"{message.full_name}.{field.name}"
+                value = below.fields_by_name["value"].message_type
+                if value is not None and value.full_name in holders:
+                    compare(value, kind.maps[field.number])
+            elif below is not None and below.full_name in holders:
+                assert field.number in kind.parts, f"{message.full_name}.{field.name}"
+                compare(below, kind.parts[field.number])
+
+    everything = _maps(model, {})
+    holders: set[str] = set()
+    while True:
+        more = {
+            name
+            for name, message in everything.items()
+            if any(
+                is_map(one) or (one.message_type and one.message_type.full_name in holders) for one in message.fields
+            )
+        }
+        if more == holders:
+            break
+        holders = more
+    kinds = milprogram._model.parts
+    compare(model.fields_by_name["mlProgram"].message_type, kinds[502])
+    compare(model.fields_by_name["description"].message_type, kinds[2])
+    assert len(seen) > 15
+
+
+def test_a_settled_program_is_the_same_program(linear: Any) -> None:
+    from modelcache import milprogram
+
+    spec = linear.get_spec()
+    spec.description.metadata.userDefined.update({str(number): "x" for number in range(20)})
+
+    found = milprogram.settled(spec.SerializeToString())
+
+    again = type(spec)()
+    again.ParseFromString(found)
+    assert again == spec
+    assert found == spec.SerializeToString(deterministic=True)

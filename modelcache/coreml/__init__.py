@@ -60,8 +60,8 @@ def converted(
     """Return the path of the package that *build* makes, made once for all that it depends on; see `Cache.derive`.
 
     It depends on the version of coremltools, beside what *inputs*, *params* and *platform* say. The package is stored
-    in one form, whatever order coremltools writes it in, and without the day of the conversion, which coremltools notes in
-    its metadata: so a build that is repeated comes to the same bytes.
+    in one form, whatever order coremltools writes it in, and without the day of the conversion that coremltools notes
+    in its metadata: so a build that is repeated comes to the same bytes.
 
     Args:
         build: Called with a `Workspace`. It returns an ``MLModel``, or writes one ``.mlpackage`` into the workspace, or

@@ -68,8 +68,8 @@ def _convert(build: Callable[[Any], object], name: str | None, workspace: Worksp
     path = os.path.normpath(os.path.join(workspace, os.fspath(returned)))
     # What is outside is not written to, and `derive` refuses it.
     if path.startswith(f"{workspace}/") and os.path.isdir(path) and not os.path.islink(path):
-        packages.settle(path)
         packages.forget_date(path)
+        packages.settle(path)
     return path
 
 

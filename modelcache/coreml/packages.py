@@ -132,7 +132,7 @@ def forget_date(directory: str) -> None:
         return
     found = _parsed(place)
     found.description.metadata.userDefined.pop(_DATE, None)
-    _replace(place, found.SerializeToString(deterministic=True))
+    _replace(place, found.SerializeToString())
 
 
 def _settle_file(path: str, settled: Callable[[bytes], bytes]) -> None:

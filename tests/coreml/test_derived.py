@@ -263,12 +263,15 @@ from modelcache import Cache, coreml, files, milprogram
 def never(*_, **__): raise AssertionError("it was hashed")
 files.digest_of = files.chunks = milprogram.settled = never
 from tests.coreml import compilers
-print(coreml.compiled("Net.mlpackage", cache=Cache(sys.argv[1]), compiler=compilers.compile_))
+cache = Cache(sys.argv[1])
+print(coreml.compiled("Net.mlpackage", cache=cache, compiler=compilers.compile_))
+print(coreml.converted(never, recipe="test", version="1", cache=cache))
 """
+    made = convert(cache)
     process = run(code, cache.root)
     out, said = process.communicate()
 
-    assert out.strip() == path, said
+    assert out.split() == [path, made], said
 
 
 def test_an_old_model_is_compiled_too(cache: Cache, tmp_path: Path) -> None:

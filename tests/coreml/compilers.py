@@ -58,3 +58,9 @@ def compile_and_report(package: str, destination: str) -> None:
     with open(os.environ["TEST_REPORT"], "a") as file:
         file.write("built\n")
     compile_(package, destination)
+
+
+def accept(units: str, path: str) -> None:
+    """Stand in for the trial: what it is called with is what will be stored, and a tree holds no empty directories."""
+    assert units
+    assert all(directories or names for _, directories, names in os.walk(path))

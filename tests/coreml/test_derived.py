@@ -453,3 +453,119 @@ def test_coremltools_is_called_as_its_signatures_say(monkeypatch: pytest.MonkeyP
         "optimization_hints": {"reshapeFrequency": ct.ReshapeFrequency.Infrequent},
     }  # fmt: skip
     assert called[2].arguments["optimization_hints"] is None
+
+
+# -- what only macOS does, as far as it can be seen here ---------------------------------------------------------------
+
+
+SAID = "ProductName:\t\tmacOS\nProductVersion:\t\t15.1\nProductVersionExtra:\t(a)\nBuildVersion:\t\t24B83\n"
+
+
+def test_what_sw_vers_says_is_read() -> None:
+    assert library.system_of(SAID) == {"macos": "15.1 (a)", "build": "24B83"}
+    assert library.system_of(SAID.replace("ProductVersionExtra:\t(a)\n", ""))["macos"] == "15.1"
+
+
+@pytest.fixture
+def a_mac(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Let this process, and none that it starts, take this system for a Mac; return what it depends on."""
+    facts = library.system_of(SAID)
+    monkeypatch.setattr(library, "this_mac", lambda what: {**facts, "machine": "arm64"})
+    return facts
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="it would compile")
+def test_the_real_compiler_is_called_in_a_child_and_what_it_raises_is_typed(
+    a_mac: dict[str, str], cache: Cache, tmp_path: Path
+) -> None:
+    """coremltools itself refuses here: its own words come back, and nothing is cached."""
+    coreml.put_package(package(tmp_path / "Net.mlpackage"), name="Net.mlpackage", cache=cache)
+
+    with pytest.raises(errors.BuildFailedError, match=r"only support on macOS 10\.13 or higher"):
+        coreml.compiled("Net.mlpackage", cache=cache)
+
+    assert is_clean(cache)
+
+
+def test_version_and_build_of_macos_and_coremltools_are_keys_and_compute_units_are_not(
+    a_mac: dict[str, str], cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in in the place of coremltools' own call, and without the trial."""
+    from modelcache.coreml import compiling
+
+    coreml.put_package(package(tmp_path / "Net.mlpackage"), name="Net.mlpackage", cache=cache)
+    monkeypatch.setattr(library, "compile_model", compilers.compile_)
+    monkeypatch.setattr(compiling, "_check_loads", compilers.accept)
+
+    def key(**options: Any) -> str:
+        coreml.compiled("Net.mlpackage", cache=cache, **options)
+        return max(compiled_keys(cache), key=lambda one: one not in seen)
+
+    seen: set[str] = set()
+    first = key()
+    seen.add(first)
+    assert cache.explain(first).platform == {
+        "macos": "15.1 (a)", "build": "24B83", "machine": "arm64", "coremltools": library.version(),
+    }  # fmt: skip
+    for units in library.COMPUTE_UNITS:
+        key(compute_units=units)
+    assert compiled_keys(cache) == seen
+    for name, value in (("build", "24B91"), ("macos", "15.2"), ("machine", "x86_64")):
+        monkeypatch.setitem(a_mac, name, value)
+        monkeypatch.setattr(library, "this_mac", lambda what: {"machine": "arm64", **a_mac})
+        seen.add(key())
+    monkeypatch.setattr(library, "version", lambda: "10.0")
+    seen.add(key())
+    assert len(seen) == 5
+
+
+def compiled_keys(cache: Cache) -> set[str]:
+    return {entry.key for entry in cache.entries() if "coreml-compile" in entry.key}
+
+
+class Loaded:
+    """Stands in for a ``CompiledMLModel``."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+
+def test_a_loaded_model_is_leased_until_it_is_gone(
+    a_mac: dict[str, str], cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for Core ML."""
+    from modelcache.coreml import compiling
+
+    coreml.put_package(package(tmp_path / "Net.mlpackage"), name="Net.mlpackage", cache=cache)
+    path = compile_(cache, "Net.mlpackage")
+    monkeypatch.setattr(compiling, "compiled", lambda *args, **options: path)
+    monkeypatch.setattr(library, "load_compiled", Loaded)
+
+    model = coreml.load("Net.mlpackage", compute_units="CPU_AND_NE", function_name="f", cache=cache)
+
+    assert model.arguments == (path, "CPU_AND_NE", "f", {})
+    cache.plan_gc(unused_for=0, grace=0).execute()
+    assert os.path.isdir(path)
+    del model
+    cache.plan_gc(unused_for=0, grace=0).execute()
+    assert not os.path.exists(path)
+
+
+def test_what_core_ml_does_not_load_is_typed_and_not_leased(
+    a_mac: dict[str, str], cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modelcache.coreml import compiling
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no such function")
+
+    coreml.put_package(package(tmp_path / "Net.mlpackage"), name="Net.mlpackage", cache=cache)
+    path = compile_(cache, "Net.mlpackage")
+    monkeypatch.setattr(compiling, "compiled", lambda *args, **options: path)
+    monkeypatch.setattr(library, "load_compiled", refuse)
+
+    with pytest.raises(errors.ModelLoadError, match="no such function"):
+        coreml.load("Net.mlpackage", cache=cache)
+
+    cache.plan_gc(unused_for=0, grace=0).execute()
+    assert not os.path.exists(path)

@@ -205,7 +205,7 @@ def got(cache: Cache, ref: RefLike) -> str:
         return text.rstrip("/")
     parsed = reference.parse(ref)
     local = parsed.scheme == "file"
-    max_age = 0.0 if local else None
+    max_age = 0.0 if local and not cache.offline else None
     if layout.is_packed(parsed.name) or (local and os.path.isdir(parsed.path)):
         return cache.get_tree(ref, max_age=max_age)
     return cache.get(ref, max_age=max_age)

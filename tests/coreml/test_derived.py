@@ -372,6 +372,23 @@ def test_a_flipped_bit_in_the_product_is_compiled_anew(cache: Cache, tmp_path: P
     assert Path(again, "weights", "weight.bin").read_bytes() == b"compiled"
 
 
+@pytest.mark.parametrize("path", [MODEL, "Manifest.json"])
+def test_an_altered_package_is_given_no_identity(path: str, cache: Cache, tmp_path: Path) -> None:
+    """With a stand-in for the compiler. The identity stays on record when the package is whole again."""
+    directory = package(tmp_path / "Net.mlpackage")
+    entry = coreml.put_package(directory, name="Net.mlpackage", cache=cache)
+    altered = Path(entry.path, path)
+    before = altered.read_bytes()
+    altered.chmod(0o644)
+    altered.write_bytes(before.replace(b"a program", b"A program").replace(b"Weights", b"weights"))
+    assert altered.read_bytes() != before
+
+    with pytest.raises(errors.CorruptObjectError, match="set aside in"):
+        compile_(cache, "Net.mlpackage")
+
+    assert [one.key for one in cache.entries()] == ["Net.mlpackage"]
+
+
 def test_a_bit_that_flipped_in_the_package_is_not_compiled_under_its_digest(cache: Cache, tmp_path: Path) -> None:
     """With a stand-in for the compiler. A hit on a tree does not look at its files."""
     directory = package(tmp_path / "Net.mlpackage")
@@ -569,3 +586,43 @@ def test_what_core_ml_does_not_load_is_typed_and_not_leased(
 
     cache.plan_gc(unused_for=0, grace=0).execute()
     assert not os.path.exists(path)
+
+
+# -- doors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="it would compile")
+def test_the_command_line_says_where_it_can_be_done(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coreml.put_package(package(tmp_path / "Net.mlpackage"), name="Net.mlpackage", cache=cache)
+    code = "import sys; from modelcache.__main__ import main; sys.exit(main())"
+
+    monkeypatch.setenv("MODELCACHE_DIR", cache.root)
+    process = run(code, "derive", "coreml", "Net.mlpackage")
+    out, said = process.communicate()
+
+    assert process.returncode == 2, said
+    assert out == ""
+    assert "compiling a Core ML model needs macOS" in said
+    assert "hint: Do it on macOS" in said
+
+
+def test_a_recipe_takes_its_own_options_only(cache: Cache) -> None:
+    with pytest.raises(errors.UsageError, match="coreml has no option 'compiler'"):
+        coreml.recipe(cache, "Net.mlpackage", compiler="os.system")
+
+
+def test_without_coremltools_the_error_says_which_extra(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    def none(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", none)
+    monkeypatch.setitem(sys.modules, "coremltools", None)
+
+    for call in (lambda: convert(cache), library.tools):
+        with pytest.raises(errors.MissingLibraryError, match=r"pip install 'modelcache\[coreml\]'"):
+            call()
+    assert cache.entries() == []

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from .errors import (
     BuildDiedError,
     BuildFailedError,
     BuildTimeoutError,
+    CapacityError,
     DerivationError,
     ModelCacheError,
     NoSpaceError,
@@ -33,6 +35,7 @@ from .errors import (
 )
 from .events import Event, Listener
 from .failures import TRIES, Failures
+from .leasing import take, vanishing
 from .objects import Objects, Stored
 from .products import WORK, Product
 from .records import Entries, Entry
@@ -43,6 +46,7 @@ from .workspace import Workspace
 
 if TYPE_CHECKING:
     from .gc import Room
+    from .leases import Leases
 
 _log = logging.getLogger("modelcache")
 _STAMPS_MAX = 64
@@ -79,8 +83,9 @@ class Spec:
 class Builder:
     """Builds into the cache at *root*."""
 
-    def __init__(self, root: str, *, lock_timeout: float, room: Room | None, tell: Listener) -> None:
+    def __init__(self, root: str, leases: Leases, *, lock_timeout: float, room: Room | None, tell: Listener) -> None:
         self._root, self._lock_timeout, self._room, self._tell = root, lock_timeout, room, tell
+        self._leases = leases
         self._objects, self._entries, self._failures = Objects(root), Entries(root), Failures(root)
         self._swept = False
 
@@ -167,6 +172,9 @@ class Builder:
         except DerivationError as error:
             self._failures.failed(action, error.way, error.detail)
             raise
+        except CapacityError as error:  # Only the product itself tells how large it is.
+            self._failures.failed(action, type(error).__name__, error.summary)
+            raise
         except BaseException:
             self._failures.given_up(action)
             raise
@@ -186,7 +194,7 @@ class Builder:
             digest = product.hash()
             product.share()
             if self._room is not None:
-                self._room.make(what.ref, product.size, wanted={what.ref, *spec.keys})
+                self._room.make(what.ref, 0, wanted={what.ref, *spec.keys})  # It is on the disk, and counted, already.
             with self._objects.announced(digest):
                 stored = product.publish(self._objects)
                 made = replace(what, seconds=round(time.monotonic() - started, 3))
@@ -198,6 +206,18 @@ class Builder:
             raise storage_error(error, action="build", path=staged) from error
         finally:
             _discard(staged, product)
+
+    @contextmanager
+    def _inputs_held(self, spec: Spec) -> Iterator[None]:
+        """Keep a gc from taking an input away while it is read: a build may take longer than any grace."""
+        with ExitStack() as held:
+            for path in spec.paths.values():
+                if path.startswith(f"{self._root}/"):
+                    lease = take(self._root, self._leases, path)
+                    if lease is None:
+                        raise vanishing(path)
+                    held.enter_context(lease)
+            yield
 
     def _stage(self) -> str:
         try:
@@ -216,7 +236,8 @@ class Builder:
         workspace.until(
             deadline, spec.timeout, BuildTimeoutError(ref=what.ref, model=what.model, seconds=spec.timeout or 0)
         )
-        returned = self._run(spec, spec.build, workspace, deadline, work)
+        with self._inputs_held(spec):
+            returned = self._run(spec, spec.build, workspace, deadline, work)
         deadline.check()
         fail_point("deriving.after-build")
         product = Product(self._root, staged, returned, spec.name, what)

@@ -271,7 +271,7 @@ class Maker(Keeper):
             from .gc import Room
 
             room = Room(self.root, limits.capacity, limits.grace, self._tell)
-        return Builder(self.root, lock_timeout=limits.lock_timeout, room=room, tell=self._tell)
+        return Builder(self.root, self._leases(), lock_timeout=limits.lock_timeout, room=room, tell=self._tell)
 
     def _flights(self) -> Flights[Entry]:
         if self._builds is None:

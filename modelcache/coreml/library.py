@@ -82,10 +82,17 @@ def this_mac(what: str) -> dict[str, str]:
 def _system() -> dict[str, str]:
     # platform.mac_ver() says 10.16 to a Python that was built for an old macOS, and never says the build.
     environment = {**os.environ, "SYSTEM_VERSION_COMPAT": "0"}
-    said = subprocess.run(  # noqa: S603  # One fixed path, no argument.
-        [_SW_VERS], capture_output=True, text=True, check=True, timeout=_SW_VERS_S, env=environment
-    )
-    return system_of(said.stdout)
+    try:
+        said = subprocess.run(  # noqa: S603  # One fixed path, no argument.
+            [_SW_VERS], capture_output=True, text=True, check=True, timeout=_SW_VERS_S, env=environment
+        )
+        return system_of(said.stdout)
+    except (OSError, subprocess.SubprocessError, KeyError) as error:
+        # Without the build an update of macOS would serve what an earlier one has compiled.
+        here = f"a system where it does not ({error!r:.200})"
+        raise UnsupportedPlatformError(
+            what="a compiled Core ML model", needs=f"macOS, where {_SW_VERS} says version and build", here=here
+        ) from error
 
 
 def system_of(said: str) -> dict[str, str]:

@@ -18,9 +18,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from .. import commit, files, layout, milprogram, mlpackage, roots, trees
+from .. import commit, files, layout, milprogram, mlpackage, reference, roots, trees
 from ..config import ArchiveLimits
-from ..errors import ModelCacheError, PackageError, RemoteNotFoundError, UsageError, storage_error
+from ..errors import (
+    InvalidReferenceError,
+    ModelCacheError,
+    PackageError,
+    RemoteNotFoundError,
+    UsageError,
+    storage_error,
+)
 from ..mlpackage import MANIFEST, PLACEHOLDER, SUFFIX, Package
 from ..patterns import Patterns
 from ..records import Entry
@@ -37,7 +44,10 @@ _ZIP = b"PK\x03\x04"
 
 def put(cache: Cache, content: Any, *, name: str, ttl: float | None = None, limits: ArchiveLimits) -> Entry:
     """Store a package; see `modelcache.coreml.put_package`."""
-    with _staged(cache.root, content, name, limits) as directory:
+    parsed = reference.parse(name)
+    if parsed.scheme:
+        raise InvalidReferenceError(ref=parsed.key, problem="a package is put under a name, not under a URL or a path")
+    with _staged(cache.root, content, parsed.name, limits) as directory:
         return cache.put_tree(directory, name=name, ttl=ttl)
 
 
@@ -46,7 +56,7 @@ def _staged(root: str, content: Any, name: str, limits: ArchiveLimits) -> Iterat
     """Yield a directory of ours with the settled package that *content* is."""
     roots.prepare_root(root)
     with workplace(root) as place:
-        target = f"{place}/{os.path.basename(name.rstrip('/')) or 'model'}{'' if name.endswith(SUFFIX) else SUFFIX}"
+        target = f"{place}/{package_name(name)}"
         if library.is_model(content):
             content.save(target)
             settle(target)

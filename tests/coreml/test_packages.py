@@ -212,6 +212,17 @@ def test_what_is_no_whole_package_is_not_stored(
     assert list(Path(cache.root).glob("objects-v1/*")) == []
 
 
+@pytest.mark.parametrize("name", ["https://host/Net.mlpackage", "/tmp/Net.mlpackage", "..", "a\0b", "", "x" * 300])
+def test_a_name_that_can_be_none_is_refused_before_anything_is_written(name: str, root: Path, tmp_path: Path) -> None:
+    directory = package(tmp_path / "Net.mlpackage")
+
+    with pytest.raises(errors.InvalidReferenceError):
+        coreml.put_package(directory, name=name, cache=Cache(root))
+
+    assert leftovers(root) == []
+    assert list(root.glob("objects-v1/*")) == []
+
+
 def test_the_package_of_the_user_stays_as_it_is(cache: Cache, tmp_path: Path) -> None:
     directory = package(tmp_path / "Net.mlpackage")
     (directory / ".DS_Store").write_bytes(b"x")

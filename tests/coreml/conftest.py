@@ -1,19 +1,13 @@
-"""Tests with the real coremltools, on any system; without it they are skipped, which CI does not allow."""
+"""Tests with the real coremltools, on any system; without it they are skipped (`need_coremltools`)."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modelcache import Cache
-
-with warnings.catch_warnings():
-    # What its libraries warn of at their import is not ours.
-    warnings.simplefilter("ignore")
-    pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'modelcache[coreml]')")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,8 +6,6 @@ import os
 import signal
 from typing import Any
 
-import numpy as np
-
 
 def tools() -> Any:
     from modelcache.coreml import library
@@ -18,6 +16,7 @@ def tools() -> Any:
 def linear(scale: float = 1.0, *, size: int = 64) -> Any:
     """Return an ``MLModel`` with a weight of *size* by *size*."""
     ct = tools()
+    import numpy as np
     from coremltools.converters.mil import Builder as mb  # noqa: N813  # Its own documentation calls it so.
 
     weight = (np.arange(size * size, dtype=np.float32).reshape(size, size) % 17 - 8) * np.float32(scale / 64)
@@ -32,6 +31,7 @@ def linear(scale: float = 1.0, *, size: int = 64) -> Any:
 def weightless() -> Any:
     """Return an ``MLModel`` that has no weights: the directory for them is empty."""
     ct = tools()
+    import numpy as np
     from coremltools.converters.mil import Builder as mb  # noqa: N813  # Its own documentation calls it so.
 
     @mb.program(input_specs=[mb.TensorSpec(shape=(1, 4))], opset_version=ct.target.iOS16)  # type: ignore[untyped-decorator]

@@ -19,8 +19,10 @@ from modelcache import Cache, coreml, errors, layout
 from modelcache.coreml import library
 from modelcache.promises import check_cache
 from tests.coreml import compilers, models
-from tests.support.coreml import MODEL, WEIGHTS, package
+from tests.support.coreml import MODEL, WEIGHTS, need_coremltools, package
 from tests.support.state import leftovers
+
+need_coremltools()
 
 
 def convert(cache: Cache, build: Callable[[Any], object] = models.build_linear, **options: Any) -> str:

@@ -17,8 +17,10 @@ import pytest
 from modelcache import Cache, coreml, errors
 from modelcache.promises import check_cache
 from tests.coreml import models
-from tests.support.coreml import WEIGHTS, package
+from tests.support.coreml import WEIGHTS, need_coremltools, package
 from tests.support.state import leftovers
+
+need_coremltools()
 
 
 def saved(model: Any, directory: Path) -> Path:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.coreml import need_coremltools
+
 DOCS = Path(__file__).parent.parent.parent / "docs"
 CONTENT = b"x" * 5000
 BEFORE = {
@@ -38,7 +40,6 @@ digest = "sha256:{hashlib.sha256(CONTENT).hexdigest()}"
 root = sys.argv[1]
 """,
 }
-NEEDS = {"coreml.md": "coremltools"}
 AFTER = {
     "trees.md": "assert os.listdir(path) == ['a']",
     "hub.md": """
@@ -66,8 +67,8 @@ with Cache(sys.argv[1], sources=[MemorySource()]) as cache:
 
 @pytest.mark.parametrize("page", sorted(BEFORE))
 def test_the_example_of_a_page_runs(page: str, root: Path) -> None:
-    if page in NEEDS:
-        pytest.importorskip(NEEDS[page], reason=f"{NEEDS[page]} is not installed")
+    if page == "coreml.md":
+        need_coremltools()
     found = re.search(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     assert found is not None
     code = f"import sys\n{BEFORE[page]}\n{found[1]}\n{AFTER[page]}"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import uuid
+import warnings
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 AUTHOR = "com.apple.CoreML"
 MODEL, WEIGHTS = f"Data/{AUTHOR}/model.mlmodel", f"Data/{AUTHOR}/weights/weight.bin"
@@ -32,3 +35,10 @@ def package(directory: Path, *, model: bytes = b"a program", weights: bytes | No
     if weights is not None:
         (directory / WEIGHTS).write_bytes(weights)
     return directory
+
+
+def need_coremltools() -> None:
+    """Skip the test, or the module, without coremltools, and say why."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # What its libraries warn of at their import is not ours.
+        pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'modelcache[coreml]')")

@@ -1,9 +1,12 @@
 """Files that need other files: what a model's own parts say of where the rest of it is.
 
-Read are the indexes of sharded weights (``*.safetensors.index.json``, ``*.bin.index.json``: ``weight_map``), and the
-external data of an ONNX model's initializers (onnx.proto3: ModelProto.graph = 7, GraphProto.initializer = 5,
-TensorProto.external_data = 13, StringStringEntryProto.key = 1 and value = 2). A tree that lacks one is not published:
-the error would come at the first load, on another machine. What cannot be read as such a file says nothing.
+Read are the indexes of sharded weights (``*.safetensors.index.json``, ``*.bin.index.json``: ``weight_map``), the
+manifests of Core ML packages (``*.mlpackage/Manifest.json``: ``itemInfoEntries``), and the external data of an ONNX
+model's initializers (onnx.proto3: ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto.external_data = 13,
+StringStringEntryProto.key = 1 and value = 2). A tree that lacks one is not published: the error would come at the first
+load, on another machine. What cannot be read as such a file says nothing.
+
+An item of a package may be a directory: a file in it must be there, as a tree holds no empty ones.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import Collection, Iterator
 from .errors import MissingCompanionError
 
 _INDEXES = (".safetensors.index.json", ".bin.index.json")
+_MANIFEST = "Manifest.json"
 _INDEX_BYTES_MAX = 1 << 28
 _GRAPH, _INITIALIZER, _EXTERNAL_DATA, _KEY, _VALUE = 7, 5, 13, 1, 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # Wire types of protocol buffers.
@@ -34,8 +38,11 @@ def check_companions(directory: str, paths: Collection[str], *, ref: str) -> Non
             needed = _shards(f"{directory}/{path}")
         elif path.endswith(".onnx"):
             needed = _external_data(f"{directory}/{path}")
+        elif posixpath.basename(path) == _MANIFEST:
+            needed = _items(f"{directory}/{path}")
         for name in needed:
-            if posixpath.normpath(posixpath.join(posixpath.dirname(path), name)) not in paths:
+            companion = posixpath.normpath(posixpath.join(posixpath.dirname(path), name))
+            if companion not in paths and not any(one.startswith(f"{companion}/") for one in paths):
                 raise MissingCompanionError(ref=ref, path=path, needed=name)
 
 
@@ -47,6 +54,20 @@ def _shards(path: str) -> Iterator[str]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return
     yield from sorted({name for name in found if isinstance(name, str)})
+
+
+def _items(path: str) -> Iterator[str]:
+    """Yield what the manifest of a package names; nothing if it is another file of that name."""
+    with open(path, "rb") as file:
+        data = file.read(_INDEX_BYTES_MAX)
+    try:
+        facts = json.loads(data)
+        if not {"fileFormatVersion", "rootModelIdentifier"} <= facts.keys():
+            return
+        found = [item["path"] for item in facts["itemInfoEntries"].values()]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return
+    yield from sorted({f"Data/{name}" for name in found if isinstance(name, str)})
 
 
 def _external_data(path: str) -> Iterator[str]:

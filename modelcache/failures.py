@@ -40,7 +40,10 @@ class Failures:
 
     def of(self, action: str) -> Failure | None:
         """Return how *action* has failed, None if it has not since the last time it went well."""
-        facts = self._read(action)
+        noted = self._noted(action)
+        facts = _counted(noted)
+        if facts is not noted:
+            self._write(action, facts)  # The time to leave it alone begins when its death is noticed, and ends.
         if not facts.get("count"):
             return None
         left = min(max(0.0, facts.get("until", 0.0) - time.monotonic()), _LONGEST_S)
@@ -84,10 +87,13 @@ class Failures:
             commit.remove_quietly(self._path(action))
 
     def _read(self, action: str) -> dict[str, Any]:
+        return _counted(self._noted(action))
+
+    def _noted(self, action: str) -> dict[str, Any]:
+        """Return what the note says, if this machine wrote it since it was started."""
         facts = unseal(files.content(self._path(action)) or b"") or {}
-        if facts.get("boot") != process.boot_id() or facts.get("machine") != process.machine_id():
-            return {}
-        return _failed(facts, _DIED, _DIED) if process.is_dead(facts.get("builder", "")) else facts
+        is_void = facts.get("boot") != process.boot_id() or facts.get("machine") != process.machine_id()
+        return {} if is_void else facts
 
     def _write(self, action: str, facts: dict[str, Any]) -> None:
         note = {**facts, "boot": process.boot_id(), "machine": process.machine_id()}
@@ -99,6 +105,11 @@ class Failures:
 
     def _path(self, action: str) -> str:
         return f"{self._root}/{layout.FAILURES}/{action}"
+
+
+def _counted(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return *facts*, and one failure more if who was building is gone."""
+    return _failed(facts, _DIED, _DIED) if process.is_dead(facts.get("builder", "")) else facts
 
 
 def _failed(facts: dict[str, Any], way: str, last: str) -> dict[str, Any]:

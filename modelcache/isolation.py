@@ -23,8 +23,10 @@ from .errors import ModelCacheError, UsageError
 _LOOK_S = 0.2  # How soon a caller that has given up is noticed; a result takes no such while.
 _SAID_BYTES = 4096
 _READ_BYTES = 1 << 16
+_LENGTH_BYTES = 8  # Before the result: a process that it has forked may hold the pipe open, and delay its end for ever.
 _DEATH_SIGNAL = 1  # prctl(2), PR_SET_PDEATHSIG.
-# Until the path of modules is ours, only what is built in can be imported. The first frame holds that path.
+# Until the path of modules is ours, only what comes with Python can be imported (-P: nothing of the working directory,
+# where a build, or a product, may have what is called like a module). The first frame holds that path.
 _BOOTSTRAP = """
 import os, pickle, sys
 with os.fdopen({fd}, "rb", closefd=False) as orders:
@@ -89,7 +91,7 @@ def run(
     process = None
     try:
         process = subprocess.Popen(  # noqa: S603  # This very interpreter.
-            [sys.executable, "-c", _BOOTSTRAP.format(fd=orders_out, result=result_in)],
+            [sys.executable, "-P", "-c", _BOOTSTRAP.format(fd=orders_out, result=result_in)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -138,7 +140,7 @@ class _Exchange:
             os.close(self._orders_in)
             os.close(self._result_out)
         try:
-            kind, value = pickle.loads(bytes(self._result))  # noqa: S301  # Of our own process.
+            kind, value = pickle.loads(self._result[_LENGTH_BYTES:])  # noqa: S301  # Of our own process.
         except Exception:  # noqa: BLE001  # It died before it had written all of it.
             raise DiedError(_how(self._process), self._last_words()) from None
         if kind == "result":
@@ -163,13 +165,29 @@ class _Exchange:
                         continue
                     chunk = os.read(key.fd, _READ_BYTES)
                     if key.fd == self._result_out:
-                        if not chunk:
-                            return
                         self._result += chunk
+                        if not chunk or self._is_whole():
+                            return
                     elif chunk:
                         self._said = (self._said + chunk)[-_SAID_BYTES:]
                     else:
                         selector.unregister(key.fd)
+                if _has_ended(self._process):
+                    self._drain()
+                    return
+
+    def _is_whole(self) -> bool:
+        length = int.from_bytes(self._result[:_LENGTH_BYTES], "big")
+        return len(self._result) >= _LENGTH_BYTES + length > _LENGTH_BYTES
+
+    def _drain(self) -> None:
+        """Take what is left in the pipe of a process that has ended, whoever else holds the other end."""
+        os.set_blocking(self._result_out, False)
+        try:
+            while chunk := os.read(self._result_out, _READ_BYTES):
+                self._result += chunk
+        except BlockingIOError:
+            pass
 
     def _send(self, selector: selectors.BaseSelector) -> None:
         try:
@@ -216,7 +234,7 @@ def serve(orders: Any, result: int, parent: int) -> None:
         except (OSError, ValueError):
             pass
     with os.fdopen(result, "wb") as file:
-        file.write(data)
+        file.write(len(data).to_bytes(_LENGTH_BYTES, "big") + data)
     os._exit(0)  # What a runtime does at its end may crash, and says nothing of the result.
 
 
@@ -234,7 +252,9 @@ def _orders(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
         raise UsageError(problem=problem, hint=hint) from error
     if b"__main__" not in work:
         main = {}
-    return pickle.dumps((os.getpid(), sys.path)) + pickle.dumps(main) + work
+    # The process may have another working directory: what is relative is meant from ours.
+    modules = [os.path.abspath(place) for place in sys.path]
+    return pickle.dumps((os.getpid(), modules)) + pickle.dumps(main) + work
 
 
 def _die_with(parent: int, orders: int) -> None:
@@ -274,6 +294,13 @@ def _portable(error: BaseException) -> BaseException:
     if isinstance(error, ModelCacheError):
         return error
     return ForeignError(type(error).__name__, str(error))
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Tell whether *process* has ended, and leave it to be waited for: until then nobody else has its number."""
+    if not hasattr(os, "waitid"):
+        return False  # macOS, before Python 3.13: the end of the pipe tells.
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _how(process: subprocess.Popen[bytes]) -> str:

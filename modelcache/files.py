@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import stat
+import sys
 import time
 from collections.abc import Iterator
 
@@ -137,6 +138,26 @@ def has_changed(before: os.stat_result, descriptor: int) -> bool:
     """Tell whether the file behind *descriptor* was written since *before* was its ``stat``."""
     now = os.fstat(descriptor)
     return (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
+
+
+def has_writer(path: str) -> bool:
+    """Tell whether anybody has the file open for writing, or mapped so, as far as the system tells (Linux does)."""
+    if sys.platform != "linux":
+        return False
+    import fcntl
+    import signal
+
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        # Who opens it for writing while it is leased causes a signal: one that is ignored unless asked for.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def check_space(directory: str, needed: int, *, what: str) -> None:

@@ -190,7 +190,10 @@ class Product:
             problem = clash(found)
             if problem:
                 raise self.problem(problem)
-        alone = all(facts.st_nlink == 1 for facts in found.values())
+        alone = all(
+            facts.st_nlink == 1 and not files.has_writer(f"{source}/{path}" if path else source)
+            for path, facts in found.items()
+        )
         if sharing.of(self.path) is None and alone and self._is_open(source):
             commit.rename(source, self.path)
             return

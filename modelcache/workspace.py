@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self
@@ -31,7 +32,8 @@ class Workspace(str):
     def __new__(cls, path: str, *, inputs: Mapping[str, str], params: Mapping[str, Any]) -> Self:
         """Return the workspace at *path*."""
         self = super().__new__(cls, path)
-        self.inputs, self.params = dict(inputs), dict(params)
+        # Copies: a build that changes what it was told changes no key by that.
+        self.inputs, self.params = dict(inputs), copy.deepcopy(dict(params))
         self._patience, self._until, self._error = None, None, None
         return self
 

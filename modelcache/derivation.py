@@ -19,6 +19,7 @@ from .errors import ModelCacheError, UsageError
 
 _DEPTH_MAX = 32
 _SHOWN_MAX = 60
+_INTEGER_MAX = 1 << 1024  # Python refuses to write those of some thousand digits.
 Json = Any  # None, bool, int, float, str, and lists and dicts of them.
 
 
@@ -40,6 +41,7 @@ class Part:
         object: The digest of the object that it is in, or was when this was built.
         path: Within that object's directory, where only a part of a tree is meant; else ``""``.
         ref: Its key, for a person; ``""`` where it has none. It does not count.
+        below: Whether it was in a tier, and not in this cache: then it has not gone when it is not here. Nor does this.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Part:
     object: str
     path: str = ""
     ref: str = ""
+    below: bool = False
 
     @property
     def identity(self) -> dict[str, str]:
@@ -164,7 +167,11 @@ def check_digest(name: str, text: str) -> str:
 
 def _plain(value: Json, where: str, depth: int = 0) -> Json:
     """Return *value* made of dicts, lists and JSON's own values; raise UsageError, which says where it is not."""
-    if value is None or isinstance(value, str | bool | int):
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, int):
+        if abs(value) >= _INTEGER_MAX:
+            raise UsageError(problem=f"{where} is a number of {value.bit_length()} bits: too large for a key")
         return value
     if isinstance(value, float) and value == value and value not in {float("inf"), float("-inf")}:  # noqa: PLR0124
         return value

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -348,15 +349,16 @@ def _entry(what: Derivation, stored: Stored) -> Entry:
     )  # fmt: skip
 
 
-def _facts(paths: Mapping[str, str]) -> dict[str, tuple[int, int, int]]:
-    """Return inode, size and mtime of each input; raise InputGoneError."""
-    found = {}
+def _facts(paths: Mapping[str, str]) -> dict[str, object]:
+    """Return inode, size and mtime of each input, and of each file in one that is a tree; raise InputGoneError."""
+    found: dict[str, object] = {}
     for name, path in paths.items():
         try:
-            facts = os.lstat(path)
+            top = os.lstat(path)
+            inside = trees.walk(path, follow=True) if stat.S_ISDIR(top.st_mode) else ()
+            found[name] = stamps.stamp(top), sorted((below, stamps.stamp(facts)) for below, facts in inside)
         except FileNotFoundError as error:
             raise InputGoneError(path) from error
-        found[name] = facts.st_ino, facts.st_size, facts.st_mtime_ns
     return found
 
 

@@ -360,7 +360,7 @@ class Collector:
         for entry in self._entries.derived():
             made = entry.derived
             if made is not None:
-                parts = {layout.object_name(part.object) for part in made.inputs}
+                parts = {layout.object_name(part.object) for part in made.inputs if not part.below}
                 found.setdefault(layout.object_name(entry.digest), []).append(parts)
         # One product may be that of several inputs: it needs none of them but what all have in common.
         return {

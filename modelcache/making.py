@@ -189,7 +189,7 @@ class Maker(Keeper):
         what = Derivation(
             recipe, version, tuple(part for part, _ in parts), params or {}, _here() if platform is None else platform
         )
-        found = None if force else self._found(what, verify)
+        found, known = (None, self._entries.read(what.ref)) if force else self._found(what, verify)
         if found is not None and verify != "rebuild":
             return found
         from .deriving import Spec
@@ -201,20 +201,22 @@ class Maker(Keeper):
         builder, deadline = self._builder(), self._getter.patience(what.ref, None)
         if found is not None:
             return _Job((what.action, "again"), lambda deadline: builder.again(spec, found, deadline), deadline)
-        known = self._entries.read(what.ref)
         return _Job((what.action, force), lambda deadline: builder.entry(spec, known, deadline), deadline)
 
-    def _found(self, what: Derivation, verify: str) -> Entry | None:
-        """Return the entry of *what* if its product is here, or in a tier, as it was stored."""
+    def _found(self, what: Derivation, verify: str) -> tuple[Entry | None, Entry | None]:
+        """Return the entry of *what* if its product is here, or in a tier, as it was stored; else one that will not do.
+
+        The record is not read again for that: it may be one that has come since, and will do.
+        """
         ask = question(self._limits, what.ref, verify="full" if verify == "full" else "stat", policies=NONE)
         ask.own = bool(self._limits.policies)  # What another cache has made was looked at by nobody here.
         try:
             entry = self._entry_of(ask)
         except EntryNotFoundError:
-            return None
+            return None, None
         if entry.derivation is not None and stamps.hold(entry.path, entry.derivation.get("stamps") or {}):
-            return entry
-        return self._examined(entry) if entry.path.startswith(f"{self.root}/") else None
+            return entry, None
+        return (self._examined(entry) if entry.path.startswith(f"{self.root}/") else None), entry
 
     def _part(self, label: str, one: InputLike) -> tuple[Part, str]:
         """Return what the input counts as, and where it is."""
@@ -225,7 +227,7 @@ class Maker(Keeper):
         if isinstance(one, Entry) and not object_stands(one.path, one.size, one.mtime_ns):
             one = one.key  # It has gone since, or was touched.
         if isinstance(one, Entry):
-            return Part(label, identity or one.digest, one.digest, ref=one.key), one.path
+            return self._whole(label, one, identity), one.path
         if not isinstance(one, str | os.PathLike):
             raise UsageError(problem=f"the input {label!r} is a ref, a path or an Entry, not {type(one).__name__}")
         text, objects = os.fspath(one), f"{self.root}/{layout.OBJECTS}/"
@@ -233,7 +235,12 @@ class Maker(Keeper):
             part = self._inside(label, text, text[len(objects) :])
             return (part if identity is None else replace(part, digest=identity, path="")), text
         entry = self._input(one)
-        return Part(label, identity or entry.digest, entry.digest, ref=entry.key), entry.path
+        return self._whole(label, entry, identity), entry.path
+
+    def _whole(self, label: str, entry: Entry, identity: str | None) -> Part:
+        """Return what the content of *entry* counts as."""
+        below = not entry.path.startswith(f"{self.root}/")
+        return Part(label, identity or entry.digest, entry.digest, ref=entry.key, below=below)
 
     def _inside(self, label: str, path: str, below: str) -> Part:
         """Return what *path*, in an object of this cache, counts as."""
@@ -242,6 +249,8 @@ class Maker(Keeper):
         if not inside or not os.path.lexists(path):
             raise EntryNotFoundError(ref=path, root=self.root)
         name, _, within = inside.partition("/")
+        if name == layout.LISTING:
+            raise UsageError(problem=f"the input {label!r} is a file of the cache itself: {path}")
         return Part(label, digest, digest, path=os.path.normpath(within) if within else "", ref=name)
 
     def _input(self, ref: RefLike) -> Entry:

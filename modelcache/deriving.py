@@ -65,7 +65,6 @@ class Spec:
         check: Called with the path of the product before it is visible; what it raises refuses it.
         name: What several things together are called.
         paths: Where each input is, by name.
-        keys: Of what must stay meanwhile.
         isolate: Whether both run in a process of their own.
         timeout: Longest time for each, in seconds.
         force: Whether it is built although it is here, or has failed too often.
@@ -76,7 +75,6 @@ class Spec:
     check: Callable[[str], object] | None
     name: str | None
     paths: Mapping[str, str]
-    keys: frozenset[str]
     isolate: bool = False
     timeout: float | None = None
     force: bool = False
@@ -143,7 +141,8 @@ class Builder:
         staged = self._stage()
         product = None
         try:
-            product = self._made(spec, staged, deadline)
+            with self._inputs_held(spec):
+                product = self._made(spec, staged, deadline)
             found = product.hash()
             if found != known.digest:
                 raise NotReproducibleError(
@@ -192,18 +191,19 @@ class Builder:
         staged = self._stage()
         product = None
         try:
-            product = self._made(spec, staged, deadline)
-            digest = product.hash()
-            product.share()
-            if self._room is not None:
-                self._room.make(what.ref, 0, wanted={what.ref, *spec.keys})  # It is on the disk, and counted, already.
-            with self._objects.announced(digest):
-                stored = product.publish(self._objects)
-                made = replace(what, seconds=round(time.monotonic() - started, 3))
-                entry = _entry(made, stored)
-                fail_point("deriving.before-record")
-                self._entries.write(entry)
-                return entry
+            with self._inputs_held(spec):
+                product = self._made(spec, staged, deadline)
+                digest = product.hash()
+                product.share()
+                if self._room is not None:
+                    self._room.make(what.ref, 0)  # It is on the disk, and counted, already.
+                with self._objects.announced(digest):
+                    stored = product.publish(self._objects)
+                    made = replace(what, seconds=round(time.monotonic() - started, 3))
+                    entry = _entry(made, stored)
+                    fail_point("deriving.before-record")
+                    self._entries.write(entry)
+                    return entry
         except OSError as error:
             raise storage_error(error, action="build", path=staged) from error
         finally:
@@ -211,7 +211,11 @@ class Builder:
 
     @contextmanager
     def _inputs_held(self, spec: Spec) -> Iterator[None]:
-        """Keep a gc from taking an input away while it is read: a build may take longer than any grace."""
+        """Keep a gc from taking an input away, also to make room for the product: a build may outlast any grace.
+
+        Raises:
+            InputGoneError: One was removed, or set aside, before.
+        """
         with ExitStack() as held:
             for path in spec.paths.values():
                 if path.startswith(f"{self._root}/"):
@@ -254,26 +258,25 @@ class Builder:
             InputGoneError: An input was removed, or set aside, meanwhile.
         """
         what, work = spec.derivation, f"{staged}/{WORK}"
-        with self._inputs_held(spec):
-            self._read_inputs(spec)
-            before = _facts(spec.paths)
-            fail_point("deriving.before-build")
-            workspace = Workspace(work, inputs=spec.paths, params=what.params)
-            late = BuildTimeoutError(ref=what.ref, model=what.model, seconds=spec.timeout or 0.0)
-            workspace.until(deadline, spec.timeout, late)
-            returned = self._run(spec, spec.build, workspace, deadline, work)
-            deadline.check()
-            fail_point("deriving.after-build")
-            product = Product(self._root, staged, returned, spec.name, what)
-            try:
-                changed = [name for name, facts in _facts(spec.paths).items() if facts != before[name]]
-                if changed:
-                    problem = f"the build wrote to its input {changed[0]!r}, or somebody else did meanwhile"
-                    raise product.problem(problem)
-                self._check(spec, product, deadline)
-            except BaseException:
-                product.discard()
-                raise
+        self._read_inputs(spec)
+        before = _facts(spec.paths)
+        fail_point("deriving.before-build")
+        workspace = Workspace(work, inputs=spec.paths, params=what.params)
+        late = BuildTimeoutError(ref=what.ref, model=what.model, seconds=spec.timeout or 0.0)
+        workspace.until(deadline, spec.timeout, late)
+        returned = self._run(spec, spec.build, workspace, deadline, work)
+        deadline.check()
+        fail_point("deriving.after-build")
+        product = Product(self._root, staged, returned, spec.name, what)
+        try:
+            changed = [name for name, facts in _facts(spec.paths).items() if facts != before[name]]
+            if changed:
+                problem = f"the build wrote to its input {changed[0]!r}, or somebody else did meanwhile"
+                raise product.problem(problem)
+            self._check(spec, product, deadline)
+        except BaseException:
+            product.discard()
+            raise
         return product
 
     def _check(self, spec: Spec, product: Product, deadline: Deadline) -> None:

@@ -195,8 +195,7 @@ class Maker(Keeper):
         from .deriving import Spec
 
         spec = Spec(
-            what, build, check, name, {part.name: path for part, path in parts},
-            frozenset(part.ref for part, _ in parts if part.ref), isolate, timeout, force,
+            what, build, check, name, {part.name: path for part, path in parts}, isolate, timeout, force
         )  # fmt: skip
         builder, deadline = self._builder(), self._getter.patience(what.ref, None)
         if found is not None:

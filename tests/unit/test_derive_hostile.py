@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -11,8 +12,15 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from modelcache import Cache, Workspace, failures
-from modelcache.errors import ProductError, RepeatedFailureError, UsageError
+from modelcache import Cache, Event, Input, Policy, Workspace, failures, files, init, layout
+from modelcache.errors import (
+    CancelledError,
+    CapacityError,
+    NoSpaceError,
+    ProductError,
+    RepeatedFailureError,
+    UsageError,
+)
 from modelcache.isolation import DiedError, run
 from modelcache.testing import check_cache
 
@@ -188,3 +196,212 @@ def test_what_arrives_just_after_it_was_looked_for_is_not_built_again(
         raise AssertionError("it is here")
 
     assert [derive(cache, never)] == built
+
+
+def test_a_record_whose_product_has_gone_is_not_what_others_wait_for(cache: Cache) -> None:
+    path = derive(cache, small)
+    shutil.rmtree(os.path.dirname(path))
+
+    assert Path(derive(cache, small)).read_bytes() == b"small"
+
+
+def test_forced_and_other_calls_at_once_are_two_builds(cache: Cache) -> None:
+    path = derive(cache, small)
+
+    def other(workspace: Workspace) -> None:
+        assert derive(Cache(cache.root), small) == path  # A hit meanwhile: it waits for nobody.
+        Path(workspace, "small.bin").write_bytes(b"other")
+
+    assert Path(derive(cache, other, force=True)).read_bytes() == b"other"
+
+
+# -- inputs ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_input_that_is_given_by_its_path_makes_no_room_for_its_product(tmp_path: Path) -> None:
+    with Cache(tmp_path / "cache", capacity=10_000, grace=0) as cache:
+        cache.put(bytes(4000), name="m.bin")
+
+        def build(workspace: Workspace) -> None:
+            Path(workspace, "product").write_bytes(os.urandom(7000))
+
+        for inputs in (["m.bin"], [cache.get("m.bin")]):
+            with pytest.raises(CapacityError):
+                derive(cache, build, inputs=inputs)
+            assert cache.lookup("m.bin") is not None
+
+
+def test_a_part_of_a_tree_that_counts_as_something_else_counts_without_its_path(cache: Cache, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "a").write_bytes(b"a")
+    tree = cache.put_tree(tmp_path / "tree", name="tree")
+    digest = f"sha256:{'1' * 64}"
+
+    whole = derive(cache, small, inputs=[Input("m.bin", digest=digest)])
+
+    def never(_workspace: Workspace) -> None:
+        raise AssertionError("it is here")
+
+    assert derive(cache, never, inputs=[Input(f"{tree.path}/a", digest=digest)]) == whole
+
+
+def test_offline_a_local_file_is_what_it_was(cache: Cache, tmp_path: Path) -> None:
+    local = tmp_path / "local.bin"
+    local.write_bytes(b"as it was")
+    path = derive(cache, small, inputs=[local])
+    local.unlink()
+
+    with Cache(cache.root, offline=True) as offline:
+        assert derive(offline, small, inputs=[local]) == path
+
+
+# -- tiers and policies ------------------------------------------------------------------------------------------------
+
+
+def with_parts(workspace: Workspace) -> None:
+    for name in ("a", "b"):
+        path = Path(workspace, "parts", name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(name.encode())
+
+
+def test_a_product_of_a_tier_that_was_touched_is_built_here_and_left_alone_there(cache: Cache, tmp_path: Path) -> None:
+    path = derive(cache, with_parts)
+    os.utime(f"{path}/b", (1, 1))
+
+    with Cache(tmp_path / "above", tiers=[cache.root]) as above:
+        own = derive(above, with_parts)
+
+        assert own.startswith(f"{above.root}/")
+    assert os.stat(f"{path}/b").st_mtime == 1
+    assert Path(derive(cache, with_parts)) == Path(path)
+
+
+def test_under_a_policy_no_product_of_a_tier_is_served(cache: Cache, tmp_path: Path) -> None:
+    derive(cache, small)
+
+    with Cache(tmp_path / "above", tiers=[cache.root], policy=Policy(max_size="1MB")) as above:
+        assert derive(above, small).startswith(f"{above.root}/")
+        assert [entry.source for entry in above.entries() if entry.derivation] == ["derived"]
+
+
+# -- what a build leaves -----------------------------------------------------------------------------------------------
+
+
+def test_a_file_with_a_name_elsewhere_is_copied(cache: Cache, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"shared")
+
+    def links(workspace: Workspace) -> None:
+        os.link(outside, f"{workspace}/m.bin")
+
+    path = derive(cache, links)
+
+    outside.write_bytes(b"written to later")
+    assert Path(path).read_bytes() == b"shared"
+
+
+def test_directories_of_any_mode_and_files_that_run_are_made_like_all_others(cache: Cache, tmp_path: Path) -> None:
+    def build(workspace: Workspace) -> None:
+        path = Path(workspace, "d", "run.sh")
+        path.parent.mkdir(0o700)
+        path.write_bytes(b"#!/bin/sh\n")
+        path.chmod(0o700)
+
+    path = derive(cache, build)
+
+    assert os.stat(path).st_mode & 0o777 == os.stat(os.path.dirname(path)).st_mode & 0o777
+    assert os.access(f"{path}/run.sh", os.X_OK)
+
+
+def test_in_a_shared_cache_a_product_is_made_as_that_says(tmp_path: Path) -> None:
+    init(tmp_path / "shared", access="group", group=str(os.getgid()))
+    with Cache(tmp_path / "shared") as cache:
+        cache.put(b"the weights of a model", name="m.bin")
+
+        def build(workspace: Workspace) -> None:
+            Path(workspace, "d").mkdir()
+            Path(workspace, "d", "a").write_bytes(b"a")
+
+        path = derive(cache, build)
+
+    assert os.stat(path).st_mode & 0o7777 == os.stat(os.path.dirname(path)).st_mode & 0o7777
+    assert os.stat(path).st_mode & 0o070 == 0o070
+
+
+def test_what_was_replaced_stays_for_a_while(cache: Cache) -> None:
+    path = derive(cache, small)
+    os.utime(os.path.dirname(path), (1, 1))
+
+    def other(workspace: Workspace) -> None:
+        Path(workspace, "small.bin").write_bytes(b"other")
+
+    assert derive(cache, other, force=True) != path
+    assert cache.plan_gc().items == ()
+
+
+# -- builds in a process of their own ----------------------------------------------------------------------------------
+
+
+def test_a_build_in_a_process_of_its_own_is_at_home_in_its_workspace_and_no_danger(cache: Cache) -> None:
+    assert derive(cache, looks_around, isolate=True, params={"failures": f"{cache.root}/{layout.FAILURES}"})
+
+
+def looks_around(workspace: Workspace) -> None:
+    assert os.getcwd() == workspace
+    # Its own death harms nobody: nothing is noted for the case that it takes somebody along.
+    assert not os.path.exists(workspace.params["failures"]) or not os.listdir(workspace.params["failures"])
+    small(workspace)
+
+
+def hangs(_workspace: Workspace) -> None:
+    signal.pause()
+
+
+def raises(_workspace: Workspace) -> None:
+    raise OddError(1, 2)
+
+
+class OddError(Exception):
+    """One that does not come out of a pickle."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def dies(_workspace: Workspace) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_closing_a_cache_ends_its_build_in_another_process(cache: Cache) -> None:
+    closing: list[Cache] = []
+
+    def told(event: Event) -> None:
+        if event.kind == "building":
+            closing[0].close()
+
+    closing.append(Cache(cache.root, on_event=told))
+    with pytest.raises(CancelledError):
+        derive(closing[0], hangs, isolate=True, timeout=60)
+
+
+@pytest.mark.parametrize("build", [dies, raises])
+def test_a_full_disk_is_to_blame_whatever_a_process_says(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, build: Any
+) -> None:
+    def no_room(_path: str, _needed: int, *, what: str) -> None:
+        raise NoSpaceError(what=what, needed=1, free=0)
+
+    monkeypatch.setattr(files, "check_space", no_room)
+    for _ in range(4):
+        with pytest.raises(NoSpaceError):
+            derive(cache, build, isolate=True)
+
+
+def test_a_build_that_was_interrupted_leaves_no_note(cache: Cache) -> None:
+    def interrupted(_workspace: Workspace) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        derive(cache, interrupted)
+    assert os.listdir(f"{cache.root}/{layout.FAILURES}") == []

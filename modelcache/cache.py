@@ -399,7 +399,7 @@ class Cache(Maker):
             locked=locked,
             ready_file=None if ready_file is None else os.fspath(ready_file),
             pin=self.pin,
-            derive=lambda key, step: recipes.find(step.recipe)(self, key, **step.options),
+            derive=lambda key, step: recipes.apply(step.recipe, self, key, step.options),
         )
 
     def lock(self, manifest: RefLike, *, jobs: int | None = None, check: bool = False) -> tuple[LockedModel, ...]:

@@ -79,6 +79,10 @@ class Spec:
     timeout: float | None = None
     force: bool = False
 
+    def __post_init__(self) -> None:
+        if self.isolate:
+            isolation.check_may_start()  # Now: a process that waits for its turn waits for who waits for it.
+
 
 class Builder:
     """Builds into the cache at *root*."""

@@ -24,6 +24,7 @@ _LOOK_S = 0.2  # How soon a caller that has given up is noticed; a result takes 
 _SAID_BYTES = 4096
 _READ_BYTES = 1 << 16
 _LENGTH_BYTES = 8  # Before the result: a process that it has forked may hold the pipe open, and delay its end for ever.
+_HINT = "Isolation needs a function at the top of a module, and arguments that can be pickled"
 _DEATH_SIGNAL = 1  # prctl(2), PR_SET_PDEATHSIG.
 # Until the path of modules is ours, only what comes with Python can be imported (-P: nothing of the working directory,
 # where a build, or a product, may have what is called like a module). The first frame holds that path.
@@ -82,6 +83,7 @@ def run(
         TimedOutError: It was not done in time.
         ForeignError: It raised what cannot be sent back; anything else that it raised is raised as it is.
     """
+    check_may_start()
     orders = _orders(function, args)
     if not sys.executable:
         raise UsageError(problem="there is no Python to start: sys.executable is empty", hint="Do it without isolation")
@@ -214,12 +216,7 @@ def serve(orders: Any, result: int, parent: int) -> None:
     os.set_inheritable(result, False)  # What a build starts must not keep the pipe open.
     os.set_inheritable(orders.fileno(), False)
     try:
-        main = pickle.load(orders)  # noqa: S301  # Of our own parent.
-        if main:
-            from multiprocessing import spawn
-
-            spawn.prepare(main)
-        function, args = pickle.load(orders)  # noqa: S301
+        function, args = _loaded(orders)
         _watch(orders)
         found = "result", function(*args)
     except BaseException as error:  # noqa: BLE001  # Whatever it is, our parent raises it.
@@ -238,18 +235,53 @@ def serve(orders: Any, result: int, parent: int) -> None:
     os._exit(0)  # What a runtime does at its end may crash, and says nothing of the result.
 
 
+def check_may_start() -> None:
+    """Raise UsageError in a process that loads the program of its own orders: it would wait for itself."""
+    if _loading:
+        problem = "the program begins what it is loaded for: to find a function, another process imports its file"
+        raise UsageError(problem=problem, hint='Put what the program does under `if __name__ == "__main__":`')
+
+
+_loading = False
+
+
+def _loaded(orders: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return the function that was ordered, and its arguments, having imported what they are of.
+
+    Raises:
+        UsageError: They cannot be had here.
+    """
+    global _loading
+    _loading = True
+    try:
+        main = pickle.load(orders)  # noqa: S301  # Of our own parent.
+        if main:
+            from multiprocessing import spawn
+
+            spawn.prepare(main)
+        function, args = pickle.load(orders)  # noqa: S301
+    except ModelCacheError:
+        raise
+    except Exception as error:
+        problem = f"what is to be done cannot be loaded in another process: {type(error).__name__}: {error}"
+        raise UsageError(problem=problem, hint=_HINT) from error
+    finally:
+        _loading = False
+    return function, args
+
+
 def _orders(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
     """Return what the new process reads: the path of modules, how to find the program, and what to do."""
     from multiprocessing import spawn
 
-    # Its own words are those of multiprocessing: which file, or module, the program is.
-    main = {name: value for name, value in spawn.get_preparation_data("modelcache").items() if name.startswith("init_")}
+    # Its own words are those of multiprocessing: which file, or module, the program is, and what it was called with.
+    told = spawn.get_preparation_data("modelcache")
+    main = {name: value for name, value in told.items() if name.startswith("init_") or name == "sys_argv"}
     try:
         work = pickle.dumps((function, args))
     except Exception as error:
         problem = f"{function!r:.200} cannot be sent to another process: {error}"
-        hint = "Isolation needs a function at the top of a module, and arguments that can be pickled"
-        raise UsageError(problem=problem, hint=hint) from error
+        raise UsageError(problem=problem, hint=_HINT) from error
     if b"__main__" not in work:
         main = {}
     # The process may have another working directory: what is relative is meant from ours.

@@ -7,7 +7,7 @@ the entry point's name being the recipe's. Nothing else is called by a manifest,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
@@ -39,6 +39,26 @@ def find(name: str) -> Recipe:
     if not callable(found):
         raise UsageError(problem=f"the recipe {name!r:.100} is no callable")
     return found  # type: ignore[no-any-return]
+
+
+def apply(name: str, cache: Any, ref: Any, options: Mapping[str, Any]) -> str:
+    """Return the path of what the recipe called *name* makes of *ref*.
+
+    Raises:
+        UsageError: There is no such recipe, or it does not take these *options*.
+        ModelCacheError: As the recipe.
+    """
+    from inspect import signature
+
+    recipe = find(name)
+    try:
+        signature(recipe).bind(cache, ref, **options)
+    except TypeError as error:
+        problem = f"the recipe {name} does not take these options ({', '.join(options) or 'none'}): {error}"
+        raise UsageError(problem=problem) from error
+    except ValueError:
+        pass  # Of one in C nobody knows what it takes.
+    return recipe(cache, ref, **options)
 
 
 def known() -> list[str]:

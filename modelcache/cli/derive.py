@@ -30,14 +30,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     options = dict(_option(text) for text in arguments.options)
     if arguments.force:
         options["force"] = True
-    recipe = recipes.find(arguments.recipe)
+    recipes.find(arguments.recipe)
     with Cache(arguments.root, on_event=console.event, **asking.options(arguments)) as cache:
-        try:
-            path = recipe(cache, arguments.ref, **options)
-        except TypeError as error:
-            if "unexpected keyword argument" not in str(error):
-                raise
-            raise UsageError(problem=f"the recipe {arguments.recipe} takes no such option: {error}") from error
+        path = recipes.apply(arguments.recipe, cache, arguments.ref, options)
         console.close()
         if console.json:
             made = cache.explain(path)

@@ -9,6 +9,7 @@ import time
 from ..cache import Cache
 from ..derivation import Derivation
 from ..errors import EntryNotFoundError
+from ..layout import OBJECTS
 from ..partials import Partials
 from ..pins import Pins
 from ..records import Entries
@@ -18,13 +19,14 @@ from .console import Console
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("ref", help="a URL, a path, or a name that was put")
+    parser.add_argument("ref", help="a URL, a path, a name that was put, or the path of what was derived")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Print the record, whether the object stands, and partials."""
-    key = parse(arguments.ref).key
     with Cache(arguments.root) as cache:
+        is_product = arguments.ref.startswith(f"{cache.root}/{OBJECTS}/")
+        key = cache.explain(arguments.ref).ref if is_product else parse(arguments.ref).key
         entry = Entries(cache.root).read(key)
         made = None if entry is None else entry.derived
         partials = len(Partials(cache.root).of(key))
@@ -41,7 +43,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         console.data_json(facts)
         return 0
     for name, value in facts.items():
-        if name in {"key", "mtime_ns", "serial"} or value in (None, []):
+        if name in {"key", "mtime_ns", "serial"} or value in (None, [], ""):
             continue
         if name == "derivation" and made is not None:
             _show(made, console)

@@ -96,7 +96,8 @@ def test_info_shows_what_it_depends_on_and_what_depends_on_it(server: FaultServe
         (("nothing", "m"), 2, "is no callable"),
         (("absent", "m"), 2, "cannot be loaded"),
         (("double", "m", "--set", "times"), 2, "KEY=VALUE"),
-        (("double", "m", "--set", "size=3"), 2, "takes no such option"),
+        (("double", "m", "--set", "size=3"), 2, "does not take these options (size)"),
+        (("double", "m", "--set", "ref=3"), 2, "does not take these options (ref)"),
         (("double", "not-there"), 4, "not in the cache"),
         (("broken", "m"), 13, "it raised ValueError: no such operator"),
     ],
@@ -154,3 +155,28 @@ def test_a_step_that_makes_no_sense_is_told_with_file_line_and_key(wrong: str, r
 
     assert done.returncode == 2
     assert "models.toml:3: derive: is a list" in done.stderr
+
+
+def test_info_takes_the_path_of_a_product(root: Path, run: Run) -> None:
+    with Cache(root) as cache:
+        cache.put(b"weights", name="m")
+    path = run("derive", "double", "m").stdout.strip()
+
+    said = run("info", path)
+
+    assert (said.returncode, said.stderr) == (0, "")
+    assert "recipe        double, version 1" in said.stdout
+    assert "admitted" not in said.stdout
+
+
+def test_a_manifest_with_a_wrong_option_fails_for_that_model_alone(root: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "m.bin").write_bytes(b"weights")
+    (tmp_path / "models.toml").write_text(
+        f'[[model]]\nref = "{tmp_path}/m.bin"\nderive = [{{ recipe = "double", size = 3 }}]\n'
+    )
+
+    done = run("prewarm", str(tmp_path / "models.toml"))
+
+    assert done.returncode == 2, done.stderr
+    assert "does not take these options (size)" in done.stderr
+    assert "Traceback" not in done.stderr

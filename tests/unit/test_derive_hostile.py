@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -405,3 +407,38 @@ def test_a_build_that_was_interrupted_leaves_no_note(cache: Cache) -> None:
     with pytest.raises(KeyboardInterrupt):
         derive(cache, interrupted)
     assert os.listdir(f"{cache.root}/{layout.FAILURES}") == []
+
+
+_PROGRAM = """
+import sys
+from modelcache import Cache
+
+def build(workspace):
+    with open(f"{workspace}/m.bin", "w") as file:
+        file.write("built")
+
+with Cache(sys.argv[1]) as cache:
+    cache.derive(build, recipe="r", version="1", inputs=["m.bin"], isolate=True)
+"""
+
+
+def test_a_program_that_derives_while_it_is_loaded_is_told_and_waits_for_nobody(cache: Cache, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(_PROGRAM)
+
+    done = subprocess.run(
+        [sys.executable, program, cache.root], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert "UsageError" in done.stderr
+    assert 'if __name__ == "__main__":' in done.stderr
+
+
+def test_a_function_that_another_process_cannot_find_is_a_wrong_call_and_no_failed_build(cache: Cache) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, cache.root], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert "UsageError" in done.stderr
+    assert "cannot be loaded in another process" in done.stderr
+    assert not os.path.exists(f"{cache.root}/{layout.FAILURES}") or not os.listdir(f"{cache.root}/{layout.FAILURES}")

@@ -132,17 +132,24 @@ def test_a_build_in_a_process_of_its_own_ends_with_who_wanted_it(root: Path, tmp
 
 
 def test_a_build_that_takes_too_long_is_killed_with_all_that_it_has_started(tmp_path: Path) -> None:
-    with pytest.raises(TimedOutError):
-        run(starts_another, str(tmp_path / "pid"), timeout=2)
+    started = tmp_path / "pid"
+    for seconds in (1, 4, 16, 64):  # A machine that is busy may need more than the first to start both.
+        with pytest.raises(TimedOutError):
+            run(starts_another, str(started), timeout=seconds)
+        if started.exists():
+            break
 
-    pid = (tmp_path / "pid").read_text()
-    if pid:
-        assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+    try:
+        child = os.pidfd_open(int(started.read_text()))
+    except ProcessLookupError:
+        return  # Its end was waited for by somebody.
+    _ended(child)
 
 
 def starts_another(place: str) -> None:
     child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
-    Path(place).write_text(str(child.pid))
+    Path(f"{place}.new").write_text(str(child.pid))
+    os.rename(f"{place}.new", place)
     child.wait()
 
 

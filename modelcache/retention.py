@@ -38,7 +38,8 @@ def remove(root: str, key: str, leases: Leases, *, force: bool) -> bool:
 def _derived(entries: Entries, entry: Entry) -> list[Entry]:
     """Return the entries of what was derived from *entry*, unless another one stands for the same content."""
     found = entries.derived_from(entry.digest)
-    if found and any(other.digest == entry.digest and other.key != entry.key for other in entries.all()):
+    going = {entry.key, *(one.key for one in found)}  # A product that came to the same bytes is none of the others.
+    if found and any(other.digest == entry.digest and other.key not in going for other in entries.all()):
         return []
     return found
 

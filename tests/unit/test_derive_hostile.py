@@ -316,6 +316,19 @@ def test_directories_of_any_mode_and_files_that_run_are_made_like_all_others(cac
     assert os.access(f"{path}/run.sh", os.X_OK)
 
 
+def test_a_file_that_runs_is_no_other_name_of_one_that_does_not(cache: Cache) -> None:
+    cache.put(b"#!/bin/sh\n", name="plain.sh")
+
+    def build(workspace: Workspace) -> None:
+        path = Path(workspace, "d", "run.sh")
+        path.parent.mkdir()
+        path.write_bytes(b"#!/bin/sh\n")
+        path.chmod(0o700)
+
+    assert os.access(f"{derive(cache, build)}/run.sh", os.X_OK)
+    assert os.stat(cache.get("plain.sh")).st_mode & 0o111 == 0
+
+
 def test_in_a_shared_cache_a_product_is_made_as_that_says(tmp_path: Path) -> None:
     init(tmp_path / "shared", access="group", group=str(os.getgid()))
     with Cache(tmp_path / "shared") as cache:
@@ -325,8 +338,9 @@ def test_in_a_shared_cache_a_product_is_made_as_that_says(tmp_path: Path) -> Non
             Path(workspace, "d").mkdir()
             Path(workspace, "d", "a").write_bytes(b"a")
 
-        path = derive(cache, build)
+        path, file = derive(cache, build), derive(cache, small, version="2")
 
+    assert os.stat(file).st_mode & 0o777 == 0o440
     assert os.stat(path).st_mode & 0o7777 == os.stat(os.path.dirname(path)).st_mode & 0o7777
     assert os.stat(path).st_mode & 0o070 == 0o070
 
@@ -442,3 +456,18 @@ def test_a_function_that_another_process_cannot_find_is_a_wrong_call_and_no_fail
     assert "UsageError" in done.stderr
     assert "cannot be loaded in another process" in done.stderr
     assert not os.path.exists(f"{cache.root}/{layout.FAILURES}") or not os.listdir(f"{cache.root}/{layout.FAILURES}")
+
+
+def test_a_product_that_is_its_input_goes_with_it_and_no_other_ref_of_it(cache: Cache) -> None:
+    def same(workspace: Workspace) -> None:
+        shutil.copyfile(workspace.inputs["0"], Path(workspace, "m.bin"))
+
+    derive(cache, same)
+    cache.remove("m.bin")
+    assert list(cache.entries()) == []
+
+    for name in ("m.bin", "again.bin"):
+        cache.put(b"the weights of a model", name=name)
+    derive(cache, same)
+    cache.remove("m.bin")
+    assert len(list(cache.entries())) == 2

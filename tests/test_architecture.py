@@ -12,10 +12,10 @@ import modelcache
 PACKAGE = Path(modelcache.__file__).parent
 # DESIGN.md section 7, from the ground up. A module may import from every floor below its own.
 FLOORS = [
-    {"errors", "events", "eviction", "forks", "report", "sealed"},
+    {"errors", "events", "eviction", "forks", "protobuf", "report", "sealed"},
     {"layout"},
     {"config", "digest", "patterns", "reference", "tomltext"},
-    {"companions", "files", "hit", "listing", "notes", "process", "settings"},
+    {"companions", "files", "hit", "listing", "notes", "platforms", "process", "settings"},
     {"bundle", "formats", "hubcache", "packed", "policy", "sampling", "trees"},
     {"configfiles", "manifest", "sharing", "signatures"},
     {"commit"},

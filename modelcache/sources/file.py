@@ -65,7 +65,7 @@ class _FileStream(Stream):
         self._ref, self._descriptor = request.ref, descriptor
         self._found = found = os.fstat(descriptor)
         self.total = found.st_size
-        self.validators = Validators(etag=f'"{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}"')
+        self.validators = Validators(etag=files.entity_tag(found))
         self.unchanged = request.unless is not None and request.unless.etag == self.validators.etag
         same = request.same_as is None or not request.same_as.contradicts(self.validators)
         self.start = self._at = request.start if same and request.start <= self.total else 0

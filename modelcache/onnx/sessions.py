@@ -1,0 +1,261 @@
+"""The way from a ref to a session: warm, built, or, where a product cannot be had, the source itself.
+
+A warm call reads two records and looks at the files' stamps: no hash, no child process, no network. Whatever keeps a
+product from being made or loaded is told, and the source is loaded in its place; unless that would crash this process
+too, or onnxruntime refuses it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .. import api, configfiles, hit, isolation
+from ..derivation import Derivation, Part
+from ..errors import (
+    BuildDiedError,
+    BuildTimeoutError,
+    DerivationError,
+    ModelRefusedError,
+    NoSpaceError,
+    RepeatedFailureError,
+    UsageError,
+)
+from . import building, runtime
+from .options import Options
+from .sources import Seen, Source, on_record, resolve
+
+if TYPE_CHECKING:
+    from ..cache import Cache
+
+    RefLike = str | os.PathLike[str]
+
+RECIPE, VERSION = "onnx-optimize", "1"
+_PROBE_S = 600.0
+_log = logging.getLogger("modelcache")
+_seen = Seen()
+
+
+class SourceModelWarning(UserWarning):
+    """The source model is used, because a product could not be made or loaded; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a caller asks for."""
+
+    ref: RefLike
+    file: str | None
+    options: Options
+    cache: Cache | None
+    feeds: Mapping[str, Any] | None
+    timeout: float | None
+    verify: str
+
+    def __post_init__(self) -> None:
+        if self.verify not in {"stat", "full"}:
+            raise UsageError(problem=f"verify={self.verify!r} makes no sense: 'stat' or 'full'")
+
+    @property
+    def source(self) -> Source:
+        """The model, fetched if it is not here."""
+        cache = self.cache or api.default_cache()
+        source = resolve(cache, self.ref, self.file)
+        _seen.remember((cache.root, os.fspath(self.ref), self.file), source)
+        return source
+
+    def task(self, source: Source) -> building.Task:
+        """What a build of *source* is told."""
+        return building.Task(
+            source=source.path,
+            bytes=source.size,
+            name=f"{source.stem}.optimized",
+            options=self.options,
+            ref=self.derivation(source).ref,
+            model=source.ref,
+        )
+
+    def derivation(self, source: Source) -> Derivation:
+        """Return all that the product of *source* depends on."""
+        params = {**self.options.params, **({"file": source.file} if source.file else {})}
+        part = Part("model", source.digest, source.digest, ref=source.ref)
+        return Derivation(RECIPE, VERSION, (part,), params, self.options.platform)
+
+
+def warm(request: Request) -> str | None:
+    """Return the path of the product if records and stamps alone say that it is here, else None."""
+    if request.verify != "stat":
+        return None
+    root = request.cache.root if request.cache is not None else configfiles.root_for_a_look(os.environ)
+    if root is None or not hit.format_is_known(root) or (request.cache is not None and request.cache.must_decide):
+        return None
+    asked = root, os.fspath(request.ref), request.file
+    source = _seen.look(asked)
+    if source is None:
+        source = on_record(root, request.ref, request.file)
+        if source is None:
+            return None
+        _seen.remember(asked, source)
+    return standing(root, request.derivation(source).ref)
+
+
+def standing(root: str, ref: str) -> str | None:
+    """Return the path of the product *ref* if it is here, and each of its files is as it was stored."""
+    found = hit.look(root, ref, recently=True)
+    if found is None or not _stamped(root, ref, found.path):
+        return None
+    return f"{found.path}/{building.MODEL}"
+
+
+def product(request: Request, source: Source) -> str:
+    """Return the path of the product of *source*, built if it is not here.
+
+    Raises:
+        DerivationError: It could not be made.
+        ModelCacheError
+    """
+    cache = request.cache or api.default_cache()
+    derivation = request.derivation(source)
+    if request.verify == "full":
+        check_whole(cache, derivation.ref)
+    task = request.task(source)
+    path = cache.derive(
+        partial(building.build, task),
+        recipe=RECIPE,
+        version=VERSION,
+        inputs={"model": source.input},
+        params=derivation.params,
+        platform=derivation.platform,
+        check=partial(building.check, task, request.feeds),
+        isolate=True,
+        timeout=request.timeout,
+    )
+    return f"{path}/{building.MODEL}"
+
+
+def check_whole(cache: Cache, ref: str) -> None:
+    """Read and hash the product *ref*, if it is here; one that is corrupt goes to quarantine."""
+    if cache.lookup(ref) is not None:
+        cache.verify(ref)
+
+
+def loaded(request: Request, session_options: Any, *, fallback: bool) -> Any:
+    """Return the session that *request* asks for; with *fallback*, one of the source where no product can be had."""
+    path = warm(request)
+    source = None
+    try:
+        if path is None:
+            source = request.source
+            path = product(request, source)
+        try:
+            return _load(path, request.options, session_options)
+        except Exception as error:  # noqa: BLE001  # onnxruntime has no common error; each is told.
+            return _again(request, session_options, path, error)
+    except (DerivationError, NoSpaceError) as error:
+        if not fallback:
+            raise
+        return _source_instead(request, source or request.source, session_options, error)
+
+
+def _again(request: Request, session_options: Any, path: str, error: Exception) -> Any:
+    """Load the product once more, after it was looked at: what is damaged was set aside, and is built anew."""
+    _log.warning("%s does not load (%s): it is read and hashed", path, error)
+    request = replace(request, verify="full")
+    source = request.source
+    path = product(request, source)
+    try:
+        return _load(path, request.options, session_options)
+    except Exception as second:
+        ref = request.derivation(source).ref
+        names = tuple(name for name, _ in request.options.providers)
+        detail = f"onnxruntime does not load the product: {second}"
+        raise ModelRefusedError(ref=ref, model=source.ref, detail=detail, providers=names) from second
+
+
+def _source_instead(
+    request: Request, source: Source, session_options: Any, error: DerivationError | NoSpaceError
+) -> Any:
+    """Return a session of the source itself, and say why; raise *error* if that is no way out."""
+    task = request.task(source)
+    if _was_violent(error):
+        try:
+            isolation.run(building.probe, task, timeout=request.timeout or _PROBE_S)
+        except (isolation.DiedError, isolation.TimedOutError):
+            raise error from None
+        except Exception as refusal:  # noqa: BLE001  # It is refused, and does not crash: it is told as it was.
+            raise error from refusal
+    try:
+        if session_options is None:
+            found = building.source_session(task)
+        else:
+            with runtime.at_level(session_options, request.options.level):
+                found = runtime.create(source.path, session_options, request.options.providers)
+    except Exception as refusal:
+        raise error from refusal
+    _log.warning("the source model is used: %s", error.summary)
+    warnings.warn(f"the source model is used: {error.summary}", SourceModelWarning, stacklevel=4)
+    return found
+
+
+def _was_violent(error: Exception) -> bool:
+    """Tell whether what failed may do to this process what it has done to the one that built: then it is tried apart."""
+    if isinstance(error, RepeatedFailureError):
+        return "died" in error.last or "not done within" in error.last
+    return isinstance(error, BuildDiedError | BuildTimeoutError)
+
+
+def _load(path: str, options: Options, session_options: Any) -> Any:
+    own = options.session_options() if session_options is None else session_options
+    return runtime.create_optimised(path, own, options.providers)
+
+
+def _stamped(root: str, ref: str, path: str) -> bool:
+    """Tell whether the files of the product at *path* have the sizes and times that are on record."""
+    from ..records import Entries
+
+    entry = Entries(root).read(ref)
+    stamps = (entry.derivation or {}).get("stamps") if entry is not None else None
+    if not isinstance(stamps, dict) or building.MODEL not in stamps:
+        return False
+    try:
+        for name, (size, mtime_ns) in stamps.items():
+            found = os.lstat(f"{path}/{name}")
+            if (found.st_size, found.st_mtime_ns) != (size, mtime_ns):
+                return False
+    except (OSError, TypeError, ValueError):
+        return False
+    return True
+
+
+def comparison(feeds: Mapping[str, Any] | None, rtol: float, atol: float) -> dict[str, Any] | None:
+    """Return what of a comparison counts in the key: a digest of *feeds*, and how close is close.
+
+    Raises:
+        UsageError: They are no arrays by name.
+    """
+    if feeds is None:
+        return None
+    import hashlib
+
+    import numpy as np
+
+    state = hashlib.sha256()
+    if not isinstance(feeds, Mapping) or not feeds:
+        raise UsageError(problem="feeds are a dict of arrays by the names of inputs")
+    for name in sorted(feeds):
+        array = np.ascontiguousarray(feeds[name])
+        content = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
+        state.update(f"{name}\0{array.dtype.str}\0{array.shape}\0{len(content)}\0".encode() + content)
+    return {"feeds": f"sha256:{state.hexdigest()}", "rtol": float(rtol), "atol": float(atol)}
+
+
+def providers_and_options(providers: Sequence[Any] | None) -> Sequence[Any] | None:
+    """Return *providers* as JSON gives them, where a tuple is a list."""
+    if providers is None:
+        return None
+    return [tuple(one) if isinstance(one, list) else one for one in providers]

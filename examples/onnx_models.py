@@ -39,7 +39,7 @@ def transformer(
     x = "x"
     for layer in range(layers):
         x = writer.layer(f"layer{layer}", x)
-    shape = ["batch", "tokens", width] if dynamic else [1, tokens, width]
+    shape: list[str | int | None] = ["batch", "tokens", width] if dynamic else [1, tokens, width]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", x)]
     graph = helper.make_graph(writer.nodes, "transformer", ends[:1], ends[1:], writer.weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

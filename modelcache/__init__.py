@@ -8,11 +8,14 @@ TYPE_CHECKING = False  # typing takes 10 ms to import; type checkers take this n
 if TYPE_CHECKING:
     from typing import Any
 
+    from .api import aderive as aderive
     from .api import aget as aget
     from .api import aget_many as aget_many
     from .api import aget_tree as aget_tree
     from .api import close as close
+    from .api import derive as derive
     from .api import entries as entries
+    from .api import explain as explain
     from .api import export as export
     from .api import get as get
     from .api import get_many as get_many
@@ -31,9 +34,11 @@ if TYPE_CHECKING:
     from .config import ArchiveLimits as ArchiveLimits
     from .config import RetryPolicy as RetryPolicy
     from .config import Timeout as Timeout
+    from .derivation import Derivation as Derivation
     from .digest import Digest as Digest
     from .errors import ModelCacheError as ModelCacheError
     from .events import Event as Event
+    from .making import Input as Input
     from .policy import Policy as Policy
     from .policy import Signatures as Signatures
     from .records import Entry as Entry
@@ -42,16 +47,19 @@ if TYPE_CHECKING:
     from .sources.hf import HfSource as HfSource
     from .sources.http import HttpSource as HttpSource
     from .tiers import Tier as Tier
+    from .workspace import Workspace as Workspace
 
 _HOMES = {
     "ArchiveLimits": "config",
     "Cache": "cache",
+    "Derivation": "derivation",
     "Digest": "digest",
     "Entry": "records",
     "Event": "events",
     "Health": "report",
     "HfSource": "sources.hf",
     "HttpSource": "sources.http",
+    "Input": "making",
     "ModelCacheError": "errors",
     "Policy": "policy",
     "RetryPolicy": "config",
@@ -59,11 +67,15 @@ _HOMES = {
     "Stats": "report",
     "Tier": "tiers",
     "Timeout": "config",
+    "Workspace": "workspace",
+    "aderive": "api",
     "aget": "api",
     "aget_many": "api",
     "aget_tree": "api",
     "close": "api",
+    "derive": "api",
     "entries": "api",
+    "explain": "api",
     "export": "api",
     "get": "api",
     "get_many": "api",

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .cache import Cache
+    from .derivation import Derivation
     from .exporting import ExportReport
     from .importing import ImportReport
     from .intake import Content
     from .leasing import Lease
+    from .making import Build
     from .mending import Difference
     from .question import RefLike
     from .records import Entry
@@ -96,6 +98,21 @@ def get_tree(ref: "RefLike", **options: "Any") -> str:
 async def aget_tree(ref: "RefLike", **options: "Any") -> str:
     """Do what `get_tree` does without blocking the event loop. See `Cache.get_tree`."""
     return await default_cache().aget_tree(ref, **options)
+
+
+def derive(build: "Build", **options: "Any") -> str:
+    """Return the path of what *build* makes of its inputs, built if it is not here. See `Cache.derive`."""
+    return default_cache().derive(build, **options)
+
+
+async def aderive(build: "Build", **options: "Any") -> str:
+    """Do what `derive` does without blocking the event loop. See `Cache.aderive`."""
+    return await default_cache().aderive(build, **options)
+
+
+def explain(ref: "RefLike") -> "Derivation":
+    """Return all that a derived artefact depends on, and how it was made. See `Cache.explain`."""
+    return default_cache().explain(ref)
 
 
 def lease(ref: "RefLike", **options: "Any") -> "Lease":

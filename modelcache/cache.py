@@ -34,7 +34,7 @@ from .errors import (
     UsageError,
 )
 from .getting import Getter
-from .keeper import Keeper
+from .making import Maker
 from .policy import Policies, Policy
 from .question import Ask, Limits, RefLike, listed, question
 from .records import Entry
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from .warmup import PrewarmReport
 
 
-class Cache(Keeper):
+class Cache(Maker):
     """A cache of models in one directory, shared with every process that names the same directory.
 
     Args:
@@ -140,6 +140,7 @@ class Cache(Keeper):
             tiers=_tiers(settings.tiers if tiers is None else tiers),
             refresh=settings.mode == "refresh",
             policies=Policies(policies).and_also(policy),
+            verify_derived=settings.verify_derived,
             archives=archive_limits or ArchiveLimits(),
         )
         super().__init__(root, limits, on_event)

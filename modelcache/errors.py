@@ -8,6 +8,8 @@
     │   ├── InvalidDigestError
     │   ├── UnknownSchemeError
     │   ├── NotListableError                                  its source cannot say which files there are
+    │   ├── ProviderNotInstalledError                         onnxruntime was built without it
+    │   ├── UnsupportedPlatformError                          it needs another system than this one
     │   ├── UnsupportedArchiveError                           no archive, or one that this Python cannot unpack
     │   ├── ConfigurationError
     │   │   └── ConfigFileError                               a mistake in a file with settings: file, line, key
@@ -33,10 +35,21 @@
     │   ├── RedirectError
     │   ├── ProtocolError                                     an answer that contradicts itself or the request
     │   └── MirrorsExhaustedError                             several places were asked, none could serve
+    ├── DerivationError                                   13  what was to be derived could not be built
+    │   ├── BuildFailedError                                  the build raised an error
+    │   ├── BuildDiedError                                    its process died
+    │   ├── BuildTimeoutError (TimeoutError)
+    │   ├── ProductError                                      it left nothing, a link, or something elsewhere
+    │   ├── ProductRefusedError                               the product did not pass its check
+    │   ├── NotReproducibleError                              built again, it was another one
+    │   ├── ModelRefusedError                                 the runtime does not take the model
+    │   └── RepeatedFailureError                              three times the same way: left alone for a while
     ├── IntegrityError (ValueError)                        7
     │   ├── DigestMismatchError
     │   ├── SizeMismatchError
     │   ├── EmptyContentError
+    │   ├── ExternalDataError                                 a model's external data is missing, or elsewhere
+    │   ├── ModelTooLargeError                                a model that is larger than its format can be
     │   ├── MissingCompanionError                             a file of a tree needs one that is not in it
     │   ├── ListingError                                      a list of files that cannot all be stored as such
     │   ├── ArchiveError                                      an archive that is damaged, or made to do damage
@@ -405,6 +418,146 @@ class MirrorsExhaustedError(NetworkError):
         self.hint = errors[0].hint
 
 
+class DerivationError(ModelCacheError):
+    """What was to be derived could not be built; nothing of it is cached.
+
+    ``ref`` is what it would have been called, ``model`` what it is made from, ``detail`` what went wrong.
+    """
+
+    exit_code = 13
+    hint = "The next call builds it from the beginning; `modelcache info` shows what a derived artefact depends on"
+
+    def __init__(self, *, ref: str, model: str, detail: str) -> None:
+        super().__init__(ref=ref, model=model, detail=detail)
+        self._say(ref, model, detail)
+
+    def _say(self, ref: str, model: str, detail: str) -> None:
+        self.ref, self.model, self.detail = ref, model, detail
+        self.summary = f"could not build {ref} of {model}: {detail}; nothing was cached"
+
+    @property
+    def way(self) -> str:
+        """In which way it failed: what tells whether it fails the same way again."""
+        return type(self).__name__
+
+
+class BuildFailedError(DerivationError):
+    """The build raised an error. ``error`` is the name of its class, ``reason`` what it says."""
+
+    def __init__(self, *, ref: str, model: str, error: str, reason: str) -> None:
+        ModelCacheError.__init__(self, ref=ref, model=model, error=error, reason=reason)
+        self.error = error
+        self._say(ref, model, f"it raised {error}: {reason}")
+
+    @property
+    def way(self) -> str:
+        """See `DerivationError`."""
+        return f"{type(self).__name__} {self.error}"
+
+
+class BuildDiedError(DerivationError):
+    """The process that built, or looked at the product, died.
+
+    ``how`` is the signal or the exit code, ``said`` what it printed last, ``moved_to`` where the product is now if it
+    was set aside.
+    """
+
+    hint = "The next call builds it from the beginning; report a crash to the makers of what crashed"
+
+    def __init__(self, *, ref: str, model: str, how: str, said: str = "", moved_to: str = "") -> None:
+        ModelCacheError.__init__(self, ref=ref, model=model, how=how, said=said, moved_to=moved_to)
+        self.how, self.moved_to = how, moved_to
+        last = f" (it said last: {said})" if said else ""
+        kept = f"; the product is set aside at {moved_to}" if moved_to else ""
+        self._say(ref, model, f"its process died of {how}{last}{kept}")
+
+    @property
+    def way(self) -> str:
+        """See `DerivationError`."""
+        return f"{type(self).__name__} {self.how}"
+
+
+class BuildTimeoutError(DerivationError, TimeoutError):
+    """The build took longer than it may. ``seconds`` is how long that is."""
+
+    hint = "Raise timeout=; a build that hangs is ended only with isolate=True"
+
+    def __init__(self, *, ref: str, model: str, seconds: float) -> None:
+        ModelCacheError.__init__(self, ref=ref, model=model, seconds=seconds)
+        self._say(ref, model, f"it was not done within {seconds:g} s")
+
+
+class ProductError(DerivationError):
+    """What the build left is no product: nothing, a link, something outside its directory."""
+
+    hint = "A build writes one file, or one directory of files, into the directory that it is called with"
+
+
+class ProductRefusedError(DerivationError):
+    """The product did not pass its check."""
+
+    hint = "What was made is not what was wanted; what it was made from is not affected"
+
+
+class NotReproducibleError(DerivationError):
+    """Built a second time from the same, it was another one: the key leaves out something that matters.
+
+    ``before`` and ``now`` are the digests, ``differs`` the files.
+    """
+
+    hint = "Add what differs to params or platform, or make the build independent of it; what was cached still is"
+
+    def __init__(self, *, ref: str, model: str, before: str, now: str, differs: str) -> None:
+        ModelCacheError.__init__(self, ref=ref, model=model, before=before, now=now, differs=differs)
+        self._say(ref, model, f"on record is {before}, built anew it is {now} ({differs})")
+        self.summary = f"{ref} of {model} is not reproducible: {self.detail}; nothing was changed"
+
+
+class RepeatedFailureError(DerivationError):
+    """It has failed the same way ``count`` times, and is not tried again for ``retry_after`` seconds."""
+
+    hint = "derive(force=True), or `modelcache derive --force`, tries at once"
+
+    def __init__(self, *, ref: str, model: str, count: int, retry_after: float, last: str) -> None:
+        ModelCacheError.__init__(self, ref=ref, model=model, count=count, retry_after=retry_after, last=last)
+        self.count, self.retry_after, self.last = count, retry_after, last
+        left = f"is left alone for {retry_after:.0f} s more"
+        self._say(ref, model, f"it has failed the same way {count} times, and {left}; last: {last}")
+        self.summary = f"{ref} of {model} was not built: {self.detail}"
+
+
+class ModelRefusedError(DerivationError):
+    """The runtime does not take the model, or the product. ``reason`` is what it says.
+
+    ``providers`` are those that it was to run on, first choice first.
+    """
+
+    hint = "It is the runtime that refuses: check the model with its makers' tools, or take other providers"
+
+    def __init__(self, *, ref: str, model: str, providers: tuple[str, ...], reason: str) -> None:
+        ModelCacheError.__init__(self, ref=ref, model=model, providers=providers, reason=reason)
+        self.providers, self.reason = providers, reason
+        self._say(ref, model, f"onnxruntime refuses it for {', '.join(providers)}: {reason}")
+
+
+class ProviderNotInstalledError(UsageError):
+    """This onnxruntime was built without the provider. ``installed`` are those that it has."""
+
+    def __init__(self, *, provider: str, installed: tuple[str, ...]) -> None:
+        ModelCacheError.__init__(self, provider=provider, installed=installed)
+        self.summary = f"onnxruntime has no provider {_shown(provider)} here; nothing was built"
+        self.hint = f"Installed are {', '.join(installed) or 'none'}; another build of onnxruntime may have it"
+
+
+class UnsupportedPlatformError(UsageError):
+    """It needs another system than this one; nothing was written."""
+
+    def __init__(self, *, what: str, needs: str, here: str) -> None:
+        ModelCacheError.__init__(self, what=what, needs=needs, here=here)
+        self.summary = f"{what} needs {needs}, and this is {here}; nothing was written"
+        self.hint = f"Do it on {needs}"
+
+
 class IntegrityError(ModelCacheError, ValueError):
     """Bytes that are not the bytes asked for."""
 
@@ -446,6 +599,24 @@ class EmptyContentError(IntegrityError):
         super().__init__(ref=ref)
         self.summary = f"{ref} came without a single byte; nothing was stored"
         self.hint = "To cache an empty file on purpose, give its digest"
+
+
+class ExternalDataError(IntegrityError):
+    """A model keeps data in a file that is missing, or that is not below its own directory."""
+
+    def __init__(self, *, ref: str, location: str, problem: str) -> None:
+        super().__init__(ref=ref, location=location, problem=problem)
+        self.summary = f"{ref} keeps data in {_shown(location)}, which {problem}; nothing was built"
+        self.hint = "Give the directory, repository or tree that holds the model with its data, and file= for the model"
+
+
+class ModelTooLargeError(IntegrityError):
+    """The file of a model is larger than its format, a protocol buffer, can be. ``size`` and ``limit`` are in bytes."""
+
+    def __init__(self, *, ref: str, size: int, limit: int) -> None:
+        super().__init__(ref=ref, size=size, limit=limit)
+        self.summary = f"{ref} has {size} bytes, and no runtime reads a model file above {limit}; nothing was built"
+        self.hint = "Save it with external data: onnx.save_model(..., save_as_external_data=True)"
 
 
 class MissingCompanionError(IntegrityError):

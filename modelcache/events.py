@@ -22,8 +22,9 @@ class Event:
             which), ``ranges`` (``done`` connections in parallel from here on), ``mirror`` (the next place is asked),
             ``fetched`` (verified, durable, visible), ``unchanged`` (the source confirmed what is cached),
             ``failed``, ``quarantined``, ``stale`` (what is cached is served, because the source could not be asked),
-            ``evicted`` (by gc; ``done`` bytes are free by that), ``exported``, ``imported``, ``verified`` (what was
-            to be read).
+            ``building`` (of what is derived: ``detail`` says in what it differs from what is here), ``derived`` (built,
+            durable, visible), ``evicted`` (by gc; ``done`` bytes are free by that), ``exported``, ``imported``,
+            ``verified`` (what was to be read).
         ref: The key of the model, or the path of a bundle or a root; never holds credentials.
         done: Bytes of the content that are here.
         total: Size of the content in bytes, None while it is not known.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,6 @@ from .download import Download, Job, Means, reason
 from .errors import (
     CancelledError,
     DeadlineError,
-    LockTimeoutError,
     MirrorsExhaustedError,
     ModelCacheError,
     NoSpaceError,
@@ -36,6 +35,7 @@ from .retry import Deadline
 from .sources import Registry, RemoteListing
 from .sweep import sweep
 from .tiers import Offer
+from .turns import turn
 
 _BRIEF_S = 5.0  # A host that asks to wait longer is left for a mirror, where there is one.
 
@@ -97,12 +97,12 @@ class Fetcher:
         roots.make_root(self.means.root)
         for place in job.places:
             self.means.registry.check(place)  # An unknown scheme is told before anything is waited for.
-        with self._turn(job, deadline) as (turn, seen):
+        with self._turn(job, deadline) as (held, seen):
             entry = seen or self._arrived(job)
             if entry is not None:
                 return entry
-            if turn is not None and turn.note:
-                raise notes.error_in(turn.note)
+            if held is not None and held.note:
+                raise notes.error_in(held.note)
             try:
                 roots.prepare_root(self.means.root)
                 if not self._swept:  # Whoever fetches clears up too, once: those who wait have no time for it.
@@ -112,8 +112,8 @@ class Fetcher:
             except ModelCacheError as error:
                 self.means.counts.failed += 1
                 self._tell(job, "failed", detail=error.summary)
-                if turn is not None and notes.is_for_all(error):
-                    turn.leave_note(notes.note(error, self._asked(job)))
+                if held is not None and notes.is_for_all(error):
+                    held.leave_note(notes.note(error, self._asked(job)))
                 raise
 
     @contextmanager
@@ -129,27 +129,17 @@ class Fetcher:
             entry = self._arrived(job)
             return entry is not None
 
-        path = f"{self.means.root}/{layout.LOCKS}/{layout.key_id(job.ref.key)}.lock"
-        with ExitStack() as stack:
-            turn: locks.Turn | None = None
-            try:
-                turn = stack.enter_context(
-                    locks.exclusive(
-                        path,
-                        timeout=deadline.left(self._lock_timeout),
-                        what=job.ref.key,
-                        done=done,
-                        on_wait=lambda holder: self._tell(job, "waiting", detail=f"{holder} is fetching it"),
-                        heed=lambda note: self._heeds(note, job),
-                        check=deadline.check,
-                    )
-                )
-            except LockTimeoutError as error:
-                deadline.check()
-                self._tell(job, "waiting", detail=f"{error.summary}; going on without the lock")
-            except locks.LockUnavailableError as error:
-                self._tell(job, "waiting", detail=f"no lock can be had ({error}); going on without")
-            yield turn, entry
+        with turn(
+            self.means.root,
+            job.ref.key,
+            timeout=self._lock_timeout,
+            deadline=deadline,
+            done=done,
+            heed=lambda note: self._heeds(note, job),
+            doing="fetching",
+            tell=lambda detail: self._tell(job, "waiting", detail=detail),
+        ) as held:
+            yield held, entry
 
     def _asked(self, job: Job) -> list[str]:
         """Return what an error of *job* speaks of: the places, what they were asked for, within which limits."""

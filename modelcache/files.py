@@ -139,11 +139,6 @@ def has_changed(before: os.stat_result, descriptor: int) -> bool:
     return (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
 
 
-def entity_tag(found: os.stat_result) -> str:
-    """Return what tells one state of a local file from another, as a server's ``ETag`` does."""
-    return f'"{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}"'
-
-
 def check_space(directory: str, needed: int, *, what: str) -> None:
     """Raise NoSpaceError if the disk of *directory* has no room for *needed* bytes more, of *what*; or OSError."""
     found = os.statvfs(directory)

@@ -95,7 +95,7 @@ class Getter:
         if entry is not None:
             return entry
         try:
-            entry = await self._flights().arun(ask.flight, self._work(ask), deadline, self._threads())
+            entry = await self._flights().arun(ask.flight, self._work(ask), deadline, self.threads())
         except (NetworkError, StorageError, NoSpaceError) as error:
             entry = self._stale(ask, error, admit=False)
         if ask.policies or self._changes(ask, entry):
@@ -109,13 +109,13 @@ class Getter:
         """Return *entry* with the time that *ask* wants it for on record; a tier's keeps its own."""
         if not self._changes(ask, entry):
             return entry
-        return self._noted(entry, ttl=ask.ttl)
+        return self.noted(entry, ttl=ask.ttl)
 
     def _changes(self, ask: Ask, entry: Entry) -> bool:
         """Tell whether *ask* wants *entry*, of this cache, for another time than is on record."""
         return ask.ttl not in {None, entry.ttl} and entry.path.startswith(f"{self.root}/")
 
-    def _noted(self, entry: Entry, **new: Any) -> Entry:
+    def noted(self, entry: Entry, **new: Any) -> Entry:
         """Return *entry* with what is *new* of it, on record too, unless that cannot be written."""
         try:
             self._note(entry, lambda now: now.digest == entry.digest, new)
@@ -175,7 +175,7 @@ class Getter:
     def find(self, ask: Ask) -> Entry | None:
         """Return the entry that holds what *ask* names, whole, here or in a tier; None if there is none."""
         entry = self._find(ask)
-        if entry is not None or self._tiers is None:
+        if entry is not None or self._tiers is None or ask.own:
             return entry
         ask.offer = self._tiers.find(ask.ref, ask.digest, verify=ask.verify)
         if ask.offer is not None and ask.archive is not None:
@@ -213,7 +213,7 @@ class Getter:
             self._tell(Event("quarantined", entry.key, detail=finding.moved_to))
         if finding.state != "ok":
             return None
-        return self._noted(entry, sample=sample(self.root, entry)) if ask.verify == "sample" else entry
+        return self.noted(entry, sample=sample(self.root, entry)) if ask.verify == "sample" else entry
 
     def _stat(self, entry: Entry) -> os.stat_result | None:
         """Return what ``stat`` says of the content of *entry*; None if it is gone, or behind a link."""
@@ -313,9 +313,13 @@ class Getter:
 
     def deadline(self, ref: Ref) -> Deadline:
         """Return a new deadline for a get of *ref*, which `close` cancels."""
+        return self.patience(ref.key, self.limits.timeout.total)
+
+    def patience(self, key: str, seconds: float | None) -> Deadline:
+        """Return a new deadline of *seconds* for *key*, which `close` cancels."""
         from .retry import Deadline
 
-        deadline = Deadline(self.limits.timeout.total, ref=ref.key)
+        deadline = Deadline(seconds, ref=key)
         with self._guard:
             self._deadlines.add(deadline)
         return deadline
@@ -413,7 +417,8 @@ class Getter:
                 self._fetching = fetcher, Flights()
             return self._fetching[1]
 
-    def _threads(self) -> ThreadPoolExecutor:
+    def threads(self) -> ThreadPoolExecutor:
+        """Return the threads that work for callers that must not block."""
         from concurrent.futures import ThreadPoolExecutor
 
         with self._guard:

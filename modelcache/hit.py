@@ -8,7 +8,7 @@ import os
 import stat
 from time import time
 
-from .layout import ENTRIES, FORMAT, OBJECTS, decode_head, key_id
+from .layout import FORMAT, OBJECTS, decode_head, key_id, record_path
 
 # A head is some 190 bytes and a name; what a longer one has in excess is read by the slow path.
 HEAD_BYTES_MAX = 1024
@@ -58,7 +58,7 @@ def look(root: str, key: str, *, recently: bool = False) -> "Hit | None":
     the use (DESIGN.md section 6); unless the record cannot be written anyhow.
     """
     identity = key_id(key)
-    path = f"{root}/{ENTRIES}/{identity}"
+    path = record_path(root, key)
     try:
         descriptor = os.open(path, _READ)
     except OSError:

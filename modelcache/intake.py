@@ -53,7 +53,7 @@ def put(
         StorageError, NoSpaceError: Nothing is promised. The name stands for what it did before; if it was the very
             last sync that failed, perhaps for *content*. Either is whole.
     """
-    if ref.scheme:
+    if ref.scheme or ref.is_derived:
         raise InvalidReferenceError(ref=ref.key, problem="content is put under a name, not under a URL or a path")
     chunks = _chunks(content)
     staged = ""
@@ -111,7 +111,7 @@ def put_tree(
         ArchiveError, UnsupportedArchiveError: It is an archive that cannot be unpacked, or a file that is none.
         StorageError, NoSpaceError: As `put`; also if something in it changed meanwhile.
     """
-    if ref.scheme:
+    if ref.scheme or ref.is_derived:
         raise InvalidReferenceError(ref=ref.key, problem="content is put under a name, not under a URL or a path")
     is_archive = layout.is_packed(directory) and os.path.isfile(directory)
     before = {} if is_archive else _seen(directory)

@@ -32,6 +32,8 @@ except ImportError:  # It is called _sha2 from Python 3.12 on.
 FORMAT = 1
 OBJECTS = "objects-v1"
 ENTRIES = "entries-v1"
+DERIVED = "derived-v1"
+FAILURES = "failures-v1"
 PINS = "pins-v1"
 PARTIALS = "partial-v1"
 STAGING = "staging"
@@ -48,6 +50,7 @@ CACHEDIR_TAG = b"""Signature: 8a477f597d28d172789f06886806bc55
 # It belongs to modelcache. Backup programs may leave the directory out.
 """
 
+DERIVED_REF = "derived:"  # Before the recipe and the action, in the ref of what was derived; no name holds a colon.
 NAME_BYTES_MAX = 255
 _MAGIC = "mc1"
 
@@ -75,8 +78,15 @@ def default_root(environ: "Mapping[str, str]") -> str:
 
 
 def key_id(key: str) -> str:
-    """Return the file name under which *key* is recorded: 64 hexadecimal digits."""
+    """Return the file name under which *key* is recorded: 64 hexadecimal digits; of what was derived, its action."""
+    if key.startswith(DERIVED_REF):
+        return key[-64:]
     return str(sha256(key.encode("utf-8", "surrogatepass")).hexdigest())
+
+
+def record_path(root: str, key: str) -> str:
+    """Return the path of the record of *key* in the cache at *root*, whether it is there or not."""
+    return f"{root}/{DERIVED if key.startswith(DERIVED_REF) else ENTRIES}/{key_id(key)}"
 
 
 _ARCHIVES = (

@@ -19,7 +19,7 @@ from .errors import AccessDeniedError, DeadlineError, ModelCacheError, NotFoundE
 _PERSONAL = (NotFoundError, AccessDeniedError, errors.SignatureError)  # A signature that one may not read is none.
 _ABOUT_CONTENT = (
     errors.EmptyContentError, errors.DigestMismatchError, errors.SizeMismatchError, errors.MissingCompanionError,
-    errors.ArchiveError, errors.PolicyError,
+    errors.ArchiveError, errors.PolicyError, errors.DerivationError,
 )  # fmt: skip
 
 

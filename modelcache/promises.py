@@ -23,7 +23,8 @@ from .pins import Pins
 from .records import Entries, Entry
 
 _BUCKETS = {
-    layout.OBJECTS, layout.ENTRIES, layout.PINS, layout.PARTIALS, layout.STAGING, layout.TRASH, layout.QUARANTINE,
+    layout.OBJECTS, layout.ENTRIES, layout.DERIVED, layout.FAILURES, layout.PINS, layout.PARTIALS,
+    layout.STAGING, layout.TRASH, layout.QUARANTINE,
     layout.LOCKS, layout.BACKOFF, layout.LEASES, "format", "CACHEDIR.TAG", sharing.CONFIG,
 }  # fmt: skip
 
@@ -162,9 +163,9 @@ def _content(path: str, digest: Digest, hashing: bool) -> str:
 def _records(root: str) -> Iterator[Violation]:
     """I2, I6: each record is whole, and names an object that is there."""
     entries = Entries(root)
-    for identity in files.listing(f"{root}/{layout.ENTRIES}"):
+    for path in entries.paths():
+        identity = os.path.basename(path)
         entry = entries.load(identity)
-        path = f"{root}/{layout.ENTRIES}/{identity}"
         if entry is None:
             if os.path.lexists(path):
                 yield Violation("I6", "corrupt", path, "the record is broken: a miss")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .patterns import Patterns
     from .tiers import Offer, Tier
 
-_VERIFY = ("stat", "sample", "full")
+VERIFY = ("stat", "sample", "full")
 RefLike = str | os.PathLike[str]
 
 
@@ -45,6 +45,7 @@ class Ask:
     archive: Digest | None = None  # What the archive of a tree must be.
     ttl: float | None = None
     promote: bool = False
+    own: bool = False  # Tiers are not asked.
     policies: Policies = NONE
     record: Entry | None = None
     known: Entry | None = None
@@ -82,7 +83,8 @@ class Limits:
     """How a cache fetches, and what it keeps.
 
     Waits and the grace period are in seconds, bandwidth in bytes per second, ``concurrency`` in models at a time.
-    ``refresh`` makes the source be asked each time, as ``max_age=0`` does.
+    ``refresh`` makes the source be asked each time, as ``max_age=0`` does. With ``verify_derived``, what is derived is
+    built again and compared.
     """
 
     offline: bool
@@ -97,6 +99,7 @@ class Limits:
     refresh: bool = False
     policies: Policies = NONE
     archives: ArchiveLimits = field(default_factory=ArchiveLimits)
+    verify_derived: bool = False
 
 
 def question(
@@ -122,8 +125,8 @@ def question(
     """
     if max_age is not None and not (isinstance(max_age, int | float) and max_age >= 0):  # inf is "never ask".
         raise UsageError(problem=f"max_age={max_age!r} makes no sense: seconds, from 0")
-    if verify not in _VERIFY:
-        raise UsageError(problem=f"verify={verify!r} makes no sense: one of {', '.join(_VERIFY)}")
+    if verify not in VERIFY:
+        raise UsageError(problem=f"verify={verify!r} makes no sense: one of {', '.join(VERIFY)}")
     if force_download and local_files_only:
         raise UsageError(problem="force_download and local_files_only contradict each other")
     parsed = reference.parse(ref)

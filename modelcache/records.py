@@ -1,8 +1,9 @@
 """The entry store: which object each key stands for.
 
-One small file a key, ``entries-v1/<id>``, replaced whole and durably. Its first line answers a hit (`layout`), its
-second holds everything else, sealed. A record that is broken in either line is a miss, logged once (I6). The file's
-own mtime is when the entry was last used, written at most once an hour; atime is never looked at.
+One small file a key, ``entries-v1/<id>``, of what was derived ``derived-v1/<action>``, replaced whole and durably. Its
+first line answers a hit (`layout`), its second holds everything else, sealed. A record that is broken in either line is
+a miss, logged once (I6). The file's own mtime is when the entry was last used, written at most once an hour; atime is
+never looked at.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Entry:
         path: Of the file, absolute; its last part is `name`.
         size: In bytes.
         name: The file's own name.
-        source: What it was fetched from (the ref or a mirror), or ``put``.
+        source: What it was fetched from (the ref or a mirror), ``put`` or ``derived``.
         created: When this content came here, in Unix seconds.
         checked: When its source last confirmed it, in Unix seconds; 0 if none has yet: it was here by its digest.
         etag: Entity tag of the content at its source.
@@ -46,6 +47,7 @@ class Entry:
         serial: New at each write of the record; what tells whether somebody has written it meanwhile.
         mtime_ns: What ``stat`` must find; anything else means that a tool touched the file.
         admitted: The mark of the policies that let it in (`gate`); ``""`` if none did.
+        derivation: Of what was derived: all that its content depends on, and how it was made (`derivation`); else None.
     """
 
     key: str
@@ -65,6 +67,7 @@ class Entry:
     sample: str | None = None
     serial: str = field(default="", compare=False)
     admitted: str = field(default="", compare=False)
+    derivation: dict[str, Any] | None = field(default=None, compare=False)
 
     @property
     def ref(self) -> str:
@@ -83,7 +86,10 @@ class Entry:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the entry as a JSON-ready dict."""
-        return {"ref": self.key, **asdict(self), "mirrors": list(self.mirrors)}
+        facts = {"ref": self.key, **asdict(self), "mirrors": list(self.mirrors)}
+        if self.derivation is None:
+            del facts["derivation"]
+        return facts
 
 
 class Head(NamedTuple):
@@ -104,15 +110,15 @@ class Entries:
 
     def __init__(self, root: str) -> None:
         self._root = root
-        self._directory = f"{root}/{layout.ENTRIES}"
+        self._directories = (f"{root}/{layout.ENTRIES}", f"{root}/{layout.DERIVED}")
 
     def path(self, key: str) -> str:
         """Return the path of the record for *key*, whether it is there or not."""
-        return f"{self._directory}/{layout.key_id(key)}"
+        return layout.record_path(self._root, key)
 
     def read(self, key: str) -> Entry | None:
         """Return the entry for *key*, or None; the object is not looked at."""
-        entry = self.load(layout.key_id(key))
+        entry = self._load(self.path(key))
         return entry if entry is not None and entry.key == key else None
 
     def write(self, entry: Entry) -> None:
@@ -138,8 +144,11 @@ class Entries:
             "sample": entry.sample,
             "serial": os.urandom(8).hex(),
             **({"admitted": entry.admitted} if entry.admitted else {}),
+            **({"derivation": entry.derivation} if entry.derivation is not None else {}),
         }
         try:
+            if entry.derivation is not None:
+                commit.ensure_bucket(f"{self._root}/{layout.DERIVED}")
             commit.commit_record(f"{self._root}/{layout.STAGING}", self.path(entry.key), head + seal(body))
         except OSError as error:
             raise storage_error(error, action="record", path=entry.key) from error
@@ -153,9 +162,10 @@ class Entries:
 
     def set_aside(self, identity: str) -> bool:
         """Move the broken record *identity* to quarantine, durably; False if it is whole, or gone, by now."""
-        path, target = f"{self._directory}/{identity}", f"{self._root}/{layout.QUARANTINE}/{identity}.{time.time_ns()}"
+        target = f"{self._root}/{layout.QUARANTINE}/{identity}.{time.time_ns()}"
         if self.load(identity) is not None:
             return False
+        path = next((path for path in self.places(identity) if os.path.lexists(path)), self.places(identity)[0])
         try:
             commit.move_durably(path, target)
             moved = files.content(target)
@@ -215,18 +225,34 @@ class Entries:
 
     def all(self) -> Iterator[Entry]:
         """Yield every entry whose record is whole, in no order that means anything."""
-        for identity in files.listing(self._directory):
-            entry = self.load(identity)
+        for path in self.paths():
+            entry = self._load(path)
             if entry is not None:
                 yield entry
 
+    def derived(self) -> Iterator[Entry]:
+        """Yield every entry of what was derived whose record is whole."""
+        for identity in files.listing(self._directories[1]):
+            entry = self._load(f"{self._directories[1]}/{identity}")
+            if entry is not None and entry.derivation is not None:
+                yield entry
+
+    def paths(self) -> Iterator[str]:
+        """Yield the path of every record, whole or not."""
+        for directory in self._directories:
+            for identity in files.listing(directory):
+                yield f"{directory}/{identity}"
+
+    def places(self, identity: str) -> tuple[str, ...]:
+        """Return where a record that is called *identity* can be."""
+        return tuple(f"{directory}/{identity}" for directory in self._directories)
+
     def heads(self) -> Iterator[Head]:
         """Yield the head of every record that has a whole one: a third of the price of `all`."""
-        for identity in files.listing(self._directory):
+        for path in self.paths():
+            identity = os.path.basename(path)
             try:
-                descriptor = os.open(
-                    f"{self._directory}/{identity}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
-                )
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
             except OSError:
                 continue
             try:
@@ -242,12 +268,12 @@ class Entries:
     def named(self) -> Callable[[Digest], bool]:
         """Return what tells whether any entry names an object now. One that cannot be read may: then all are kept."""
         names = set()
-        for identity in files.listing(self._directory):
+        for path in self.paths():
             try:
-                data = files.read(f"{self._directory}/{identity}")
+                data = files.read(path)
             except OSError:
                 return lambda _digest: True
-            head = None if data is None else layout.decode_head(identity, data)
+            head = None if data is None else layout.decode_head(os.path.basename(path), data)
             if head is not None:
                 names.add(head[0])
         return lambda digest: layout.object_name(digest) in names
@@ -276,11 +302,13 @@ class Entries:
 
     def load(self, identity: str) -> Entry | None:
         """Return the entry whose record is the file *identity*, None if it is broken or gone."""
-        path = f"{self._directory}/{identity}"
+        return next((entry for entry in map(self._load, self.places(identity)) if entry is not None), None)
+
+    def _load(self, path: str) -> Entry | None:
         data = files.content(path)
         if data is None:
             return None
-        entry = self._decoded(identity, data)
+        entry = self._decoded(os.path.basename(path), data)
         if entry is None and path not in _complained:
             _complained.add(path)
             _log.warning("the record %s is broken; it counts as a miss", path)
@@ -313,6 +341,7 @@ class Entries:
                 sample=body.get("sample"),
                 serial=body["serial"],
                 admitted=body.get("admitted", ""),
+                derivation=body.get("derivation"),
             )
         except (KeyError, TypeError, AttributeError, InvalidDigestError):  # Whole, but not of the form written here.
             return None

@@ -5,7 +5,8 @@ A ref is one of
   * a URL, ``scheme://…``; the schemes are those of the registered sources;
   * ``hf://[datasets/|spaces/]org/name[@revision][/path]``, a file of a repository of the Hugging Face Hub, or all;
   * a path of this machine (``/…``, ``./…``, ``../…``, ``~/…`` or any ``os.PathLike``), which means ``file://``;
-  * a name under which something was put, such as ``resnet50`` or ``vision/resnet50.onnx``.
+  * a name under which something was put, such as ``resnet50`` or ``vision/resnet50.onnx``;
+  * ``derived:<recipe>/<action>``, what was derived: `Cache.derive` made it, and nothing else can.
 
 Two refs with one key are one model. A key holds no credentials: user and password, and the query parameters that only
 sign a request (AWS, Google, Azure and CloudFront signatures, bearer tokens), say who asks and not what is asked for. So
@@ -22,8 +23,12 @@ This module is on the path of a warm hit in a new process: it imports nothing th
 
 import os
 
+from .layout import DERIVED_REF
+
 REF_CHARACTERS_MAX = 8192
 _NAME_BYTES_MAX = 255
+_RECIPE_CHARACTERS_MAX = 64
+_HEX = frozenset("0123456789abcdef")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _SIGNATURE_PREFIXES = ("x-amz-", "x-goog-")
 _SIGNATURES = frozenset({"signature", "sig", "access_token", "token", "api_key", "apikey"})
@@ -144,6 +149,11 @@ class Ref:
     def is_tree(self) -> bool:
         """Whether it is one that `tree` has returned."""
         return (bool(self.scheme) and _TREE in self.key) or self._is_repository
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether it names what `Cache.derive` has made."""
+        return self.key.startswith(DERIVED_REF)
 
     @property
     def _is_repository(self) -> bool:
@@ -356,7 +366,27 @@ def _escaped(text: str) -> str:
     return text
 
 
+def is_recipe(text: str) -> bool:
+    """Tell whether *text* can be the name of a recipe: lower case letters, digits, and ``.``, ``_``, ``-`` inside."""
+    plain = text.replace(".", "").replace("_", "").replace("-", "")
+    inside = plain.isascii() and plain.isalnum() and plain == plain.lower()
+    return inside and text[0].isalnum() and len(text) <= _RECIPE_CHARACTERS_MAX
+
+
+def _derived(text: str) -> Ref:
+    recipe, slash, action = text.removeprefix(DERIVED_REF).partition("/")
+    if not slash or not is_recipe(recipe) or len(action) != 64 or not set(action) <= _HEX:
+        raise _invalid(
+            text,
+            "what was derived is called derived:<recipe>/<64 hexadecimal digits>",
+            "`modelcache ls` lists what is there",
+        )
+    return Ref(text, text, "")
+
+
 def _name(text: str) -> Ref:
+    if text.startswith(DERIVED_REF):
+        return _derived(text)
     if ":" in text:
         raise _invalid(text, "a name holds no ':', and a URL has '://' after its scheme")
     for segment in text.split("/"):

@@ -42,6 +42,7 @@ from .records import Entry
 from .retry import Deadline
 from .sources import RemoteFile, RemoteListing, Request, Validators
 from .staged import Present, StagedTree
+from .stamps import stamp_of
 
 _TELL_S = 0.1
 
@@ -68,6 +69,7 @@ class TreeDownload:
         self._guard = threading.Lock()
         self._done: dict[str, int] = {}
         self._total: int | None = None
+        self._stamp: str | None = None
         self._told = 0.0
         self._started = time.monotonic()
 
@@ -85,6 +87,7 @@ class TreeDownload:
         if self._job.gate is not None:
             self._job.gate.policies.check_names(self._job.ref.key, (file.path for file in wanted))
             self._job.gate.policies.check_size(self._job.ref.key, sum(file.size or 0 for file in wanted))
+        self._stamp = stamp_of((file.path, file.stamp) for file in wanted)
         confirmed = self._confirmed(listing)
         if confirmed is not None:
             return confirmed
@@ -129,9 +132,10 @@ class TreeDownload:
     def _confirmed(self, listing: RemoteListing) -> Entry | None:
         """Return what is known if the source still has the same version of it."""
         known = self._job.known
-        if known is None or not self._job.unless_changed or listing.revision in {None, ""}:
+        if known is None or not self._job.unless_changed:
             return None
-        if known.revision != listing.revision:
+        said, told = (listing.revision, known.revision) if listing.revision else (self._stamp, known.etag)
+        if not said or said != told:
             return None
         with self._means.objects.announced(known.digest):
             if self._means.objects.find(known.digest, known.name) is None:
@@ -242,7 +246,9 @@ class TreeDownload:
         with objects.announced(found.digest):
             fail_point("repository.before-publish")
             stored = staged.publish(objects)
-            entry = self._means.entry(job, stored, source=job.ref.key, validators=Validators(revision=listing.revision))
+            entry = self._means.entry(
+                job, stored, source=job.ref.key, validators=Validators(self._stamp, revision=listing.revision)
+            )
             fail_point("repository.before-record")
             self._means.entries.write(entry)
         self._means.counts.fetched += 1

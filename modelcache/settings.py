@@ -179,6 +179,7 @@ class Settings:
     capacity: Capacity | None = _setting(None, _capacity, (int, str), "MODELCACHE_CAPACITY", "capacity", "no limit", "what the cache may use: bytes (`50GB`, `20GiB`), a share of the disk (`20%`), or what stays free of it (`free:10GB`); [gc.md](gc.md)")
     grace: float = _setting(GRACE_S, _span, _AMOUNT, "MODELCACHE_GRACE", "grace", "3600", "for how long (seconds, or `30min`, `12h`) a path that `get` returned is not evicted")
     tiers: tuple[str, ...] = _setting((), _tiers, (list,), "MODELCACHE_TIERS", "tiers", "none", "directories that are asked before any source, nearest first; in the variable with `:` between them; [tiers.md](tiers.md)")
+    verify_derived: bool = _setting(False, _flag, (bool,), "MODELCACHE_VERIFY_DERIVED", "`derive(verify=\"rebuild\")`", "0", "build again what is derived, each time, and compare: finds builds that depend on more than their key; [derive.md](derive.md)")
     progress: str = _setting("auto", _one_of(*PROGRESS), (str,), "MODELCACHE_PROGRESS", "`--progress`", "auto", "how the command line shows progress: `auto`, `bar`, `plain`, `json`, `none`")
 # fmt: on
 

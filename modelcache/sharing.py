@@ -28,7 +28,8 @@ from .errors import CacheConfigError, GroupError, UsageError
 
 CONFIG = "config.toml"
 BUCKETS = (
-    layout.OBJECTS, layout.ENTRIES, layout.PARTIALS, layout.STAGING, layout.LOCKS, layout.TRASH, layout.PINS,
+    layout.OBJECTS, layout.ENTRIES, layout.DERIVED, layout.FAILURES, layout.PARTIALS,
+    layout.STAGING, layout.LOCKS, layout.TRASH, layout.PINS,
     layout.QUARANTINE, layout.BACKOFF, layout.LEASES,
 )  # fmt: skip
 _NAMES = frozenset(BUCKETS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from functools import cached_property
 
 from failpoints import fail_point
@@ -213,6 +213,10 @@ class StagedTree:
         if leaf.executable:
             commit.make_executable(place)
         self._leaves.append(leaf)
+
+    def hold(self, leaves: Iterable[Leaf]) -> None:
+        """Take *leaves* for what it holds, whoever has put it there."""
+        self._leaves = list(leaves)
 
     @property
     def paths(self) -> set[str]:

@@ -376,7 +376,7 @@ def _why_not(top: str) -> str:
 
 def _why_not_believed(top: str) -> str:
     """Return why what is on record in the tier *top* cannot be believed; empty if it can."""
-    for directory in (top, f"{top}/{layout.ENTRIES}", f"{top}/{layout.OBJECTS}"):
+    for directory in (top, f"{top}/{layout.ENTRIES}", f"{top}/{layout.DERIVED}", f"{top}/{layout.OBJECTS}"):
         try:
             if os.stat(directory).st_mode & stat.S_IWOTH:
                 return "can be written by everybody"

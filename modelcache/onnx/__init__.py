@@ -136,7 +136,17 @@ def recipe(cache: Cache, ref: RefLike, **options: Any) -> str:
     from ..errors import UsageError
     from .sessions import providers_and_options
 
-    known = ("file", "providers", "provider_options", "level", "prepack", "config", "free_dimensions", "custom_ops", "timeout")
+    known = (
+        "file",
+        "providers",
+        "provider_options",
+        "level",
+        "prepack",
+        "config",
+        "free_dimensions",
+        "custom_ops",
+        "timeout",
+    )
     for name in options:
         if name not in known:
             raise UsageError(problem=f"the recipe onnx has no option {name!r}", hint=f"It has {', '.join(known)}")

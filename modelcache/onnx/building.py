@@ -42,11 +42,11 @@ class Task:
     ref: str
     model: str
 
-    def refused(self, error: Exception, doing: str) -> ModelRefusedError:
+    def refused(self, error: Exception) -> ModelRefusedError:
         """Return the error that says that onnxruntime would not do what it was asked to."""
-        text = " ".join(str(error).split())[:_DETAIL_MAX]
+        reason = " ".join(str(error).split())[:_DETAIL_MAX]
         names = tuple(name for name, _ in self.options.providers)
-        return ModelRefusedError(ref=self.ref, model=self.model, detail=f"{doing}: {text}", providers=names)
+        return ModelRefusedError(ref=self.ref, model=self.model, providers=names, reason=reason)
 
 
 def build(task: Task, workspace: str) -> None:
@@ -75,7 +75,7 @@ def build(task: Task, workspace: str) -> None:
         check_space(workspace, 0, what=task.ref)
         if "No space left" in str(error):
             raise NoSpaceError(what=task.ref, needed=None, free=None) from error
-        raise task.refused(error, "onnxruntime refuses it") from error
+        raise task.refused(error) from error
 
 
 def check(task: Task, feeds: Mapping[str, Any] | None, product: str) -> None:
@@ -95,7 +95,9 @@ def check(task: Task, feeds: Mapping[str, Any] | None, product: str) -> None:
     if feeds is not None:
         assert task.options.compared is not None
         names = [one.name for one in source.get_outputs()]
-        compare(names, made.run(names, dict(feeds)), source.run(names, dict(feeds)), **_tolerance(task.options.compared))
+        compare(
+            names, made.run(names, dict(feeds)), source.run(names, dict(feeds)), **_tolerance(task.options.compared)
+        )
 
 
 def source_session(task: Task) -> Any:
@@ -105,7 +107,7 @@ def source_session(task: Task) -> Any:
     try:
         return _session(task, session_options)
     except Exception as error:
-        raise task.refused(error, "onnxruntime refuses it") from error
+        raise task.refused(error) from error
 
 
 def probe(task: Task) -> None:
@@ -167,5 +169,3 @@ def _difference(ours: list[Any], theirs: list[Any]) -> str:
     if len(ours) != len(theirs):
         return f"{len(ours)} and not {len(theirs)}"
     return next(f"{one!r:.150} and not {other!r:.150}" for one, other in zip(ours, theirs, strict=True) if one != other)
-
-

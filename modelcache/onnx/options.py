@@ -153,7 +153,9 @@ def given(
     if session_options is not None:
         if entries or free_dimensions:
             problem = "config and free_dimensions go into new options, and session_options were given"
-            raise UsageError(problem=problem, hint="Add config entries to session_options, or leave session_options out")
+            raise UsageError(
+                problem=problem, hint="Add config entries to session_options, or leave session_options out"
+            )
         level = level or runtime.level_of(session_options)
         deterministic = bool(session_options.use_deterministic_compute)
         asked = ((key, runtime.entry_of(session_options, key)) for key in GRAPH_ENTRIES)
@@ -237,5 +239,3 @@ def _digest_of(path: str) -> str:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UsageError(problem=f"the library with operators {path!r} cannot be read: {reason}") from error
-
-

@@ -100,7 +100,7 @@ def create(model: str | bytes, session_options: Any, providers: Providers) -> An
 
 
 def create_optimised(path: str, session_options: Any, providers: Providers) -> Any:
-    """Return a session of the optimised model at *path*, which is not optimised again; the options stay as they were."""
+    """Return a session of the optimised model at *path*, not optimised again; the options stay as they were."""
     with at_level(session_options, "disable"):
         return create(path, session_options, providers)
 

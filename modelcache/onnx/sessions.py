@@ -21,7 +21,6 @@ from ..errors import (
     BuildDiedError,
     BuildTimeoutError,
     DerivationError,
-    ModelRefusedError,
     NoSpaceError,
     RepeatedFailureError,
     UsageError,
@@ -91,8 +90,8 @@ def warm(request: Request) -> str | None:
     """Return the path of the product if records and stamps alone say that it is here, else None."""
     if request.verify != "stat":
         return None
-    root = request.cache.root if request.cache is not None else configfiles.root_for_a_look(os.environ)
-    if root is None or not hit.format_is_known(root) or (request.cache is not None and request.cache.must_decide):
+    root = _root(request.cache)
+    if root is None:
         return None
     asked = root, os.fspath(request.ref), request.file
     source = _seen.look(asked)
@@ -102,6 +101,16 @@ def warm(request: Request) -> str | None:
             return None
         _seen.remember(asked, source)
     return standing(root, request.derivation(source).ref)
+
+
+def _root(cache: Cache | None) -> str | None:
+    """Return the root from which records alone may answer; None where the cache has to be asked."""
+    if cache is None:
+        if configfiles.plain(os.environ) and os.environ.get("MODELCACHE_VERIFY_DERIVED", "0") in {"", "0"}:
+            root = configfiles.root_for_a_look(os.environ)
+            return root if root is not None and hit.format_is_known(root) else None
+        cache = api.default_cache()
+    return cache.root if cache.is_plain else None
 
 
 def standing(root: str, ref: str) -> str | None:
@@ -121,27 +130,22 @@ def product(request: Request, source: Source) -> str:
     """
     cache = request.cache or api.default_cache()
     derivation = request.derivation(source)
-    if request.verify == "full":
-        check_whole(cache, derivation.ref)
     task = request.task(source)
+    known = cache.lookup(source.key) if source.key else None
     path = cache.derive(
         partial(building.build, task),
         recipe=RECIPE,
         version=VERSION,
-        inputs={"model": source.input},
+        # Its entry, where that is the same: then the product is kept and goes with what it was made from.
+        inputs={"model": known if known is not None and known.path == source.input else source.input},
         params=derivation.params,
         platform=derivation.platform,
         check=partial(building.check, task, request.feeds),
         isolate=True,
         timeout=request.timeout,
+        verify=request.verify,
     )
     return f"{path}/{building.MODEL}"
-
-
-def check_whole(cache: Cache, ref: str) -> None:
-    """Read and hash the product *ref*, if it is here; one that is corrupt goes to quarantine."""
-    if cache.lookup(ref) is not None:
-        cache.verify(ref)
 
 
 def loaded(request: Request, session_options: Any, *, fallback: bool) -> Any:
@@ -171,10 +175,7 @@ def _again(request: Request, session_options: Any, path: str, error: Exception) 
     try:
         return _load(path, request.options, session_options)
     except Exception as second:
-        ref = request.derivation(source).ref
-        names = tuple(name for name, _ in request.options.providers)
-        detail = f"onnxruntime does not load the product: {second}"
-        raise ModelRefusedError(ref=ref, model=source.ref, detail=detail, providers=names) from second
+        raise request.task(source).refused(second) from second
 
 
 def _source_instead(
@@ -187,7 +188,7 @@ def _source_instead(
             isolation.run(building.probe, task, timeout=request.timeout or _PROBE_S)
         except (isolation.DiedError, isolation.TimedOutError):
             raise error from None
-        except Exception as refusal:  # noqa: BLE001  # It is refused, and does not crash: it is told as it was.
+        except Exception as refusal:  # It is refused, and does not crash: it is told as it was.
             raise error from refusal
     try:
         if session_options is None:
@@ -203,10 +204,12 @@ def _source_instead(
 
 
 def _was_violent(error: Exception) -> bool:
-    """Tell whether what failed may do to this process what it has done to the one that built: then it is tried apart."""
-    if isinstance(error, RepeatedFailureError):
-        return "died" in error.last or "not done within" in error.last
-    return isinstance(error, BuildDiedError | BuildTimeoutError)
+    """Tell whether what failed may do to this process what it has done to the one that built."""
+    text = error.last if isinstance(error, RepeatedFailureError) else str(error)
+    if "set aside at" in text:
+        return False  # It was the product that crashed: the source had been loaded before that.
+    violent = isinstance(error, BuildDiedError | BuildTimeoutError)
+    return violent or (isinstance(error, RepeatedFailureError) and ("died of" in text or "within" in text))
 
 
 def _load(path: str, options: Options, session_options: Any) -> Any:

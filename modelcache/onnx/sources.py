@@ -14,10 +14,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .. import files, hit, layout, reference
+from .. import hit, layout, reference
 from ..companions import locations
 from ..errors import EntryNotFoundError, ExternalDataError, ModelTooLargeError, UsageError
 from ..records import Entries
+from ..stamps import is_current
 from .graph import PROTOBUF_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -140,7 +141,9 @@ def _local(cache: Cache, path: str, file: str | None) -> Source:
     stamps = _stamps([model])
     names = external(model, ref) if stamps else []
     if not names:
-        found = _of(cache.root, cache.get(model, max_age=0), ref=ref, key=ref)
+        # One that has not changed needs no source, which counts as a connection where the cache is offline.
+        current = on_record(cache.root, model, None) is not None
+        found = _of(cache.root, cache.get(model, max_age=None if current else 0), ref=ref, key=ref)
         return replace(found, stamps=stamps)
     directory, name = os.path.split(model)
     stamps += _stamps([f"{directory}/{one}" for one in names])
@@ -276,7 +279,7 @@ def on_record(root: str, ref: RefLike, file: str | None) -> Source | None:
     if place.scheme == "file":
         stamps = _stamps([place.path])
         entry = Entries(root).read(place.key) if stamps and file is None else None
-        if entry is None or entry.etag != files.entity_tag(os.stat(place.path)):
+        if entry is None or not is_current(place.path, entry.etag):
             return None
     found = hit.look(root, place.key, recently=True)
     if found is None or found.object.startswith("tree-") != (file is not None):

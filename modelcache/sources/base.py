@@ -129,6 +129,7 @@ class RemoteFile:
         blob: The id of its content in git (a SHA-1 over a header and the content), None if it has none.
         ref: By which this very version of it is had.
         executable: Whether it may be executed.
+        stamp: What tells this version of it from another, where it has no digest: of a file of this machine.
     """
 
     path: str
@@ -137,6 +138,7 @@ class RemoteFile:
     blob: str | None
     ref: Ref
     executable: bool = False
+    stamp: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

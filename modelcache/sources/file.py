@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from .. import files, reference
 from ..errors import (
@@ -17,6 +17,7 @@ from ..errors import (
     NotListableError,
     RemoteNotFoundError,
 )
+from ..stamps import stamp
 from .base import FILES_MAX, RemoteFile, RemoteListing, Request, Source, Stream, Validators
 
 
@@ -43,8 +44,9 @@ class FileSource(Source):
             raise NotListableError(ref=request.ref, problem="it is one file, and directories are listed")
         found = []
         try:
-            for path, size in _below(ref.path, request):
-                found.append(RemoteFile(path, size, None, None, reference.parse(f"{ref.path}/{path}")))
+            for path, facts in _below(ref.path, request.deadline.check, request.ref):
+                place = reference.parse(f"{ref.path}/{path}")
+                found.append(RemoteFile(path, facts.st_size, None, None, place, stamp=stamp(facts)))
                 if len(found) > FILES_MAX:
                     raise ListingError(ref=request.ref, problem=f"there are more than {FILES_MAX} of them")
         except InvalidReferenceError as error:
@@ -65,7 +67,7 @@ class _FileStream(Stream):
         self._ref, self._descriptor = request.ref, descriptor
         self._found = found = os.fstat(descriptor)
         self.total = found.st_size
-        self.validators = Validators(etag=files.entity_tag(found))
+        self.validators = Validators(etag=stamp(found))
         self.unchanged = request.unless is not None and request.unless.etag == self.validators.etag
         same = request.same_as is None or not request.same_as.contradicts(self.validators)
         self.start = self._at = request.start if same and request.start <= self.total else 0
@@ -91,11 +93,11 @@ class _FileStream(Stream):
             self._descriptor = -1
 
 
-def _below(top: str, request: Request) -> Iterator[tuple[str, int]]:
-    """Yield path and size of each file in the directory *top*, and in those in it."""
+def _below(top: str, check: Callable[[], object], ref: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield path and ``stat`` of each file in the directory *top*, and in those in it."""
     pending = [""]
     while pending:
-        request.deadline.check()
+        check()
         inside = pending.pop()
         with os.scandir(f"{top}/{inside}") as entries:
             for entry in entries:
@@ -106,8 +108,8 @@ def _below(top: str, request: Request) -> Iterator[tuple[str, int]]:
                 facts = entry.stat()
                 if not stat.S_ISREG(facts.st_mode):
                     problem = f"{path!r:.200} is neither a file nor a directory of its own"
-                    raise ListingError(ref=request.ref, problem=problem)
-                yield path, facts.st_size
+                    raise ListingError(ref=ref, problem=problem)
+                yield path, facts
 
 
 def _refusal(error: OSError, ref: str) -> ModelCacheError:

@@ -13,6 +13,7 @@ from modelcache import errors
 from modelcache.errors import ModelCacheError
 
 REF = "https://example.org/m.onnx"
+_DERIVED = f"derived:onnx-optimize/{'0' * 64}"
 _INNER = errors.StalledError(ref=REF, detail="it stalled")
 EXAMPLES: list[ModelCacheError] = [
     errors.UsageError(problem="jobs=0 makes no sense"),
@@ -40,6 +41,20 @@ EXAMPLES: list[ModelCacheError] = [
     errors.PolicyError(ref=REF, rule="hosts", origin="/srv/modelcache.toml:3", problem="it leads to evil.example"),
     errors.SignatureError(ref=REF, origin="the argument policy", problem="there is no signature"),
     errors.MissingLibraryError(library="model-signing", extra="signing", purpose="verify", reason="No module"),
+    errors.DerivationError(ref=_DERIVED, model=REF, detail="it failed"),
+    errors.BuildFailedError(ref=_DERIVED, model=REF, error="ValueError", reason="no such operator"),
+    errors.BuildDiedError(ref=_DERIVED, model=REF, how="SIGSEGV", said="core dumped", moved_to="/cache/quarantine/x"),
+    errors.BuildDiedError(ref=_DERIVED, model=REF, how="exit code 3"),
+    errors.BuildTimeoutError(ref=_DERIVED, model=REF, seconds=30.0),
+    errors.ProductError(ref=_DERIVED, model=REF, detail="the build wrote nothing"),
+    errors.ProductRefusedError(ref=_DERIVED, model=REF, detail="it answers something else"),
+    errors.NotReproducibleError(ref=_DERIVED, model=REF, before="tree:1", now="tree:2", differs="model.onnx"),
+    errors.RepeatedFailureError(ref=_DERIVED, model=REF, count=3, retry_after=600.0, last="its process died"),
+    errors.ModelRefusedError(ref=_DERIVED, model=REF, providers=("CPUExecutionProvider",), reason="no such operator"),
+    errors.ProviderNotInstalledError(provider="CUDAExecutionProvider", installed=("CPUExecutionProvider",)),
+    errors.ExternalDataError(ref=REF, location="../weights", problem="is missing"),
+    errors.ModelTooLargeError(ref=REF, size=1 << 32, limit=(1 << 31) - 1),
+    errors.UnsupportedPlatformError(what="compiling for CoreML", needs="macOS", here="Linux"),
     errors.BatchError(failures={REF: _INNER}, total=3),
     errors.RemoteNotFoundError(ref=REF, detail="404 Not Found"),
     errors.RemoteNotFoundError(ref="hf://org/name/m.onnx", detail="404 EntryNotFound"),

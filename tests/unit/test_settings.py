@@ -30,6 +30,7 @@ capacity = "50GB"
 grace = "2h"
 max-bandwidth = "20MB"
 tiers = ["one", "/two"]
+verify-derived = true
 progress = "plain"
 """
 
@@ -104,6 +105,7 @@ def test_a_file_can_say_everything(here: Path) -> None:
         grace=7200.0,
         max_bandwidth=20_000_000,
         tiers=(str(here / "one"), "/two"),
+        verify_derived=True,
         progress="plain",
     )
     assert {setting.key for setting in TABLE} - {"offline"} == set(re.findall(r"^([\w-]+) =", EVERYTHING, re.MULTILINE))

@@ -1,0 +1,90 @@
+"""Builds that failed, remembered for a while, so that a model that cannot be built does not cost a build each time.
+
+One sealed file an action, ``failures-v1/<action>``: how it failed, how often in a row, until when it is left alone; and
+who is building now, so that a build that took its process along is noticed by the next one. It is a hint: it dies with
+the boot, is written without a sync, and one that is broken or lost costs a build. Moments are of the monotonic clock,
+as in `backoff`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from . import commit, files, layout, process
+from .sealed import seal, unseal
+
+TRIES = 3  # So often in a row it may fail the same way before it is left alone.
+_FIRST_S, _LONGEST_S = 600.0, 6 * 3600.0  # After the third; twice as long after each further one, up to the second.
+_DIED = "the process that built it died"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How a build has failed. ``left`` is for how many seconds it is still to be left alone; 0: it may be tried."""
+
+    way: str
+    last: str
+    count: int
+    left: float
+
+
+class Failures:
+    """The failures of the cache at *root*. None of its methods raises: a failure that is forgotten costs a build."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def of(self, action: str) -> Failure | None:
+        """Return how *action* has failed, None if it has not since the last time it went well."""
+        facts = self._read(action)
+        if not facts.get("count"):
+            return None
+        left = min(max(0.0, facts.get("until", 0.0) - time.monotonic()), _LONGEST_S)
+        return Failure(facts.get("way", ""), facts.get("last", ""), facts["count"], left)
+
+    def begin(self, action: str) -> None:
+        """Note that this very process builds *action*: if it dies before it says more, that is how the build failed."""
+        self._write(action, {**self._read(action), "builder": process.token()})
+
+    def failed(self, action: str, way: str, last: str) -> None:
+        """Note that the build failed, in that *way*; *last* is for a person."""
+        self._write(action, _failed(self._read(action), way, last))
+
+    def given_up(self, action: str) -> None:
+        """Note that the build ended for a reason that is not its own."""
+        self._settle(action, {name: value for name, value in self._read(action).items() if name != "builder"})
+
+    def went_well(self, action: str) -> None:
+        """Forget all failures of *action*."""
+        self._settle(action, {})
+
+    def _settle(self, action: str, facts: dict[str, Any]) -> None:
+        if facts.get("count"):
+            self._write(action, facts)
+        else:
+            commit.remove_quietly(self._path(action))
+
+    def _read(self, action: str) -> dict[str, Any]:
+        facts = unseal(files.content(self._path(action)) or b"") or {}
+        if facts.get("boot") != process.boot_id() or facts.get("machine") != process.machine_id():
+            return {}
+        return _failed(facts, _DIED, _DIED) if process.is_dead(facts.get("builder", "")) else facts
+
+    def _write(self, action: str, facts: dict[str, Any]) -> None:
+        note = {**facts, "boot": process.boot_id(), "machine": process.machine_id()}
+        try:
+            commit.ensure_bucket(f"{self._root}/{layout.FAILURES}")
+            commit.replace_hint(f"{self._root}/{layout.STAGING}", self._path(action), seal(note))
+        except OSError:
+            return
+
+    def _path(self, action: str) -> str:
+        return f"{self._root}/{layout.FAILURES}/{action}"
+
+
+def _failed(facts: dict[str, Any], way: str, last: str) -> dict[str, Any]:
+    count = facts.get("count", 0) + 1 if facts.get("way") == way else 1
+    pause = min(_FIRST_S * 2 ** (count - TRIES), _LONGEST_S) if count >= TRIES else 0.0
+    return {"way": way, "last": last[:500], "count": count, "until": time.monotonic() + pause}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .. import api, configfiles, hit, isolation
+from .. import api, configfiles, hit
 from ..derivation import Derivation, Part
 from ..errors import (
     BuildDiedError,
@@ -143,7 +143,7 @@ def product(request: Request, source: Source) -> str:
         check=partial(building.check, task, request.feeds),
         isolate=True,
         timeout=request.timeout,
-        verify=request.verify,
+        verify=None if request.verify == "stat" else request.verify,  # None: as the cache is set.
     )
     return f"{path}/{building.MODEL}"
 
@@ -182,6 +182,8 @@ def _source_instead(
     request: Request, source: Source, session_options: Any, error: DerivationError | NoSpaceError
 ) -> Any:
     """Return a session of the source itself, and say why; raise *error* if that is no way out."""
+    from .. import isolation
+
     task = request.task(source)
     if _was_violent(error):
         try:

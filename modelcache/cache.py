@@ -373,7 +373,7 @@ class Cache(Maker):
         locked: bool = False,
         ready_file: RefLike | None = None,
     ) -> PrewarmReport:
-        """Get every model of *manifest*, *jobs* at a time, and pin those that it pins.
+        """Get every model of *manifest*, *jobs* at a time, pin those that it pins, and derive from them what it says.
 
         Args:
             manifest: Path of a ``models.toml``.
@@ -388,6 +388,7 @@ class Cache(Maker):
             ManifestError: A mistake, with file, line and key.
             LockDriftError: *locked*, and the lock file does not describe the manifest.
         """
+        from . import recipes
         from .warmup import prewarm
 
         self._check_open()
@@ -398,6 +399,7 @@ class Cache(Maker):
             locked=locked,
             ready_file=None if ready_file is None else os.fspath(ready_file),
             pin=self.pin,
+            derive=lambda key, step: recipes.find(step.recipe)(self, key, **step.options),
         )
 
     def lock(self, manifest: RefLike, *, jobs: int | None = None, check: bool = False) -> tuple[LockedModel, ...]:
@@ -556,6 +558,9 @@ class Cache(Maker):
         return self._warm.remember(ask.ref.key, entry)
 
     def _fetch_again(self, entry: Entry) -> None:
+        if entry.derivation is not None:
+            self._entries.remove(entry.key)  # A miss: whoever asks for it next builds it.
+            return
         # At the revision that it came from: the one that its ref names may be another by now.
         ask = question(
             self._limits, entry.key, entry.digest, entry.mirrors, verify="full", revision=entry.revision, promote=True

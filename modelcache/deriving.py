@@ -278,7 +278,7 @@ class Builder:
         """Return in what *what* differs from what is here of the same inputs, or models; "" if there is nothing."""
         nearest, nearness = None, (0, 0)
         for entry in self._entries.derived():
-            other = of(entry)
+            other = entry.derived
             if other is None or other.recipe != what.recipe:
                 continue
             same = [part.identity for part in other.inputs] == [part.identity for part in what.inputs]
@@ -290,17 +290,6 @@ class Builder:
             return ""
         found = what.differences(nearest)
         return "; ".join(found[:_SHOWN]) + ("; …" if len(found) > _SHOWN else "")
-
-
-def of(entry: Entry) -> Derivation | None:
-    """Return what *entry*, of what was derived, is the product of; None if it is none, or its record makes no sense."""
-    if entry.derivation is None:
-        return None
-    try:
-        found = Derivation.from_record(entry.derivation, path=entry.path, created=entry.created)
-        return found if found.ref == entry.key else None
-    except (KeyError, TypeError, AttributeError, ModelCacheError):
-        return None
 
 
 def stands(entry: Entry) -> bool:

@@ -466,7 +466,7 @@ class BuildDiedError(DerivationError):
 
     def __init__(self, *, ref: str, model: str, how: str, said: str = "", moved_to: str = "") -> None:
         ModelCacheError.__init__(self, ref=ref, model=model, how=how, said=said, moved_to=moved_to)
-        self.how, self.moved_to = how, moved_to
+        self.how, self.said, self.moved_to = how, said, moved_to
         last = f" (it said last: {said})" if said else ""
         kept = f"; the product is set aside at {moved_to}" if moved_to else ""
         self._say(ref, model, f"its process died of {how}{last}{kept}")

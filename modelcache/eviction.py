@@ -1,14 +1,15 @@
 """What goes when room is needed: a choice among facts, without I/O.
 
 An object goes with all entries that name it. It never goes while one of them is pinned, a live process holds a lease of
-it, or one of them was used within the grace period; then the least recently used goes first.
+it, or one of them was used within the grace period; then the least recently used goes first. What was derived goes
+before what it was derived from, and with it: it is no use without, and is built again where the other is fetched again.
 
 Bytes are those of inodes: one that several names share is counted once, and is free when the last of its links goes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,6 +56,7 @@ class Candidate(NamedTuple):
         used: When it was last used, in Unix seconds, as far as is on record.
         expires: When the time of all its entries is over, in Unix seconds; 0 if that never comes.
         held: Why it must stay whatever its age; empty if nothing says so.
+        inputs: Of what was derived, and is nothing else: the names of the objects that it was derived from.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Candidate(NamedTuple):
     used: float
     held: str = ""
     expires: int = 0
+    inputs: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -135,19 +138,51 @@ def choose(
         unused_for: All goes that has not been used for so many seconds.
         limit: Then more goes until no more than so many bytes are left, or nothing more may go.
     """
-    free = [one for one in candidates if not one.stays(now, grace)]
-    free.sort(key=lambda one: (bool(one.records), -one.age(now), one.name))
-    chosen = []
-    for one in free:
+    choosing = _Choosing(list(candidates), ledger, now, grace)
+    for one in choosing.free:
         if not one.records:
             reason = "nothing names it"
+        elif one.inputs and not choosing.present.issuperset(one.inputs):
+            reason = "what it was derived from has gone"
         elif 0 < one.expires <= now:
             reason = "its time is over"
         elif unused_for is not None and one.age(now) >= unused_for:
             reason = "unused for too long"
         elif limit is not None and ledger.total > limit and any(one.footprint):
-            reason = "least recently used"
+            choosing.take(one, "least recently used", lambda: ledger.total > limit)
+            continue
         else:
             continue
-        chosen.append(Choice(one, reason, ledger.drop(one.footprint)))
-    return chosen
+        choosing.take(one, reason, lambda: True)
+    return choosing.chosen
+
+
+class _Choosing:
+    """The candidates, and what was chosen of them so far."""
+
+    def __init__(self, candidates: list[Candidate], ledger: Ledger, now: float, grace: float) -> None:
+        self.chosen: list[Choice] = []
+        self.present = {one.name for one in candidates if any(one.footprint)}
+        self.free = [one for one in candidates if not one.stays(now, grace)]
+        self.free.sort(key=lambda one: (bool(one.records), -one.age(now), one.name))
+        self._ledger = ledger
+        self._may_go = {one.name for one in self.free}
+        self._gone: set[str] = set()
+        self._made_of: dict[str, list[Candidate]] = {}  # What was derived, by each input.
+        for one in candidates:
+            for name in one.inputs:
+                self._made_of.setdefault(name, []).append(one)
+
+    def take(
+        self, one: Candidate, reason: str, is_needed: Callable[[], bool], seen: frozenset[str] = frozenset()
+    ) -> None:
+        """Choose *one*, after all that was derived from it, if that may go, and while *is_needed* says so."""
+        if one.name in self._gone or one.name in seen:
+            return
+        for other in self._made_of.get(one.name, ()):
+            if is_needed() and other.name in self._may_go:
+                self.take(other, "what it was derived from goes", is_needed, seen | {one.name})
+        stays = any(other.name not in self._gone | seen | {one.name} for other in self._made_of.get(one.name, ()))
+        if is_needed() and not stays:
+            self._gone.add(one.name)
+            self.chosen.append(Choice(one, reason, self._ledger.drop(one.footprint)))

@@ -8,6 +8,7 @@ as in `backoff`.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from .sealed import seal, unseal
 
 TRIES = 3  # So often in a row it may fail the same way before it is left alone.
 _FIRST_S, _LONGEST_S = 600.0, 6 * 3600.0  # After the third; twice as long after each further one, up to the second.
+_KEPT_S = 86_400.0
 _DIED = "the process that built it died"
 
 
@@ -59,6 +61,21 @@ class Failures:
     def went_well(self, action: str) -> None:
         """Forget all failures of *action*."""
         self._settle(action, {})
+
+    def sweep(self) -> int:
+        """Remove what says nothing more: of another boot, of what is here, a day old; return how many there were."""
+        swept = 0
+        for action in files.listing(f"{self._root}/{layout.FAILURES}"):
+            is_void = (not self._read(action) and self._is_ours(action)) or files.age(self._path(action)) > _KEPT_S
+            if is_void or os.path.lexists(f"{self._root}/{layout.DERIVED}/{action}"):
+                commit.remove_quietly(self._path(action))
+                swept += 1
+        return swept
+
+    def _is_ours(self, action: str) -> bool:
+        """Tell whether the note is of this machine, or broken."""
+        facts = unseal(files.content(self._path(action)) or b"") or {}
+        return bool(facts.get("machine", process.machine_id()) == process.machine_id())
 
     def _settle(self, action: str, facts: dict[str, Any]) -> None:
         if facts.get("count"):

@@ -340,6 +340,7 @@ class Collector:
             used[head.object] = max(used.get(head.object, 0.0), head.used)
         objects = f"{self._root}/{layout.OBJECTS}"
         here = [name for name in files.listing(objects) if is_object(name)]
+        inputs = self._inputs(records)
         in_use = self._leases.in_use()
         pinned = frozenset(files.listing(f"{self._root}/{layout.PINS}"))
         wanted = frozenset(layout.key_id(key) for key in wanted)
@@ -349,8 +350,24 @@ class Collector:
             footprint = object_footprint(f"{objects}/{name}", names.get(name, ""))
             last = used[name] if of else _mtime(f"{objects}/{name}")
             held = _held(name, of, in_use, pinned, wanted)
-            found.append(Candidate(name, of, footprint, last, held, expires.get(name, 0)))
+            made_of = inputs.get(name, ())
+            found.append(Candidate(name, of, footprint, last, held, expires.get(name, 0), made_of))
         return found
+
+    def _inputs(self, records: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        """Return the objects that each object was derived from, by name, of those that nothing else names."""
+        found: dict[str, list[set[str]]] = {}
+        for entry in self._entries.derived():
+            made = entry.derived
+            if made is not None:
+                parts = {layout.object_name(part.object) for part in made.inputs}
+                found.setdefault(layout.object_name(entry.digest), []).append(parts)
+        # One product may be that of several inputs: it needs none of them but what all have in common.
+        return {
+            name: tuple(sorted(set.intersection(*parts)))
+            for name, parts in found.items()
+            if len(parts) == len(records.get(name, ()))
+        }
 
     def _item(self, choice: Choice) -> Item | None:
         """Return what goes; None if one of its records is broken: that is a miss, and still names it."""

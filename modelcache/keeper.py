@@ -50,6 +50,8 @@ class Keeper(ABC):
     def remove(self, ref: RefLike, *, force: bool = False) -> bool:
         """Forget *ref* and delete what nothing else needs, partials included; False if there was nothing.
 
+        What was derived from it goes with it, unless another ref stands for the same content.
+
         Args:
             ref: What to forget.
             force: Also if it is pinned, or in use: then its content stays until the last lease is over, and goes with

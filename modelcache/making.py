@@ -137,8 +137,6 @@ class Maker(Keeper):
         Raises:
             EntryNotFoundError: It is not here, or was not derived.
         """
-        from .deriving import of
-
         text = os.fspath(ref)
         objects = f"{self.root}/{layout.OBJECTS}/"
         if text.startswith(objects):
@@ -146,7 +144,9 @@ class Maker(Keeper):
             entries = [one for one in self._entries.derived() if layout.object_name(one.digest) == obj]
         else:
             entries = [one for one in [self._entries.read(reference.parse(ref).key)] if one is not None]
-        found = max((one for one in map(of, entries) if one is not None), key=lambda one: one.created, default=None)
+        found = max(
+            (one for entry in entries if (one := entry.derived) is not None), key=lambda one: one.created, default=None
+        )
         if found is None:
             raise EntryNotFoundError(ref=text, root=self.root)
         return found

@@ -8,6 +8,7 @@
     mirrors = ["https://mirror.example.org/…"]    # optional: asked in order after ref
     pin = true                                    # optional: kept by gc until unpinned
     ttl = "30d"                                   # optional: how long it is wanted after it came, or was confirmed
+    derive = ["onnx"]                             # optional: recipes that prewarm runs on it; {recipe = "onnx", …}
 
     [[model]]
     ref = "hf://org/name@revision"                # a whole repository, as one directory
@@ -27,9 +28,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from . import layout, reference, tomltext
@@ -44,9 +45,17 @@ from .tomltext import TomlError
 LOCK_VERSION = 1
 _MODEL_KEYS = {
     "ref": str, "digest": str, "mirrors": list, "pin": bool, "allow_patterns": list, "ignore_patterns": list,
-    "ttl": str,
+    "ttl": str, "derive": list,
 }  # fmt: skip
 _LOCK_KEYS = {"ref": str, "digest": str, "size": int, "revision": str}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A recipe that is run on a model (`recipes`), and its options."""
+
+    recipe: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,7 @@ class Model:
     mirrors: tuple[str, ...] = ()
     pin: bool = False
     ttl: float | None = None
+    derive: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +103,7 @@ def parse_manifest(text: str, *, file: str) -> tuple[Model, ...]:
                 mirrors=tuple(table.ref("mirrors", mirror, base) for mirror in mirrors),
                 pin=table.get("pin", False),
                 ttl=table.span("ttl") if "ttl" in table else None,
+                derive=tuple(table.step(step) for step in table.get("derive", ())),
             )
         )
     return tuple(models)
@@ -215,6 +226,14 @@ class _Table(dict[str, Any]):
         if parsed.selection or not (parsed.is_tree or layout.archive_form(parsed.name)):
             raise self.error("ref", "is no repository (hf://org/name) or archive that patterns could choose from")
         return parsed.tree(patterns.text).key
+
+    def step(self, value: Any) -> Step:
+        """Return *value*, the name of a recipe or a table with its options, as a step."""
+        options = dict(value) if isinstance(value, dict) else {"recipe": value}
+        recipe = options.pop("recipe", None)
+        if not isinstance(recipe, str) or not reference.is_recipe(recipe):
+            raise self.error("derive", 'is a list of names of recipes, as "onnx", or of { recipe = "onnx", … }')
+        return Step(recipe, options)
 
     def span(self, key: str) -> float:
         try:

@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from . import commit, files, hit, layout, process
+from .derivation import Derivation
 from .digest import Digest
-from .errors import InvalidDigestError, storage_error
+from .errors import InvalidDigestError, ModelCacheError, storage_error
 from .sealed import seal, unseal
 
 _log = logging.getLogger("modelcache")
@@ -78,6 +79,17 @@ class Entry:
     def expires(self) -> int:
         """When its time is over, in Unix seconds; 0 if that never comes."""
         return 0 if self.ttl is None else max(self.created, self.checked) + math.ceil(self.ttl)
+
+    @property
+    def derived(self) -> Derivation | None:
+        """What it was derived from, and how; None if it was not, or its record does not say so sensibly."""
+        if self.derivation is None:
+            return None
+        try:
+            found = Derivation.from_record(self.derivation, path=self.path, created=self.created)
+            return found if found.ref == self.key else None
+        except (KeyError, TypeError, AttributeError, ModelCacheError):
+            return None
 
     @property
     def announced(self) -> Digest | None:
@@ -234,8 +246,24 @@ class Entries:
         """Yield every entry of what was derived whose record is whole."""
         for identity in files.listing(self._directories[1]):
             entry = self._load(f"{self._directories[1]}/{identity}")
-            if entry is not None and entry.derivation is not None:
+            if entry is not None and entry.derived is not None:
                 yield entry
+
+    def derived_from(self, digest: Digest) -> list[Entry]:
+        """Return the entries of what was derived from the object with *digest*, and from that again."""
+        derived = [(entry, entry.derived) for entry in self.derived()]
+        found: dict[str, Entry] = {}
+        sources: set[str] = {digest}
+        while True:
+            more = [
+                entry
+                for entry, made in derived
+                if entry.key not in found and made is not None and any(part.object in sources for part in made.inputs)
+            ]
+            if not more:
+                return list(found.values())
+            found.update((entry.key, entry) for entry in more)
+            sources.update(entry.digest for entry in more)
 
     def paths(self) -> Iterator[str]:
         """Yield the path of every record, whole or not."""

@@ -22,9 +22,29 @@ def remove(root: str, key: str, leases: Leases, *, force: bool) -> bool:
     if not os.path.isdir(root):
         return False
     entry = entries.read(key)
-    if entry is not None and not force and leases.in_use().covers(layout.object_name(entry.digest)):
-        raise LeasedError(ref=key)
+    derived = [] if entry is None else _derived(entries, entry)
+    in_use = leases.in_use()
+    for one in [*([] if entry is None else [entry]), *derived]:
+        if not force and in_use.covers(layout.object_name(one.digest)):
+            raise LeasedError(ref=one.key)
+        if not force and pins.has(one.key):
+            raise PinnedError(ref=one.key)
     roots.prepare_root(root)
+    for one in reversed(derived):  # It goes before what it was derived from, and with it.
+        _remove(root, one.key, one)
+    return _remove(root, key, entry)
+
+
+def _derived(entries: Entries, entry: Entry) -> list[Entry]:
+    """Return the entries of what was derived from *entry*, unless another one stands for the same content."""
+    found = entries.derived_from(entry.digest)
+    if found and any(other.digest == entry.digest and other.key != entry.key for other in entries.all()):
+        return []
+    return found
+
+
+def _remove(root: str, key: str, entry: Entry | None) -> bool:
+    pins, entries = Pins(root), Entries(root)
     # The pin first: what is pinned is there (I4). Then the record, then what it names (I2).
     pins.remove(key)
     removed = entries.remove(key)

@@ -1,4 +1,4 @@
-"""Clearing up after the dead: what crashed processes left in staging, trash, locks and leases (DESIGN.md section 5).
+"""Clearing up after the dead: what crashed processes left behind (DESIGN.md section 5).
 
 Only what belongs to a process that is certainly gone is touched (`process.is_dead`). It runs once when a cache first
 writes, and costs a listing of directories that are empty as a rule.
@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from . import commit, files, layout, locks, process
 from .digest import Digest
+from .failures import Failures
 from .leases import Leases
 from .objects import Objects
 from .records import Entries
@@ -48,4 +49,4 @@ def sweep(root: str) -> int:
             swept += locks.probe(f"{root}/{layout.LOCKS}/{name}")  # Whoever can have a lock removes its file.
         except locks.LockUnavailableError:
             continue  # No file, and not ours to remove; or there are no locks here.
-    return swept + Leases(root).sweep()
+    return swept + Leases(root).sweep() + Failures(root).sweep()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from . import commit, reference
+from . import commit, recipes, reference
 from . import manifest as manifests
 from .errors import (
     BatchError,
@@ -39,6 +40,7 @@ class Wanted:
     pin: bool
     ttl: float | None = None
     revision: str | None = None
+    derive: tuple[manifests.Step, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class Warmed:
         entry: Of the model, None if it failed.
         error: Why it failed.
         seconds: How long it took.
+        derived: The paths of what was derived from it, in the manifest's order.
     """
 
     ref: str
@@ -58,6 +61,7 @@ class Warmed:
     entry: Entry | None = None
     error: ModelCacheError | None = None
     seconds: float = 0.0
+    derived: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +95,20 @@ def prewarm(
     locked: bool,
     ready_file: str | None,
     pin: Callable[[str], object],
+    derive: Callable[[str, manifests.Step], str],
 ) -> PrewarmReport:
-    """Do what `Cache.prewarm` says; *pin* is called with the key of each model that is to be pinned."""
+    """Do what `Cache.prewarm` says.
+
+    *pin* is called with the key of each model that is to be pinned, *derive* with a key and a step, one at a time: what
+    compiles takes all processors by itself.
+    """
     if ready_file is not None:
         remove_ready_file(ready_file, manifest)
     items = wanted(manifest, locked=locked)
     policies = _policies(getter, manifest)
+    building = threading.Lock()
+    for step in (step for item in items for step in item.derive):
+        recipes.find(step.recipe)  # One that is not known is told before anything is fetched.
 
     def one(item: Wanted, deadline: Deadline) -> Warmed:
         started = time.monotonic()
@@ -118,10 +130,15 @@ def prewarm(
             entry = entry or getter.fetched(ask, deadline)
             if item.pin:
                 pin(entry.key)
+            derived = []
+            for step in item.derive:
+                with building:
+                    deadline.check()
+                    derived.append(derive(entry.key, step))
         except ModelCacheError as error:
             told = as_drift(error, manifest) if locked else error
             return Warmed(key, "failed", error=told, seconds=time.monotonic() - started)
-        return Warmed(key, state, entry, seconds=time.monotonic() - started)
+        return Warmed(key, state, entry, seconds=time.monotonic() - started, derived=tuple(derived))
 
     models = run_all(items, one, jobs=jobs, deadline=lambda item: getter.deadline(reference.parse(item.ref)))
     report = PrewarmReport(tuple(models))
@@ -200,13 +217,16 @@ def wanted(path: str | os.PathLike[str], *, locked: bool) -> list[Wanted]:
     """
     models = read_manifest(path)
     if not locked:
-        return [Wanted(model.ref, model.digest, None, model.mirrors, model.pin, model.ttl) for model in models]
+        return [
+            Wanted(model.ref, model.digest, None, model.mirrors, model.pin, model.ttl, derive=model.derive)
+            for model in models
+        ]
     lock = read_lock(lock_path(path))
     manifests.check_drift(models, lock, file=lock_path(path))
     exactly = {reference.parse(model.ref).key: model for model in lock}
     both = [(model, exactly[reference.parse(model.ref).key]) for model in models]
     return [
-        Wanted(model.ref, exact.digest, exact.size, model.mirrors, model.pin, ttl=model.ttl, revision=exact.revision)
+        Wanted(model.ref, exact.digest, exact.size, model.mirrors, model.pin, model.ttl, exact.revision, model.derive)
         for model, exact in both
     ]
 

@@ -14,7 +14,7 @@ PACKAGE = Path(modelcache.__file__).parent
 FLOORS = [
     {"errors", "events", "eviction", "forks", "protobuf", "report", "sealed", "workspace"},
     {"layout"},
-    {"config", "digest", "patterns", "reference", "tomltext"},
+    {"config", "digest", "patterns", "recipes", "reference", "tomltext"},
     {"companions", "derivation", "files", "hit", "isolation", "listing", "notes", "platforms", "process", "settings"},
     {"bundle", "formats", "hubcache", "packed", "policy", "sampling", "trees"},
     {"configfiles", "manifest", "sharing", "signatures", "stamps"},
@@ -48,10 +48,9 @@ FLOORS = [
     {"onnx"},
     {"cli.asking", "cli.each", "cli.sharing"},
     {
-        "cli.config", "cli.doctor", "cli.du", "cli.export", "cli.gc", "cli.get", "cli.import_", "cli.info", "cli.init",
-        "cli.lock",
-        "cli.ls", "cli.path", "cli.pin", "cli.prewarm", "cli.remove", "cli.stats", "cli.tiers", "cli.unpin",
-        "cli.verify",
+        "cli.config", "cli.derive", "cli.doctor", "cli.du", "cli.export", "cli.gc", "cli.get", "cli.import_",
+        "cli.info", "cli.init", "cli.lock", "cli.ls", "cli.path", "cli.pin", "cli.prewarm", "cli.remove", "cli.stats",
+        "cli.tiers", "cli.unpin", "cli.verify",
     },
     {"cli", "testing"},
     {"__init__", "__main__"},

@@ -24,6 +24,7 @@ COMMANDS = {
     "init": "make a cache that several users share, or change who may use one",
     "get": "fetch a model if it is not cached, and print its path",
     "path": "print the path of a cached model; never fetches",
+    "derive": "compile a model, or make something else of it, once for this machine, and print the path",
     "prewarm": "fetch every model of a manifest",
     "lock": "write models.lock: the exact bytes that a manifest means",
     "ls": "list what is cached",

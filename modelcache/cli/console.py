@@ -17,8 +17,8 @@ from ..events import Event
 HEARTBEAT_S = 10.0
 HEARTBEAT_SHARE = 0.1
 # What a person wants to know without having asked for progress.
-_NEWS = {"retry", "waiting", "mirror", "restarted", "quarantined", "stale", "ranges", "evicted"}
-_DONE = {"fetched", "exported", "imported", "verified"}
+_NEWS = {"retry", "waiting", "mirror", "restarted", "quarantined", "stale", "ranges", "evicted", "building"}
+_DONE = {"fetched", "exported", "imported", "verified", "derived"}
 
 
 class _Progress(Protocol):

@@ -62,6 +62,7 @@ def _row(model: object) -> dict[str, object]:
         "state": model.state,
         "seconds": round(model.seconds, 3),
         **({"path": model.entry.path, "digest": model.entry.digest, "size": model.entry.size} if model.entry else {}),
+        **({"derived": list(model.derived)} if model.derived else {}),
         **({"error": type(error).__name__, "message": error.summary, "exit_code": error.exit_code} if error else {}),
     }
 

@@ -107,8 +107,11 @@ def optimize(
     atol: float = 1e-4,
     timeout: float | None = None,
     verify: str = "stat",
+    force: bool = False,
 ) -> str:
     """Return the path of the optimised model, built if it is not here: what `session` loads. Arguments are the same.
+
+    With *force* it is built also if it is here, or has failed too often.
 
     It is to be loaded by this path, with the optimisation level ``ORT_DISABLE_ALL``, and never to be written to: its
     external data lies beside it.
@@ -121,7 +124,7 @@ def optimize(
 
     request = _request(
         ref_or_path, file, providers, provider_options, session_options, cache, level, prepack, config,
-        free_dimensions, custom_ops, feeds, rtol, atol, timeout, verify,
+        free_dimensions, custom_ops, feeds, rtol, atol, timeout, verify, force,
     )  # fmt: skip
     return sessions.warm(request) or sessions.product(request, request.source)
 
@@ -137,16 +140,9 @@ def recipe(cache: Cache, ref: RefLike, **options: Any) -> str:
     from .sessions import providers_and_options
 
     known = (
-        "file",
-        "providers",
-        "provider_options",
-        "level",
-        "prepack",
-        "config",
-        "free_dimensions",
-        "custom_ops",
-        "timeout",
-    )
+        "file", "providers", "provider_options", "level", "prepack", "config", "free_dimensions", "custom_ops", "timeout",
+        "verify", "force",
+    )  # fmt: skip
     for name in options:
         if name not in known:
             raise UsageError(problem=f"the recipe onnx has no option {name!r}", hint=f"It has {', '.join(known)}")
@@ -172,6 +168,7 @@ def _request(
     atol: float,
     timeout: float | None,
     verify: str,
+    force: bool = False,
 ) -> Any:
     from . import options, sessions
 
@@ -180,7 +177,7 @@ def _request(
         free_dimensions=free_dimensions, custom_ops=custom_ops, session_options=session_options,
     )  # fmt: skip
     found = replace(found, compared=sessions.comparison(feeds, rtol, atol))
-    return sessions.Request(ref, file, found, cache, feeds, timeout, verify)
+    return sessions.Request(ref, file, found, cache, feeds, timeout, verify, force)
 
 
 def __getattr__(name: str) -> Any:

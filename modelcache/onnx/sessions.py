@@ -55,6 +55,7 @@ class Request:
     feeds: Mapping[str, Any] | None
     timeout: float | None
     verify: str
+    force: bool = False
 
     def __post_init__(self) -> None:
         if self.verify not in {"stat", "full"}:
@@ -88,7 +89,7 @@ class Request:
 
 def warm(request: Request) -> str | None:
     """Return the path of the product if records and stamps alone say that it is here, else None."""
-    if request.verify != "stat":
+    if request.verify != "stat" or request.force:
         return None
     root = _root(request.cache)
     if root is None:
@@ -143,6 +144,7 @@ def product(request: Request, source: Source) -> str:
         check=partial(building.check, task, request.feeds),
         isolate=True,
         timeout=request.timeout,
+        force=request.force,
         verify=None if request.verify == "stat" else request.verify,  # None: as the cache is set.
     )
     return f"{path}/{building.MODEL}"

@@ -32,6 +32,7 @@ from modelcache import (
     RetryPolicy,
     bundle,
     commit,
+    deriving,
     errors,
     exporting,
     files,
@@ -41,6 +42,7 @@ from modelcache import (
     packed,
     partials,
     process,
+    products,
     roots,
     staged,
     trees,
@@ -57,7 +59,9 @@ from tests.crash.world import (
     broken_exports,
     cold_get,
     collect,
+    collect_derived,
     collect_for_room,
+    derived,
     digest_of,
     export_file,
     export_folder,
@@ -83,7 +87,10 @@ from tests.crash.world import (
 from tests.crash.world import Log as Listener
 from tests.support.state import leftovers
 
-MODULES = (commit, roots, partials, locks, files, staged, trees, bundle, exporting, importing, packed, unpacking)
+MODULES = (
+    commit, roots, partials, locks, files, staged, trees, bundle, exporting, importing, packed, unpacking, deriving,
+    products,
+)  # fmt: skip
 CALLS = {
     "close", "fchmod", "fdatasync", "fstat", "fsync", "ftruncate", "link", "listdir", "lseek", "mkdir", "open", "pread",
     "pwrite", "read", "rename", "replace", "rmdir", "scandir", "stat", "unlink", "utime", "write",
@@ -93,7 +100,7 @@ _OUTSIDE = ("out",)  # Beside the root: what is exported to.
 WAYS = ["ENOSPC", "EIO", "EMFILE", "EROFS", "EACCES", "EINTR", "short write"]
 WAYS_OF_A_PATH = ["EIO", "EMFILE"]
 # What is acknowledged through them was synced; no other way in leads to the disk.
-PROMISING = ("get", "put", "put_tree", "remove", "pin", "unpin", "lease", "export", "import_")
+PROMISING = ("get", "put", "put_tree", "remove", "pin", "unpin", "lease", "export", "import_", "derive")
 
 
 def interrupted_get(world: World) -> Act:
@@ -113,7 +120,7 @@ def interrupted_get(world: World) -> Act:
 OPERATIONS: list[Operation] = [
     cold_get, resumed_get, interrupted_get, refresh, put, put_again, hit_by_digest, remove, remove_one_of_two_names,
     pin_and_unpin, put_tree, second_name_of_a_tree, remove_tree, promote, leased, collect, collect_for_room,
-    put_archive, import_folder, import_file, export_folder, export_file,
+    put_archive, import_folder, import_file, export_folder, export_file, derived, collect_derived,
 ]  # fmt: skip
 
 

@@ -35,7 +35,7 @@ from modelcache.objects import Objects
 from modelcache.records import Entries
 from modelcache.sweep import sweep
 from modelcache.testing import Fault, FaultServer, check_cache
-from tests.crash.world import digest_of, found_at, make_tree, tree_digest, tree_of
+from tests.crash.world import derive, derived_ref, digest_of, found_at, make_tree, tree_digest, tree_of
 from tests.support.state import leftovers
 
 OLD, NEW = bytes(range(250)) * 6_000, bytes(range(1, 251)) * 6_000
@@ -89,6 +89,7 @@ def perform(root: str, task: Task) -> str | None:
         "put tree under a policy": lambda: held_to_a_policy(root, task).put_tree(
             source_of(root, task.digest), name=task.key
         ),
+        "derive": lambda: derive(cache, "m"),
         "look": lambda: None,
         "share": lambda: mending.init(root, access="group-everyone-read"),
         "sweep": lambda: sweep(root),
@@ -130,6 +131,7 @@ def live(root: str, tasks: list[Task], spec: str) -> dict[str, Any]:
 def serve() -> None:
     """Fork a process for each line of the input; say its number at once, and what came of it when that is asked."""
     for name in (
+        "deriving",
         "exporting",
         "fetch",
         "flights",
@@ -511,6 +513,27 @@ def collect_partials(world: World) -> Iterator[Story]:
     assert received(world.root) in {0, 700_000}
 
 
+def derived(world: World) -> Iterator[Story]:
+    world.do(Task("put", "m", OLDS))
+    key = derived_ref(OLDS)
+    yield Story([Task("derive", key)], {"m": OLDS}, {"m": OLDS, key: OLD_TREE})
+
+
+def collect_derived(world: World) -> Iterator[Story]:
+    """It goes before what it was derived from."""
+    key = derived_ref(OLDS)
+    world.do(Task("put", "m", OLDS), Task("derive", key))
+    before: dict[str, str | None] = {"m": OLDS, key: OLD_TREE}
+    yield Story([Task("gc")], before, {"m": None, key: None}, [Task("gc"), Task("look", "m")])
+
+
+def remove_with_what_was_derived(world: World) -> Iterator[Story]:
+    key = derived_ref(OLDS)
+    world.do(Task("put", "m", OLDS), Task("derive", key))
+    before: dict[str, str | None] = {"m": OLDS, key: OLD_TREE}
+    yield Story([Task("remove", "m")], before, {key: None, "m": None})
+
+
 def repair(world: World) -> Iterator[Story]:
     world.serve(OLD)
     world.do(Task("get", world.url))
@@ -529,6 +552,7 @@ OPERATIONS: list[Operation] = [
     put_tree, put_tree_again, second_name_of_a_tree, remove_tree, promote, promote_tree,
     share, share_what_is_not_there, shared_get,
     get_under_a_policy, let_in, put_under_a_policy, export_file, export_folder, import_file, import_folder,
+    derived, collect_derived, remove_with_what_was_derived,
 ]  # fmt: skip
 
 

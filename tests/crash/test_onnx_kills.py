@@ -1,4 +1,4 @@
-"""SIGKILL while onnxruntime writes: to the process that builds, or to the one that asked. No bad product is ever loaded.
+"""SIGKILL while onnxruntime writes: to the process that builds, or to the one that asked. No bad product is loaded.
 
 The instants are drawn, counted from the moment at which the first file of the product is there; nothing depends on them
 but which states are met.

@@ -20,7 +20,20 @@ from typing import Protocol
 
 import pytest
 
-from modelcache import Cache, Policy, RetryPolicy, errors, layout, mending, process, transfer
+from modelcache import (
+    Cache,
+    Derivation,
+    Policy,
+    RetryPolicy,
+    Workspace,
+    commit,
+    errors,
+    layout,
+    mending,
+    process,
+    transfer,
+)
+from modelcache.derivation import Part
 from modelcache.promises import check_cache
 from modelcache.sweep import sweep
 from modelcache.testing import Fault, FaultServer
@@ -64,6 +77,35 @@ def make_tree(source: Path, files: dict[str, bytes]) -> None:
         (source / path).parent.mkdir(parents=True, exist_ok=True)
         (source / path).write_bytes(content)
     (source / "bin/run").chmod(0o755)
+
+
+def derived_ref(digest: str) -> str:
+    """Return what is called that `derive` of the content with *digest* is made of."""
+    uname = os.uname()
+    platform = {"system": uname.sysname, "machine": uname.machine}
+    return Derivation("tree", "1", (Part("0", digest, digest),), platform=platform).ref
+
+
+def grow(workspace: Workspace) -> None:
+    """Build a tree that holds its input, by the calls that the suites record, and let fail."""
+    content = Path(workspace.inputs["0"]).read_bytes()
+    for path, data in tree_of(content).items():
+        commit.make_staged(os.path.dirname(f"{workspace}/grown/{path}"))
+        descriptor = commit.create_file(f"{workspace}/grown/{path}", executable=path == "bin/run")
+        try:
+            commit.write(descriptor, data)
+        finally:
+            vars(commit)["os"].close(descriptor)  # Of whatever stands in for it.
+
+
+def has_all(path: str) -> None:
+    """Check what `grow` has built."""
+    assert {"weights.bin", "bin"} <= set(os.listdir(path)), os.listdir(path)
+
+
+def derive(cache: Cache, source: str) -> str:
+    """Return the path of what is derived from *source*."""
+    return cache.derive(grow, recipe="tree", version="1", inputs=[source], check=has_all)
 
 
 class Log(Protocol):
@@ -333,6 +375,37 @@ def promote(world: World) -> Act:
     return act
 
 
+def derived(world: World) -> Act:
+    """One of its files is here already, and becomes another name of it."""
+    world.put(OLD, "kept")
+    key = derived_ref(digest_of(OLD))
+    world.legit[key] = {tree_digest(tree_of(OLD))}
+
+    def act(log: Log) -> None:
+        log.expect("kept", digest_of(OLD))
+        derive(world.cache(), "kept")
+        log.expect(key, tree_digest(tree_of(OLD)))
+
+    return act
+
+
+def collect_derived(world: World) -> Act:
+    """What was derived goes before what it was derived from, and both go."""
+    world.put(OLD, "m")
+    derive(world.cache(), "m")
+    key = derived_ref(digest_of(OLD))
+    world.legit[key] = {tree_digest(tree_of(OLD))}
+
+    def act(log: Log) -> None:
+        log.expect("m", digest_of(OLD), None)
+        log.expect(key, tree_digest(tree_of(OLD)), None)
+        report = world.cache().plan_gc(unused_for=0, grace=0).execute()
+        for gone in (gone for item in report.removed for gone in item.keys):
+            log.expect(gone, None)
+
+    return act
+
+
 def remove_tree(world: World) -> Act:
     kept = world.put_tree(OLD, "kept")
     gone = world.put_tree(NEW, "t")
@@ -597,7 +670,7 @@ OPERATIONS: list[Operation] = [
     cold_get, resumed_get, interrupted_get, refresh, put, put_again, put_what_is_here, hit_by_digest, remove,
     remove_one_of_two_names, pin_and_unpin, leased, collect, collect_for_room, repair, two_at_once, two_processes,
     share, shared_get, put_tree, put_tree_again, second_name_of_a_tree, remove_tree, promote, let_in,
-    put_archive, import_folder, import_file, export_folder, export_file,
+    put_archive, import_folder, import_file, export_folder, export_file, derived, collect_derived,
 ]  # fmt: skip
 
 
@@ -663,6 +736,10 @@ def _online(world: World, root: Path) -> list[str]:
                 elif key in world.bundles:
                     cache.import_(world.bundles[key], conflict="replace")
                     got = found_at(Path(cache.get(key)))
+                elif key.startswith("derived:"):
+                    source = next(name for name in world.legit if not name.startswith("derived:"))
+                    cache.put(OLD, name=source)
+                    got = found_at(Path(derive(cache, source)))
                 elif any(digest.startswith("tree:") for digest in legit):
                     got = world.put_tree(OLD if tree_digest(tree_of(OLD)) in legit else NEW, key, root)
                     assert found_at(Path(cache.get(key))) == got

@@ -10,7 +10,7 @@ from pathlib import Path
 def leftovers(root: Path) -> list[str]:
     """Return what should not be there when nobody is at work: staged files, partials, locks, trash."""
     found = []
-    for bucket in ("staging", "partial-v1", "locks", "trash"):
+    for bucket in ("staging", "partial-v1", "locks", "trash", "failures-v1"):
         if (root / bucket).is_dir():
             found += [f"{bucket}/{name}" for name in os.listdir(root / bucket)]
     return found

@@ -11,6 +11,7 @@ import sys
 from functools import cache
 
 _CPUINFO = "/proc/cpuinfo"
+_NVIDIA = "/proc/driver/nvidia"
 _CPUINFO_BYTES = 1 << 14  # The first processor; each further one costs the kernel time.
 # Instruction sets, and on ARM the design, by which runtimes choose kernels.
 _LINES = ("vendor_id", "flags", "features", "cpu implementer", "cpu part", "cpu architecture", "isa")
@@ -42,6 +43,29 @@ def cpu() -> dict[str, str]:
             return parse_cpuinfo(file.read(_CPUINFO_BYTES).decode(errors="replace"))
     except OSError:
         return {}
+
+
+@cache
+def gpu() -> dict[str, str]:
+    """Return what NVIDIA's driver says of itself and of its devices; ``{}`` where there is none."""
+    found = {}
+    for name, path in (
+        ("driver", f"{_NVIDIA}/version"),
+        *((one, f"{_NVIDIA}/gpus/{one}/information") for one in _gpus()),
+    ):
+        try:
+            with open(path, "rb") as file:
+                found[name] = " ".join(file.read(_CPUINFO_BYTES).decode(errors="replace").split())
+        except OSError:
+            continue
+    return found
+
+
+def _gpus() -> list[str]:
+    try:
+        return sorted(os.listdir(f"{_NVIDIA}/gpus"))
+    except OSError:
+        return []
 
 
 def parse_cpuinfo(text: str) -> dict[str, str]:

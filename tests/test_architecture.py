@@ -44,6 +44,8 @@ FLOORS = [
     {"onnx.graph", "onnx.runtime"},
     {"onnx.options", "onnx.sources"},
     {"onnx.building"},
+    {"onnx.engines"},
+    {"onnx.contexts"},
     {"onnx.sessions"},
     {"onnx"},
     {"cli.asking", "cli.each", "cli.sharing"},

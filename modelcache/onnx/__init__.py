@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     RefLike = str | os.PathLike[str]
 
-__all__ = ["SourceModelWarning", "optimize", "recipe", "session"]
+__all__ = ["SourceModelWarning", "compile_context", "optimize", "recipe", "session"]
 
 
 def session(
@@ -129,26 +129,52 @@ def optimize(
     return sessions.warm(request) or sessions.product(request, request.source)
 
 
+def compile_context(
+    ref_or_path: RefLike,
+    *,
+    providers: Sequence[Any],
+    file: str | None = None,
+    provider_options: Sequence[Mapping[str, Any]] | None = None,
+    cache: Cache | None = None,
+    level: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    free_dimensions: Mapping[str, int] | None = None,
+    custom_ops: Sequence[RefLike] = (),
+    timeout: float | None = None,
+    force: bool = False,
+) -> str:
+    """Return the path of the model as *providers* have compiled it (EPContext), built if it is not here.
+
+    For providers that compile, such as QNN, OpenVINO and TensorRT-RTX; the path is loaded with the same providers. The
+    arguments are those of `session`.
+
+    Raises:
+        ModelRefusedError: No provider compiles any of it; nothing was cached.
+        ModelCacheError: As `optimize`.
+    """
+    from . import contexts, sessions
+
+    request = _request(
+        ref_or_path, file, providers, provider_options, None, cache, level, False, config,
+        free_dimensions, custom_ops, None, 0, 0, timeout, "stat", force,
+    )  # fmt: skip
+    source = request.source
+    task = request.task(source)
+    return contexts.product(sessions.cache_of(request), source, task, timeout=timeout, force=force)
+
+
 def recipe(cache: Cache, ref: RefLike, **options: Any) -> str:
     """Do what `optimize` does, with options as a manifest or the command line gives them: JSON values.
+
+    A manifest may be a stranger's: what could name a file, or a library that is loaded, is no option here.
 
     Raises:
         UsageError: An option is not known, or makes no sense.
         ModelCacheError: As `optimize`.
     """
-    from ..errors import UsageError
-    from .sessions import providers_and_options
+    from .options import of_recipe
 
-    known = (
-        "file", "providers", "provider_options", "level", "prepack", "config", "free_dimensions", "custom_ops", "timeout",
-        "verify", "force",
-    )  # fmt: skip
-    for name in options:
-        if name not in known:
-            raise UsageError(problem=f"the recipe onnx has no option {name!r}", hint=f"It has {', '.join(known)}")
-    if "providers" in options:
-        options["providers"] = providers_and_options(options["providers"])
-    return optimize(ref, cache=cache, **options)
+    return optimize(ref, cache=cache, **of_recipe(options))
 
 
 def _request(

@@ -18,7 +18,7 @@ from . import graph, runtime
 from .options import EXTERNAL_BYTES_MIN, Options
 
 MODEL, DATA = "model.onnx", "model.onnx.data"
-_FOLDER = "session.model_external_initializers_file_folder_path"
+FOLDER = "session.model_external_initializers_file_folder_path"
 _DETAIL_MAX = 500
 
 
@@ -88,16 +88,21 @@ def check(task: Task, feeds: Mapping[str, Any] | None, product: str) -> None:
     session_options = task.options.session_options()
     made = runtime.create_optimised(f"{product}/{MODEL}", session_options, task.options.providers)
     source = source_session(task)
-    ours, theirs = runtime.interface(made), runtime.interface(source)
-    for kind, expected in theirs.items():
-        if ours[kind] != expected:
-            raise ValueError(f"its {kind} are not those of the source: {_difference(ours[kind], expected)}")
+    same_interface(made, source)
     if feeds is not None:
         assert task.options.compared is not None
         names = [one.name for one in source.get_outputs()]
         compare(
             names, made.run(names, dict(feeds)), source.run(names, dict(feeds)), **_tolerance(task.options.compared)
         )
+
+
+def same_interface(made: Any, source: Any) -> None:
+    """Check that two sessions have the same inputs and outputs; raise ValueError."""
+    ours, theirs = runtime.interface(made), runtime.interface(source)
+    for kind, expected in theirs.items():
+        if ours[kind] != expected:
+            raise ValueError(f"its {kind} are not those of the source: {_difference(ours[kind], expected)}")
 
 
 def source_session(task: Task) -> Any:
@@ -157,7 +162,7 @@ def _session(task: Task, session_options: Any) -> Any:
     edited = graph.normalised(task.source)
     if edited is None:
         return runtime.create(task.source, session_options, task.options.providers)
-    session_options.add_session_config_entry(_FOLDER, os.path.dirname(task.source))
+    session_options.add_session_config_entry(FOLDER, os.path.dirname(task.source))
     return runtime.create(edited, session_options, task.options.providers)
 
 

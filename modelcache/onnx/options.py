@@ -7,6 +7,7 @@ SessionOptions cannot be asked what entries it has, so those that are known to c
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -56,6 +57,11 @@ GRAPH_ENTRIES = (
     "session.strict_shape_type_inference",
     "session.x64quantprecision",
 )
+_OF_RECIPE = frozenset({
+    "config", "file", "force", "free_dimensions", "level", "prepack", "providers", "timeout", "verify",
+})  # fmt: skip
+_PLAIN_VALUE = re.compile(r"[A-Za-z0-9_:,+-]*")  # Neither a path nor the name of a library.
+_FROM_A_PROGRAM = "Call modelcache.onnx.optimize from a program of your own"
 # Ours: what they say is decided here.
 _RESERVED = (
     "session.optimized_model",
@@ -201,6 +207,30 @@ def providers_of(
     if len({name for name, _ in pairs}) != len(pairs):
         raise UsageError(problem=f"providers={providers!r:.200} names one twice")
     return tuple((name, {str(key): str(value) for key, value in own.items()}) for name, own in pairs)
+
+
+def of_recipe(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a recipe as `given` takes them. They may come from a stranger's manifest.
+
+    Raises:
+        UsageError: One is not known, or could name a file.
+    """
+    for name in options:
+        if name not in _OF_RECIPE:
+            problem = f"the recipe onnx has no option {name!r}"
+            raise UsageError(problem=problem, hint=f"It has {', '.join(sorted(_OF_RECIPE))}")
+    found = dict(options)
+    for key in found.get("config") or {}:
+        if key not in GRAPH_ENTRIES or key.endswith("_file"):
+            raise UsageError(problem=f"the recipe onnx takes no configuration entry {key!r}", hint=_FROM_A_PROGRAM)
+    if isinstance(found.get("providers"), list):
+        found["providers"] = [tuple(one) if isinstance(one, list) else one for one in found["providers"]]
+    for name, own in providers_of(found.get("providers"), None):
+        for key, value in own.items():
+            if not _PLAIN_VALUE.fullmatch(value):
+                problem = f"the recipe onnx takes no {key}={value!r} of {name}: it could name a file"
+                raise UsageError(problem=problem, hint=_FROM_A_PROGRAM)
+    return found
 
 
 def _config(config: Mapping[str, Any] | None) -> dict[str, str]:

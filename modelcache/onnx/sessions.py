@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,10 @@ from ..errors import (
     DerivationError,
     NoSpaceError,
     RepeatedFailureError,
+    StorageError,
     UsageError,
 )
-from . import building, runtime
+from . import building, engines, runtime
 from .options import Options
 from .sources import Seen, Source, on_record, resolve
 
@@ -38,6 +39,7 @@ RECIPE, VERSION = "onnx-optimize", "1"
 _PROBE_S = 600.0
 _log = logging.getLogger("modelcache")
 _seen = Seen()
+_copies = engines.Copies()
 
 
 class SourceModelWarning(UserWarning):
@@ -64,7 +66,7 @@ class Request:
     @property
     def source(self) -> Source:
         """The model, fetched if it is not here."""
-        cache = self.cache or api.default_cache()
+        cache = cache_of(self)
         source = resolve(cache, self.ref, self.file)
         _seen.remember((cache.root, os.fspath(self.ref), self.file), source)
         return source
@@ -85,6 +87,11 @@ class Request:
         params = {**self.options.params, **({"file": source.file} if source.file else {})}
         part = Part("model", source.digest, source.digest, ref=source.ref)
         return Derivation(RECIPE, VERSION, (part,), params, self.options.platform)
+
+
+def cache_of(request: Request) -> Cache:
+    """Return the cache that is asked."""
+    return request.cache or api.default_cache()
 
 
 def warm(request: Request) -> str | None:
@@ -129,7 +136,7 @@ def product(request: Request, source: Source) -> str:
         DerivationError: It could not be made.
         ModelCacheError
     """
-    cache = request.cache or api.default_cache()
+    cache = cache_of(request)
     derivation = request.derivation(source)
     task = request.task(source)
     known = cache.lookup(source.key) if source.key else None
@@ -152,6 +159,8 @@ def product(request: Request, source: Source) -> str:
 
 def loaded(request: Request, session_options: Any, *, fallback: bool) -> Any:
     """Return the session that *request* asks for; with *fallback*, one of the source where no product can be had."""
+    if engines.managed(request.options):
+        return _with_engines(request, session_options, fallback=fallback)
     path = warm(request)
     source = None
     try:
@@ -168,6 +177,20 @@ def loaded(request: Request, session_options: Any, *, fallback: bool) -> Any:
         return _source_instead(request, source or request.source, session_options, error)
 
 
+def _with_engines(request: Request, session_options: Any, *, fallback: bool) -> Any:
+    """Return a session of the source, whose providers find a private copy of what they have compiled before."""
+    cache, source = cache_of(request), request.source
+    task = request.task(source)
+    try:
+        made = engines.product(cache, source, task, request.feeds, timeout=request.timeout, force=request.force)
+        options = engines.with_directory(request.options, _copies.of(cache.root, made))
+        return engines.session(replace(task, options=options), source.digest, session_options)
+    except (DerivationError, StorageError, NoSpaceError) as error:
+        if not fallback:
+            raise
+        return _source_instead(request, source, session_options, error)
+
+
 def _again(request: Request, session_options: Any, path: str, error: Exception) -> Any:
     """Load the product once more, after it was looked at: what is damaged was set aside, and is built anew."""
     _log.warning("%s does not load (%s): it is read and hashed", path, error)
@@ -181,7 +204,7 @@ def _again(request: Request, session_options: Any, path: str, error: Exception) 
 
 
 def _source_instead(
-    request: Request, source: Source, session_options: Any, error: DerivationError | NoSpaceError
+    request: Request, source: Source, session_options: Any, error: DerivationError | NoSpaceError | StorageError
 ) -> Any:
     """Return a session of the source itself, and say why; raise *error* if that is no way out."""
     from .. import isolation
@@ -259,10 +282,3 @@ def comparison(feeds: Mapping[str, Any] | None, rtol: float, atol: float) -> dic
         content = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
         state.update(f"{name}\0{array.dtype.str}\0{array.shape}\0{len(content)}\0".encode() + content)
     return {"feeds": f"sha256:{state.hexdigest()}", "rtol": float(rtol), "atol": float(atol)}
-
-
-def providers_and_options(providers: Sequence[Any] | None) -> Sequence[Any] | None:
-    """Return *providers* as JSON gives them, where a tuple is a list."""
-    if providers is None:
-        return None
-    return [tuple(one) if isinstance(one, list) else one for one in providers]

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,10 +111,10 @@ def test_a_kill_while_onnxruntime_writes_leaves_no_product_that_is_bad(
     print(f"{KILLS[budget]} kills, seed {seed}: {seen['whole']} products were whole, 0 bad")
 
 
-def _close(one: object, other: object) -> bool:
+def _close(one: Any, other: Any) -> bool:
     import numpy as np
 
-    return bool(np.allclose(one, other, rtol=1e-3, atol=1e-4))  # type: ignore[call-overload]
+    return bool(np.allclose(one, other, rtol=1e-3, atol=1e-4))
 
 
 def _forget_failures(root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -22,11 +23,11 @@ pytest.importorskip("onnx", reason="onnx is not installed, and the models of the
 import numpy as np
 
 import modelcache.onnx
-from examples import onnx_models
 from modelcache.onnx import building, graph, options, runtime, sessions
 from tests.support.models import WIDTH, answers, perceptron, plain
 
 REPOSITORY = Path(__file__).parents[2]
+EXAMPLES = runpy.run_path(str(REPOSITORY / "examples" / "onnx_models.py"))
 
 
 @pytest.fixture
@@ -62,10 +63,10 @@ def close(one: list[Any], other: list[Any]) -> bool:
 @pytest.mark.parametrize("name", ["transformer", "dynamic", "resnet50", "densenet121", "squeezenet"])
 def test_the_product_answers_what_the_source_answers(name: str, cache: Cache, tmp_path: Path) -> None:
     path = tmp_path / f"{name}.onnx"
-    if name in onnx_models.LIGHT:
-        onnx_models.light(name, str(path))
+    if name in EXAMPLES["LIGHT"]:
+        EXAMPLES["light"](name, str(path))
     else:
-        onnx_models.transformer(str(path), layers=2, width=96, dynamic=name == "dynamic")
+        EXAMPLES["transformer"](str(path), layers=2, width=96, dynamic=name == "dynamic")
 
     ours, source = load(path, cache), plain(path)
 
@@ -106,8 +107,8 @@ def test_a_name_a_url_and_a_tree_that_was_put_are_sources_too(cache: Cache, mode
     perceptron(model.parent / "tree" / "onnx" / "model.onnx", external="model.data")
     cache.put_tree(model.parent / "tree", name="a-tree")
 
-    for given in ({"ref_or_path": url}, {"ref_or_path": "put"}, {"ref_or_path": "a-tree"}):
-        assert close(answers(modelcache.onnx.session(cache=cache, **given)), expected), given
+    for ref in (url, "put", "a-tree"):
+        assert close(answers(load(ref, cache)), expected), ref
     again = modelcache.onnx.session("a-tree", file="onnx/model.onnx", cache=cache)
     inside = modelcache.onnx.session(cache.get_tree("a-tree"), file="onnx/model.onnx", cache=cache)
 
@@ -343,7 +344,7 @@ def test_external_data_outside_of_the_models_directory_is_refused(location: str,
     with pytest.raises(errors.ExternalDataError, match="is not below") as caught:
         load(path, cache)
 
-    assert caught.value.location == location
+    assert caught.value.facts["location"] == location
     assert not (Path(cache.root) / "objects-v1").exists()
 
 
@@ -641,8 +642,25 @@ def test_the_recipe_takes_what_json_can_say(cache: Cache, model: Path) -> None:
     assert path == modelcache.onnx.optimize(
         model, cache=cache, level="basic", config={"session.disable_quant_qdq": "1"}
     )
-    with pytest.raises(errors.UsageError, match="no option 'speed'"):
-        modelcache.onnx.recipe(cache, model, speed=11)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"speed": 11}, "no option 'speed'"),
+        ({"custom_ops": ["/tmp/evil.so"]}, "no option 'custom_ops'"),
+        ({"config": {"session.collect_node_memory_stats_to_file": "/etc/passwd"}}, "no configuration entry"),
+        ({"config": {"session.node_partition_config_file": "x"}}, "no configuration entry"),
+        ({"providers": [["CPUExecutionProvider", {"trt_extra_plugin_lib_paths": "evil.so"}]]}, "could name a file"),
+    ],
+)
+def test_a_strangers_manifest_names_no_file_and_no_library(
+    given: dict[str, Any], said: str, cache: Cache, model: Path
+) -> None:
+    with pytest.raises(errors.UsageError, match=said):
+        modelcache.onnx.recipe(cache, model, **given)
+
+    assert derived(cache) == []
 
 
 def test_what_was_derived_goes_and_comes_back(cache: Cache, model: Path) -> None:

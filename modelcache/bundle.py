@@ -171,6 +171,8 @@ def _item(found: dict[str, Any]) -> Item:
     if len(item.mirrors) > 1000 or not all("://" in mirror for mirror in item.mirrors):
         raise ValueError("a mirror is no URL")
     parsed = reference.parse(item.key)
+    if parsed.is_derived:
+        raise ValueError(f"{item.key} was derived, which is done where it is used")
     if parsed.scheme and parsed.is_tree != item.digest.is_tree:
         raise ValueError(f"{item.key} is of another kind than its digest")
     for text in (item.etag, item.last_modified, item.revision):

@@ -203,6 +203,10 @@ class Keeper(ABC):
             raise UsageError(problem="nothing to export: no ref was given")
         target, before = _path("to", to), None if base is None else _path("base", base)
         entries = {entry.key: entry for entry in map(self._recorded, refs)}
+        derived = next((key for key, entry in entries.items() if entry.derivation is not None), None)
+        if derived is not None:
+            hint = "Export what it was derived from: the other machine derives it, for its own runtime and processor"
+            raise UsageError(problem=f"{derived} was derived, and is not exported", hint=hint)
         return export(
             self.root,
             list(entries.values()),

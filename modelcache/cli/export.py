@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     with Cache(arguments.root, on_event=console.event) as cache:
         refs = list(arguments.refs)
         if arguments.all:
-            refs += [entry.key for entry in cache.entries()]
+            refs += [entry.key for entry in cache.entries() if entry.derivation is None]  # Derived where it is used.
         if arguments.manifest is not None:
             refs += [model.ref for model in read_manifest(arguments.manifest)]
         report = cache.export(*refs, to=arguments.to, base=arguments.base, verify=arguments.verify)

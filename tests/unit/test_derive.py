@@ -772,6 +772,14 @@ def test_a_tier_serves_what_another_cache_has_built(cache: Cache, tmp_path: Path
         assert never.calls == 0
 
 
+def test_what_was_derived_is_not_exported(cache: Cache, tmp_path: Path) -> None:
+    ref = cache.explain(derive(cache, Counting())).ref
+
+    with pytest.raises(UsageError, match="was derived, and is not exported"):
+        cache.export("m.bin", ref, to=tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
 # -- gc ----------------------------------------------------------------------------------------------------------------
 
 

@@ -15,9 +15,9 @@ from .. import commit
 from ..errors import ModelCacheError, ModelRefusedError, NoSpaceError
 from ..files import check_space
 from . import graph, runtime
-from .options import EXTERNAL_BYTES_MIN, Options
+from .options import EXTERNAL_BYTES_MIN, MODEL, Options
 
-MODEL, DATA = "model.onnx", "model.onnx.data"
+DATA = f"{MODEL}.data"
 FOLDER = "session.model_external_initializers_file_folder_path"
 _DETAIL_MAX = 500
 

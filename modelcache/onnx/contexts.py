@@ -14,7 +14,7 @@ from .. import commit
 from ..derivation import Derivation, Part
 from ..files import check_space
 from . import building, engines, runtime
-from .options import EXTERNAL_BYTES_MIN
+from .options import EXTERNAL_BYTES_MIN, MODEL
 
 if TYPE_CHECKING:
     from ..cache import Cache
@@ -56,14 +56,14 @@ def build(task: building.Task, workspace: str) -> None:
     commit.make_staged(directory)
     try:
         compiler = runtime.library().ModelCompiler(session_options(task), **arguments(task))
-        compiler.compile_to_file(f"{directory}/{building.MODEL}")
+        compiler.compile_to_file(f"{directory}/{MODEL}")
     except Exception as error:
         raise task.refused(error) from error
 
 
 def check(task: building.Task, product: str) -> None:
     """Load the finished *product* for the first time, and compare its inputs and outputs with those of the source."""
-    made = runtime.create(f"{product}/{building.MODEL}", task.options.session_options(), task.options.providers)
+    made = runtime.create(f"{product}/{MODEL}", task.options.session_options(), task.options.providers)
     building.same_interface(made, building.source_session(task))
 
 
@@ -89,4 +89,4 @@ def product(cache: Cache, source: Source, task: building.Task, **given: Any) -> 
         isolate=True,
         **given,
     )
-    return f"{path}/{building.MODEL}"
+    return f"{path}/{MODEL}"

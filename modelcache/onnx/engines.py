@@ -171,6 +171,9 @@ class Copies:
                     commit.discard(path)
 
 
+copies = Copies()
+
+
 def _copied(root: str, directory: str) -> str:
     try:
         target = commit.stage_directory(root)

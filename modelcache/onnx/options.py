@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .. import files, platforms
+from .. import platforms
 from ..errors import UsageError
 from . import runtime
 
 LEVELS = ("disable", "basic", "extended", "layout", "all")
 CPU = "CPUExecutionProvider"
+MODEL = "model.onnx"  # What the optimised model is called, in its directory.
 _PORTABLE = {"disable", "basic", "extended"}  # Above, onnxruntime chooses layouts by what the processor can do.
 # Below, a tensor stays in the graph's own file: thousands of small maps cost more than they save (docs/onnx.md).
 EXTERNAL_BYTES_MIN = 16384
@@ -264,7 +265,9 @@ def _digest_of(path: str) -> str:
         if seen not in _digests:
             if len(_digests) >= _DIGESTS_MAX:
                 _digests.clear()
-            _digests[seen] = files.digest_of(path)[0]
+            from ..files import digest_of
+
+            _digests[seen] = digest_of(path)[0]
         return _digests[seen]
     except OSError as error:
         reason = error.strerror or str(error)

@@ -7,7 +7,6 @@ too, or onnxruntime refuses it.
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Mapping
@@ -26,20 +25,19 @@ from ..errors import (
     StorageError,
     UsageError,
 )
-from . import building, engines, runtime
-from .options import Options
+from . import runtime
+from .options import CPU, MODEL, Options
 from .sources import Seen, Source, on_record, resolve
 
 if TYPE_CHECKING:
     from ..cache import Cache
+    from . import building
 
     RefLike = str | os.PathLike[str]
 
 RECIPE, VERSION = "onnx-optimize", "1"
 _PROBE_S = 600.0
-_log = logging.getLogger("modelcache")
 _seen = Seen()
-_copies = engines.Copies()
 
 
 class SourceModelWarning(UserWarning):
@@ -73,6 +71,8 @@ class Request:
 
     def task(self, source: Source) -> building.Task:
         """What a build of *source* is told."""
+        from . import building
+
         return building.Task(
             source=source.path,
             bytes=source.size,
@@ -126,7 +126,7 @@ def standing(root: str, ref: str) -> str | None:
     found = hit.look(root, ref, recently=True)
     if found is None or not _stamped(root, ref, found.path):
         return None
-    return f"{found.path}/{building.MODEL}"
+    return f"{found.path}/{MODEL}"
 
 
 def product(request: Request, source: Source) -> str:
@@ -136,6 +136,8 @@ def product(request: Request, source: Source) -> str:
         DerivationError: It could not be made.
         ModelCacheError
     """
+    from . import building
+
     cache = cache_of(request)
     derivation = request.derivation(source)
     task = request.task(source)
@@ -154,12 +156,12 @@ def product(request: Request, source: Source) -> str:
         force=request.force,
         verify=None if request.verify == "stat" else request.verify,  # None: as the cache is set.
     )
-    return f"{path}/{building.MODEL}"
+    return f"{path}/{MODEL}"
 
 
 def loaded(request: Request, session_options: Any, *, fallback: bool) -> Any:
     """Return the session that *request* asks for; with *fallback*, one of the source where no product can be had."""
-    if engines.managed(request.options):
+    if _has_engines(request.options):
         return _with_engines(request, session_options, fallback=fallback)
     path = warm(request)
     source = None
@@ -177,13 +179,24 @@ def loaded(request: Request, session_options: Any, *, fallback: bool) -> Any:
         return _source_instead(request, source or request.source, session_options, error)
 
 
+def _has_engines(options: Options) -> bool:
+    """Tell whether a provider keeps a cache of its own, that is handled here."""
+    if all(name == CPU for name, _ in options.providers):
+        return False
+    from . import engines
+
+    return bool(engines.managed(options))
+
+
 def _with_engines(request: Request, session_options: Any, *, fallback: bool) -> Any:
     """Return a session of the source, whose providers find a private copy of what they have compiled before."""
+    from . import engines
+
     cache, source = cache_of(request), request.source
     task = request.task(source)
     try:
         made = engines.product(cache, source, task, request.feeds, timeout=request.timeout, force=request.force)
-        options = engines.with_directory(request.options, _copies.of(cache.root, made))
+        options = engines.with_directory(request.options, engines.copies.of(cache.root, made))
         return engines.session(replace(task, options=options), source.digest, session_options)
     except (DerivationError, StorageError, NoSpaceError) as error:
         if not fallback:
@@ -193,7 +206,7 @@ def _with_engines(request: Request, session_options: Any, *, fallback: bool) -> 
 
 def _again(request: Request, session_options: Any, path: str, error: Exception) -> Any:
     """Load the product once more, after it was looked at: what is damaged was set aside, and is built anew."""
-    _log.warning("%s does not load (%s): it is read and hashed", path, error)
+    _tell(f"{path} does not load ({error}): it is read and hashed")
     request = replace(request, verify="full")
     source = request.source
     path = product(request, source)
@@ -208,6 +221,7 @@ def _source_instead(
 ) -> Any:
     """Return a session of the source itself, and say why; raise *error* if that is no way out."""
     from .. import isolation
+    from . import building
 
     task = request.task(source)
     if _was_violent(error):
@@ -225,9 +239,15 @@ def _source_instead(
                 found = runtime.create(source.path, session_options, request.options.providers)
     except Exception as refusal:
         raise error from refusal
-    _log.warning("the source model is used: %s", error.summary)
+    _tell(f"the source model is used: {error.summary}")
     warnings.warn(f"the source model is used: {error.summary}", SourceModelWarning, stacklevel=4)
     return found
+
+
+def _tell(text: str) -> None:
+    import logging  # 2 ms, and a warm session has nothing to tell.
+
+    logging.getLogger("modelcache").warning("%s", text)
 
 
 def _was_violent(error: Exception) -> bool:
@@ -250,7 +270,7 @@ def _stamped(root: str, ref: str, path: str) -> bool:
 
     entry = Entries(root).read(ref)
     stamps = (entry.derivation or {}).get("stamps") if entry is not None else None
-    if not isinstance(stamps, dict) or building.MODEL not in stamps:
+    if not isinstance(stamps, dict) or MODEL not in stamps:
         return False
     try:
         for name, (size, mtime_ns) in stamps.items():

@@ -22,7 +22,7 @@ pytest.importorskip("onnx", reason="onnx is not installed, and the models of the
 import onnx
 
 import modelcache.onnx
-from modelcache.onnx import building, contexts, engines, graph, options, runtime, sessions
+from modelcache.onnx import building, contexts, engines, graph, options, runtime
 from tests.support.models import perceptron
 
 TENSORRT, OPENVINO, CPU = "TensorrtExecutionProvider", "OpenVINOExecutionProvider", "CPUExecutionProvider"
@@ -163,7 +163,7 @@ def test_a_session_gets_a_private_copy_and_never_the_shared_directory(
         assert product.key.startswith("derived:onnx-engines/")
         assert check_cache(root) == []
 
-        sessions._copies.discard()
+        engines.copies.discard()
         assert not first.exists()
 
 

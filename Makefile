@@ -5,10 +5,14 @@ PYTHON ?= python3
 BUDGET ?= small
 SOAK ?= 60
 
-.PHONY: demo test check clean
+.PHONY: demo serve test check clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/python examples/demo.py
+
+# Four workers, one model: plain onnxruntime beside what was optimised once.
+serve: .venv-demo/ready
+	.venv-demo/bin/python examples/inference_service.py
 
 test: .venv/ready
 	.venv/bin/python -m pytest --crash-budget=$(BUDGET) --soak-seconds=$(SOAK)
@@ -34,4 +38,4 @@ check: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-demo .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-demo .demo .demo-service build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,6 +22,10 @@ _SHOWN_MAX = 60
 Json = Any  # None, bool, int, float, str, and lists and dicts of them.
 
 
+class InputGoneError(Exception):
+    """An input is not where it was found: it is to be got once more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One input, as it counts in the key.

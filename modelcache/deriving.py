@@ -11,18 +11,20 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from failpoints import fail_point
 
-from . import commit, files, hit, isolation, notes, roots, trees
-from .derivation import Derivation
+from . import commit, files, hit, isolation, notes, roots, stamps, trees
+from .derivation import Derivation, InputGoneError
 from .errors import (
     BuildDiedError,
     BuildFailedError,
     BuildTimeoutError,
+    CapacityError,
     DerivationError,
     ModelCacheError,
     NoSpaceError,
@@ -33,6 +35,7 @@ from .errors import (
 )
 from .events import Event, Listener
 from .failures import TRIES, Failures
+from .leasing import take
 from .objects import Objects, Stored
 from .products import WORK, Product
 from .records import Entries, Entry
@@ -43,9 +46,9 @@ from .workspace import Workspace
 
 if TYPE_CHECKING:
     from .gc import Room
+    from .leases import Leases
 
 _log = logging.getLogger("modelcache")
-_STAMPS_MAX = 64
 _SHOWN = 3
 
 
@@ -79,8 +82,9 @@ class Spec:
 class Builder:
     """Builds into the cache at *root*."""
 
-    def __init__(self, root: str, *, lock_timeout: float, room: Room | None, tell: Listener) -> None:
+    def __init__(self, root: str, leases: Leases, *, lock_timeout: float, room: Room | None, tell: Listener) -> None:
         self._root, self._lock_timeout, self._room, self._tell = root, lock_timeout, room, tell
+        self._leases = leases
         self._objects, self._entries, self._failures = Objects(root), Entries(root), Failures(root)
         self._swept = False
 
@@ -167,6 +171,9 @@ class Builder:
         except DerivationError as error:
             self._failures.failed(action, error.way, error.detail)
             raise
+        except CapacityError as error:  # Only the product itself tells how large it is.
+            self._failures.failed(action, type(error).__name__, error.summary)
+            raise
         except BaseException:
             self._failures.given_up(action)
             raise
@@ -186,7 +193,7 @@ class Builder:
             digest = product.hash()
             product.share()
             if self._room is not None:
-                self._room.make(what.ref, product.size, wanted={what.ref, *spec.keys})
+                self._room.make(what.ref, 0, wanted={what.ref, *spec.keys})  # It is on the disk, and counted, already.
             with self._objects.announced(digest):
                 stored = product.publish(self._objects)
                 made = replace(what, seconds=round(time.monotonic() - started, 3))
@@ -199,6 +206,18 @@ class Builder:
         finally:
             _discard(staged, product)
 
+    @contextmanager
+    def _inputs_held(self, spec: Spec) -> Iterator[None]:
+        """Keep a gc from taking an input away while it is read: a build may take longer than any grace."""
+        with ExitStack() as held:
+            for path in spec.paths.values():
+                if path.startswith(f"{self._root}/"):
+                    lease = take(self._root, self._leases, path)
+                    if lease is None:
+                        raise InputGoneError(path)
+                    held.enter_context(lease)
+            yield
+
     def _stage(self) -> str:
         try:
             staged = commit.stage_directory(self._root)
@@ -208,26 +227,31 @@ class Builder:
         return staged
 
     def _made(self, spec: Spec, staged: str, deadline: Deadline) -> Product:
-        """Return the product of a build in the directory *staged*, checked and not hashed yet."""
+        """Return the product of a build in the directory *staged*, checked and not hashed yet.
+
+        Raises:
+            InputGoneError: An input was removed, or set aside, meanwhile.
+        """
         what, work = spec.derivation, f"{staged}/{WORK}"
-        before = _facts(spec.paths)
-        fail_point("deriving.before-build")
-        workspace = Workspace(work, inputs=spec.paths, params=what.params)
-        workspace.until(
-            deadline, spec.timeout, BuildTimeoutError(ref=what.ref, model=what.model, seconds=spec.timeout or 0)
-        )
-        returned = self._run(spec, spec.build, workspace, deadline, work)
-        deadline.check()
-        fail_point("deriving.after-build")
-        product = Product(self._root, staged, returned, spec.name, what)
-        try:
-            changed = [name for name, facts in _facts(spec.paths).items() if facts != before[name]]
-            if changed:
-                raise product.problem(f"the build wrote to its input {changed[0]!r}, or somebody else did meanwhile")
-            self._check(spec, product, deadline)
-        except BaseException:
-            product.discard()
-            raise
+        with self._inputs_held(spec):
+            before = _facts(spec.paths)
+            fail_point("deriving.before-build")
+            workspace = Workspace(work, inputs=spec.paths, params=what.params)
+            late = BuildTimeoutError(ref=what.ref, model=what.model, seconds=spec.timeout or 0.0)
+            workspace.until(deadline, spec.timeout, late)
+            returned = self._run(spec, spec.build, workspace, deadline, work)
+            deadline.check()
+            fail_point("deriving.after-build")
+            product = Product(self._root, staged, returned, spec.name, what)
+            try:
+                changed = [name for name, facts in _facts(spec.paths).items() if facts != before[name]]
+                if changed:
+                    problem = f"the build wrote to its input {changed[0]!r}, or somebody else did meanwhile"
+                    raise product.problem(problem)
+                self._check(spec, product, deadline)
+            except BaseException:
+                product.discard()
+                raise
         return product
 
     def _check(self, spec: Spec, product: Product, deadline: Deadline) -> None:
@@ -292,49 +316,26 @@ class Builder:
         return "; ".join(found[:_SHOWN]) + ("; …" if len(found) > _SHOWN else "")
 
 
-def stands(entry: Entry) -> bool:
-    """Tell whether each file of *entry*, of what was derived, is as it was stored, by size and mtime.
-
-    The look of a hit sees a directory only, and a runtime that maps a file does not look at what it holds.
-    """
-    stamps = (entry.derivation or {}).get("stamps") or {}
-    try:
-        return all(_stamp(f"{entry.path}/{path}") == tuple(stamp) for path, stamp in stamps.items())
-    except (OSError, TypeError, AttributeError):
-        return False
-
-
 def _entry(what: Derivation, stored: Stored) -> Entry:
     now = int(time.time())
     facts = what.as_dict()
     if stored.digest.is_tree:
-        facts["stamps"] = stamps_of(stored.path)
+        facts["stamps"] = stamps.taken(stored.path)
     return Entry(
         key=what.ref, digest=stored.digest, path=stored.path, size=stored.size, name=stored.name, source="derived",
         created=now, checked=now, mtime_ns=stored.mtime_ns, derivation=facts,
     )  # fmt: skip
 
 
-def stamps_of(path: str) -> dict[str, tuple[int, int]]:
-    """Return size and mtime of each file of the tree at *path*, as `stands` compares them; of a large one, of none."""
-    found = {name: (facts.st_size, facts.st_mtime_ns) for name, facts in trees.walk(path)}
-    return found if len(found) <= _STAMPS_MAX else {}
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    found = os.lstat(path)
-    return found.st_size, found.st_mtime_ns
-
-
-def _facts(paths: Mapping[str, str]) -> dict[str, tuple[int, int, int] | None]:
-    """Return inode, size and mtime of each input; None of one that is gone."""
-    found: dict[str, tuple[int, int, int] | None] = {}
+def _facts(paths: Mapping[str, str]) -> dict[str, tuple[int, int, int]]:
+    """Return inode, size and mtime of each input; raise InputGoneError."""
+    found = {}
     for name, path in paths.items():
         try:
             facts = os.lstat(path)
-            found[name] = facts.st_ino, facts.st_size, facts.st_mtime_ns
-        except OSError:
-            found[name] = None
+        except FileNotFoundError as error:
+            raise InputGoneError(path) from error
+        found[name] = facts.st_ino, facts.st_size, facts.st_mtime_ns
     return found
 
 

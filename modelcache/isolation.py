@@ -21,8 +21,6 @@ from typing import Any
 from .errors import ModelCacheError, UsageError
 
 _LOOK_S = 0.2  # How soon a caller that has given up is noticed; a result takes no such while.
-_END_S = 5.0  # Between the end of its pipe and its own.
-_POLL_S = 0.005
 _SAID_BYTES = 4096
 _READ_BYTES = 1 << 16
 _DEATH_SIGNAL = 1  # prctl(2), PR_SET_PDEATHSIG.
@@ -111,6 +109,8 @@ def run(
                 os.close(descriptor)
         if process is not None:
             _end(process)
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 class _Exchange:
@@ -277,27 +277,21 @@ def _portable(error: BaseException) -> BaseException:
 
 
 def _how(process: subprocess.Popen[bytes]) -> str:
-    """Return how *process*, which has closed its pipe, ended. It stays a zombie, so that its group keeps its number."""
-    until = time.monotonic() + _END_S
-    while time.monotonic() < until:
-        found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-        if found is None:
-            time.sleep(_POLL_S)
-        elif found.si_code == os.CLD_EXITED:
-            return f"exit code {found.si_status}"
-        else:
-            known = {one.value: one.name for one in signal.Signals}
-            return known.get(found.si_status, f"signal {found.si_status}")
-    return "an end without a result"
+    """Return how *process*, which has closed its pipe, ended. A signal that comes after that changes nothing."""
+    _end(process)
+    if process.returncode >= 0:
+        return f"exit code {process.returncode}"
+    known = {one.value: one.name for one in signal.Signals}
+    return known.get(-process.returncode, f"signal {-process.returncode}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End *process* and all that it has started."""
+    """End *process* and all that it has started; a second call does nothing."""
+    if process.returncode is not None:
+        return
     try:
         # Nobody else can have its number, or its group's, before it is waited for.
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         pass
     process.wait()
-    if process.stdout is not None:
-        process.stdout.close()

@@ -6,22 +6,22 @@ No algorithm of its own: what a key is made of is `derivation`, how a product co
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import layout, reference
+from . import layout, reference, stamps
 from .config import is_seconds
-from .derivation import Derivation, Part, check_digest
+from .derivation import Derivation, InputGoneError, Part, check_digest
 from .digest import Digest
 from .errors import EntryNotFoundError, UsageError
 from .getting import Getter
 from .hit import stands as object_stands
 from .keeper import Keeper
+from .leasing import TRIES, vanishing
 from .policy import NONE
 from .question import VERIFY, Ask, RefLike, question
 from .records import Entry
-from .stamps import is_current
 
 if TYPE_CHECKING:
     from .deriving import Builder
@@ -102,12 +102,16 @@ class Maker(Keeper):
             NoSpaceError, CapacityError, StorageError
             ModelCacheError: An input could not be had, as for `get`.
         """
-        job = self._job(
-            build, recipe, version, inputs, params, platform, name, check, isolate, timeout, force, verify
-        )  # fmt: skip
-        if isinstance(job, Entry):
-            return job.path
-        return self._flights().run(job.flight, job.work, job.deadline).path
+        labelled = _labelled(inputs)
+        for _ in range(TRIES):
+            job = self._job(
+                build, recipe, version, labelled, params, platform, name, check, isolate, timeout, force, verify
+            )  # fmt: skip
+            try:
+                return job.path if isinstance(job, Entry) else self._flights().run(*job).path
+            except InputGoneError as error:
+                gone = error
+        raise vanishing(str(gone)) from gone
 
     async def aderive(self, build: Build, **options: Any) -> str:
         """Do what `derive` does without blocking the event loop; a cancelled task gives up its interest."""
@@ -116,10 +120,16 @@ class Maker(Keeper):
 
         given = signature(self.derive).bind(build, **options)
         given.apply_defaults()
-        job = await to_thread(self._job, *given.args, **given.kwargs)
-        if isinstance(job, Entry):
-            return job.path
-        return (await self._flights().arun(job.flight, job.work, job.deadline, self._getter.threads())).path
+        asked = {**given.arguments, "inputs": _labelled(given.arguments["inputs"])}
+        for _ in range(TRIES):
+            job = await to_thread(self._job, **asked)
+            try:
+                if isinstance(job, Entry):
+                    return job.path
+                return (await self._flights().arun(*job, self._getter.threads())).path
+            except InputGoneError as error:
+                gone = error
+        raise vanishing(str(gone)) from gone
 
     @property
     def is_plain(self) -> bool:
@@ -158,7 +168,7 @@ class Maker(Keeper):
         build: Build,
         recipe: str,
         version: str,
-        inputs: Iterable[InputLike] | Mapping[str, InputLike],
+        inputs: Sequence[tuple[str, InputLike]],
         params: Mapping[str, Any] | None,
         platform: Mapping[str, Any] | None,
         name: str | None,
@@ -173,7 +183,7 @@ class Maker(Keeper):
         verify = verify or ("rebuild" if self._limits.verify_derived else "stat")
         _check(build, check, name, timeout, verify)
         Derivation(recipe, version, (), params or {}, platform or {})  # A senseless one is told before an input is got.
-        parts = [self._part(label, one) for label, one in _labelled(inputs)]
+        parts = [self._part(label, one) for label, one in inputs]
         what = Derivation(
             recipe, version, tuple(part for part, _ in parts), params or {}, _here() if platform is None else platform
         )
@@ -194,15 +204,13 @@ class Maker(Keeper):
 
     def _found(self, what: Derivation, verify: str) -> Entry | None:
         """Return the entry of *what* if its product is here, or in a tier, as it was stored."""
-        from .deriving import stands
-
         ask = question(self._limits, what.ref, verify="full" if verify == "full" else "stat", policies=NONE)
         ask.own = bool(self._limits.policies)  # What another cache has made was looked at by nobody here.
         try:
-            entry = self._getter.entry(ask, self._getter.deadline(ask.ref))
+            entry = self._entry_of(ask)
         except EntryNotFoundError:
             return None
-        if entry.derivation is not None and stands(entry):
+        if entry.derivation is not None and stamps.hold(entry.path, entry.derivation.get("stamps") or {}):
             return entry
         return self._examined(entry) if entry.path.startswith(f"{self.root}/") else None
 
@@ -247,16 +255,16 @@ class Maker(Keeper):
         ask = question(self._limits, ref, patterns=tree, max_age=None if self._limits.offline else 0)
         entry = self._entries.read(ask.ref.key)
         wanted = tree.match if tree is not None else (lambda _path: True)
-        if entry is not None and is_current(parsed.path, entry.etag, wanted):
+        if entry is not None and stamps.is_current(parsed.path, entry.etag, wanted):
             return self._entry_of(question(self._limits, ref, patterns=tree))
         return self._entry_of(ask)
 
     def _entry_of(self, ask: Ask) -> Entry:
-        return self._getter.entry(ask, self._getter.deadline(ask.ref))
+        # A hit needs no deadline, which takes five milliseconds to import.
+        return self._getter.look(ask) or self._getter.fetched(ask, self._getter.deadline(ask.ref))
 
     def _examined(self, entry: Entry) -> Entry | None:
         """Return *entry*, whose content was read and is right, with its stamps on record; None if it is wrong."""
-        from .deriving import stamps_of
         from .events import Event
         from .verification import examine
 
@@ -267,7 +275,7 @@ class Maker(Keeper):
             return None
         now = self._entries.read(entry.key)
         if now is not None and now.serial == entry.serial and entry.digest.is_tree:
-            self._getter.noted(entry, derivation={**entry.derivation, "stamps": stamps_of(entry.path)})
+            self._getter.noted(entry, derivation={**entry.derivation, "stamps": stamps.taken(entry.path)})
         return entry
 
     def _builder(self) -> Builder:
@@ -278,7 +286,7 @@ class Maker(Keeper):
             from .gc import Room
 
             room = Room(self.root, limits.capacity, limits.grace, self._tell)
-        return Builder(self.root, lock_timeout=limits.lock_timeout, room=room, tell=self._tell)
+        return Builder(self.root, self._leases(), lock_timeout=limits.lock_timeout, room=room, tell=self._tell)
 
     def _flights(self) -> Flights[Entry]:
         if self._builds is None:
@@ -288,8 +296,7 @@ class Maker(Keeper):
         return self._builds
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
+class _Job(NamedTuple):
     """What brings a product that is not here: ``flight`` tells one from another."""
 
     flight: Hashable

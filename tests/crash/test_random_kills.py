@@ -34,12 +34,18 @@ contents = [random.Random(n).randbytes(150_000) for n in range(30, 34)]
 digests = [f"sha256:{hashlib.sha256(content).hexdigest()}" for content in contents]
 chance = random.Random(f"{number} {sys.argv[6]}")
 cache = Cache(root, retry=RetryPolicy(attempts=3, base=0))
+def double(workspace):
+    os.mkdir(f"{workspace}/made")
+    with open(workspace.inputs["0"], "rb") as source, open(f"{workspace}/made/double.bin", "wb") as product:
+        product.write(source.read() * 2)
+    return "made/double.bin"
 Barrier(barrier, parties).wait()
 acknowledge("ready")
 while True:
     which = chance.randrange(4)
     name = f"n{number}-{chance.randrange(2)}"
-    kind = chance.choice(["get", "get", "put", "put", "remove", "refresh", "link", "pin", "verify", "lease", "gc"])
+    kind = chance.choice(
+        ["get", "get", "put", "put", "remove", "refresh", "link", "pin", "verify", "lease", "gc", "derive"])
     try:
         if kind == "put":
             acknowledge(f"begin {name} {digests[which]}")
@@ -55,6 +61,10 @@ while True:
         elif kind == "lease":
             with cache.lease(f"{base}/{which}.onnx") as lease:
                 assert hashlib.sha256(open(lease.path, "rb").read()).hexdigest() == digests[which][7:]
+        elif kind == "derive":
+            path = cache.derive(double, recipe="double", version="1", inputs=[f"{base}/{which}.onnx"], platform={})
+            assert open(path, "rb").read() == contents[which] * 2
+            acknowledge(f"made {which} {cache.explain(path).ref}")
         elif kind == "gc":
             cache.plan_gc(grace=0).execute()  # What nothing names.
         elif kind == "link":
@@ -65,6 +75,8 @@ while True:
             url = f"{base}/{which}.onnx"
             path = cache.get(url, force_download=kind == "refresh")
             acknowledge(f"got {which} {url}")
+    except errors.RepeatedFailureError:
+        pass  # Three builds in a row took their processes along: so it seems from here.
     except errors.NotFoundError:
         pass  # What was to be pinned has been removed.
     except (errors.LockTimeoutError, errors.NoLocksError):
@@ -86,6 +98,9 @@ class Promises:
                 if what == "got":
                     which, url = rest.split(" ")
                     self.allowed[url] = {digest_of(CONTENTS[int(which)])}
+                elif what == "made":
+                    which, ref = rest.split(" ")
+                    self.allowed[ref] = {digest_of(CONTENTS[int(which)] * 2)}
                 elif what in {"begin", "done"}:
                     name, value = rest.split(" ")
                     meant = None if value == "-" else value

@@ -33,6 +33,7 @@ root, seed, models = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 chance = random.Random(seed)
 cache = Cache(root, retry=RetryPolicy(attempts=2, base=0))
 contents = {f"name-{n}": [random.Random(f"{n % 2} {v}").randbytes(40_000) for v in range(2)] for n in range(4)}
+doubled = {name: {hashlib.sha256(content * 2).hexdigest() for content in of} for name, of in contents.items()}
 legit = {name: {hashlib.sha256(content).hexdigest() for content in of} for name, of in contents.items()}
 
 def read(path, allowed):
@@ -44,12 +45,17 @@ def read(path, allowed):
     assert found in allowed, f"{path} holds {found}"
     return "ok"
 
+def double(workspace):
+    os.mkdir(f"{workspace}/made")
+    with open(workspace.inputs["0"], "rb") as source, open(f"{workspace}/made/double.bin", "wb") as product:
+        product.write(source.read() * 2)
+
 def once():
     url, digest, pinned = chance.choice(models)
     name = chance.choice(list(contents))
     what = chance.choices(
-        ["get", "hit", "refresh", "put", "get-name", "remove", "remove-name", "pin", "verify"],
-        [10, 10, 3, 4, 6, 2, 2, 2, 1])[0]
+        ["get", "hit", "refresh", "put", "get-name", "remove", "remove-name", "pin", "verify", "derive"],
+        [10, 10, 3, 4, 6, 2, 2, 2, 1, 4])[0]
     asked = {"digest": f"sha256:{digest}"} if pinned else {}
     if what in {"get", "hit"}:
         return what, read(cache.get(url, **asked), {digest})
@@ -57,6 +63,9 @@ def once():
         return what, read(cache.get(url, force_download=True, **asked), {digest})
     if what == "put":
         return what, read(cache.put(chance.choice(contents[name]), name=name).path, legit[name])
+    if what == "derive":
+        path = cache.derive(double, recipe="double", version="1", inputs=[name], platform={})
+        return what, read(f"{path}/double.bin", doubled[name])
     if what == "get-name":
         return what, read(cache.get(name), legit[name])
     if what == "remove":
@@ -83,6 +92,7 @@ while True:
 _EXPECTED = {
     "HttpStatusError", "InterruptedTransferError", "StalledError", "ProtocolError", "DigestMismatchError",
     "EntryNotFoundError", "NoSourceError", "LocalNotFoundError", "UnreachableError",
+    "RepeatedFailureError",  # Three builds in a row took their processes along: so it seems from here.
 }  # fmt: skip
 
 

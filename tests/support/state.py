@@ -17,9 +17,9 @@ def leftovers(root: Path) -> list[str]:
 
 
 def wrong_objects(root: Path) -> list[str]:
-    """Return the objects whose content is not what their name says (I1)."""
+    """Return the objects of files whose content is not what their name says (I1)."""
     wrong = []
-    for directory in sorted((root / "objects-v1").iterdir()) if (root / "objects-v1").is_dir() else []:
+    for directory in sorted((root / "objects-v1").glob("sha256-*")):
         files = list(directory.iterdir())
         if not files:
             wrong.append(f"{directory.name} is empty")

@@ -842,6 +842,31 @@ def test_what_two_inputs_lead_to_needs_neither(cache: Cache) -> None:
     assert derive(cache, nothing)
 
 
+def test_an_input_stays_while_it_is_read(cache: Cache) -> None:
+    def build(workspace: Workspace) -> None:
+        with Cache(cache.root) as other:
+            assert collected(other, unused_for=0) == []
+            with pytest.raises(errors.LeasedError):
+                other.remove("m.bin")
+        write(f"{workspace}/out", Path(workspace.inputs["0"]).read_bytes())
+
+    assert Path(derive(cache, build)).read_bytes() == SOURCE
+
+
+def test_a_product_makes_room_for_itself_and_one_that_cannot_fit_is_remembered(cache: Cache, tmp_path: Path) -> None:
+    with Cache(tmp_path / "small", capacity=10_000, grace=0) as small:
+        small.put(bytes(3000), name="old")
+        small.put(SOURCE, name="m.bin")
+        derive(small, Counting(bytes(7000)))
+        assert small.lookup("old") is None
+        for _ in range(3):
+            with pytest.raises(errors.CapacityError):
+                derive(small, Counting(bytes(20_000)), version="2")
+        with pytest.raises(RepeatedFailureError):
+            derive(small, Counting(bytes(20_000)), version="2")
+        assert small.lookup("m.bin") is not None
+
+
 def test_remove_takes_what_was_derived_along_unless_another_ref_has_the_content(cache: Cache) -> None:
     cache.put(SOURCE, name="again.bin")
     ref = cache.explain(derive(cache, Counting())).ref

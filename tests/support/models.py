@@ -27,6 +27,12 @@ def perceptron(
     ]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", width])]
     if ir_version < 4:
+        # A constant that is folded away: onnxruntime leaves its input behind, which nobody could know to give.
+        weights.append(numpy_helper.from_array(np.zeros((width, width), dtype=np.float32), "zero"))
+        nodes[2:] = [
+            helper.make_node("Add", ["b", "zero"], ["sum"]),
+            helper.make_node("MatMul", ["relu", "sum"], [out]),
+        ]
         inputs += [helper.make_tensor_value_info(one.name, TensorProto.FLOAT, [width, width]) for one in weights]
     outputs = [helper.make_tensor_value_info(out, TensorProto.FLOAT, ["batch", width])]
     graph = helper.make_graph(nodes, "perceptron", inputs, outputs, weights)

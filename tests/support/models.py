@@ -27,13 +27,17 @@ def perceptron(
     ]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", width])]
     if ir_version < 4:
-        # A constant that is folded away: onnxruntime leaves its input behind, which nobody could know to give.
-        weights.append(numpy_helper.from_array(np.zeros((width, width), dtype=np.float32), "zero"))
+        # Constants that are equal become one: onnxruntime leaves the other's input behind, which nobody knows to give.
+        weights += [numpy_helper.from_array(np.array([width, width]), name) for name in ("c", "d")]
+        value = numpy_helper.from_array(np.array([0.5], dtype=np.float32))
         nodes[2:] = [
-            helper.make_node("Add", ["b", "zero"], ["sum"]),
-            helper.make_node("MatMul", ["relu", "sum"], [out]),
+            helper.make_node("ConstantOfShape", ["c"], ["cc"], value=value),
+            helper.make_node("ConstantOfShape", ["d"], ["dd"], value=value),
+            helper.make_node("Add", ["b", "cc"], ["sum"]),
+            helper.make_node("Add", ["sum", "dd"], ["sums"]),
+            helper.make_node("MatMul", ["relu", "sums"], [out]),
         ]
-        inputs += [helper.make_tensor_value_info(one.name, TensorProto.FLOAT, [width, width]) for one in weights]
+        inputs += [helper.make_tensor_value_info(one.name, one.data_type, list(one.dims)) for one in weights]
     outputs = [helper.make_tensor_value_info(out, TensorProto.FLOAT, ["batch", width])]
     graph = helper.make_graph(nodes, "perceptron", inputs, outputs, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=ir_version)

@@ -82,7 +82,7 @@ def test_constants_of_an_old_model_are_no_inputs_any_more(tmp_path: Path) -> Non
 
     assert edited is not None
     found, before = onnx.load_from_string(edited), onnx.load(str(path))
-    assert [one.name for one in before.graph.input] == ["x", "a", "b", "zero"]
+    assert [one.name for one in before.graph.input] == ["x", "a", "b", "c", "d"]
     assert [one.name for one in found.graph.input] == ["x"]
     assert found.ir_version == 4
     assert found.graph.node == before.graph.node

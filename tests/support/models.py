@@ -45,7 +45,7 @@ def perceptron(
     if external:
         (path.parent / external).parent.mkdir(parents=True, exist_ok=True)
         (path.parent / external).unlink(missing_ok=True)
-        onnx.save_model(model, str(path), save_as_external_data=True, location=external, size_threshold=0)
+        onnx.save_model(model, str(path), save_as_external_data=True, location=external, size_threshold=1024)
     else:
         onnx.save_model(model, str(path))
     return path

@@ -86,7 +86,7 @@ def check(task: Task, feeds: Mapping[str, Any] | None, product: str) -> None:
         Exception: onnxruntime does not load it.
     """
     session_options = task.options.session_options()
-    made = runtime.create_optimised(f"{product}/{MODEL}", session_options, task.options.providers)
+    made = runtime.create_optimised(f"{product}/{MODEL}", session_options, task.options.providers, own=True)
     source = source_session(task)
     same_interface(made, source)
     if feeds is not None:

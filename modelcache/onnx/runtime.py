@@ -99,8 +99,14 @@ def create(model: str | bytes, session_options: Any, providers: Providers) -> An
     )
 
 
-def create_optimised(path: str, session_options: Any, providers: Providers) -> Any:
-    """Return a session of the optimised model at *path*, not optimised again; the options stay as they were."""
+def create_optimised(path: str, session_options: Any, providers: Providers, *, own: bool) -> Any:
+    """Return a session of the optimised model at *path*, not optimised again; the options stay as they were.
+
+    With *own*, nobody else has them, and no other thread is kept waiting.
+    """
+    if own:
+        session_options.graph_optimization_level = level("disable")
+        return create(path, session_options, providers)
     with at_level(session_options, "disable"):
         return create(path, session_options, providers)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .. import api, configfiles, hit
+from .. import api, configfiles, hit, reference
 from ..derivation import Derivation, Part
 from ..errors import (
     BuildDiedError,
@@ -66,8 +66,12 @@ class Request:
         """The model, fetched if it is not here."""
         cache = cache_of(self)
         source = resolve(cache, self.ref, self.file)
-        _seen.remember((cache.root, os.fspath(self.ref), self.file), source)
+        _seen.remember(self.asked(cache.root), source)
         return source
+
+    def asked(self, root: str) -> tuple[str, str, str | None]:
+        """What is asked for, whatever the working directory is by then."""
+        return root, reference.parse(self.ref).key, self.file
 
     def task(self, source: Source) -> building.Task:
         """What a build of *source* is told."""
@@ -101,7 +105,7 @@ def warm(request: Request) -> str | None:
     root = _root(request.cache)
     if root is None:
         return None
-    asked = root, os.fspath(request.ref), request.file
+    asked = request.asked(root)
     source = _seen.look(asked)
     if source is None:
         source = on_record(root, request.ref, request.file)
@@ -260,8 +264,9 @@ def _was_violent(error: Exception) -> bool:
 
 
 def _load(path: str, options: Options, session_options: Any) -> Any:
-    own = options.session_options() if session_options is None else session_options
-    return runtime.create_optimised(path, own, options.providers)
+    if session_options is None:
+        return runtime.create_optimised(path, options.session_options(), options.providers, own=True)
+    return runtime.create_optimised(path, session_options, options.providers, own=False)
 
 
 def _stamped(root: str, ref: str, path: str) -> bool:

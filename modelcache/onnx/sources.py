@@ -100,8 +100,10 @@ def resolve(cache: Cache, ref: RefLike, file: str | None) -> Source:
     return _single(cache.root, cache.get(ref), place.key)
 
 
-def external(path: str, ref: str) -> list[str]:
+def external(path: str, ref: str, *, mapped: bool = True) -> list[str]:
     """Return where the model at *path* keeps its external data, relative to its own directory.
+
+    A file of the cache may be *mapped*; another one may become shorter meanwhile, which a map does not survive.
 
     Raises:
         ExternalDataError: It is not below the model's directory.
@@ -114,8 +116,11 @@ def external(path: str, ref: str) -> list[str]:
             raise ModelTooLargeError(ref=ref, size=size, limit=PROTOBUF_BYTES_MAX)
         if not size:
             return []
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            found = locations(data)
+        if mapped:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                found = locations(data)
+        else:
+            found = locations(file.read(PROTOBUF_BYTES_MAX))
     for name in found:
         normal = posixpath.normpath(name)
         if not name or posixpath.isabs(name) or normal == "." or normal.split("/")[0] == "..":
@@ -139,7 +144,7 @@ def _local(cache: Cache, path: str, file: str | None) -> Source:
         model = path
     ref = reference.parse(model).key
     stamps = _stamps([model])
-    names = external(model, ref) if stamps else []
+    names = external(model, ref, mapped=False) if stamps else []
     if not names:
         # One that has not changed needs no source, which counts as a connection where the cache is offline.
         current = on_record(cache.root, model, None) is not None

@@ -222,6 +222,27 @@ def test_local_external_data_that_changes_is_another_model(cache: Cache, tmp_pat
     assert close(after, answers(plain(path)))
 
 
+def test_a_relative_path_means_what_is_there_now(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (1, 2):
+        perceptron(tmp_path / str(number) / "net.onnx", seed=number)
+
+    for number in (1, 2, 1):
+        monkeypatch.chdir(tmp_path / str(number))
+        assert close(answers(load("./net.onnx", cache)), answers(plain(Path("net.onnx")))), number
+
+
+def test_an_offline_cache_serves_what_was_built_and_local_files(cache: Cache, model: Path, server: FaultServer) -> None:
+    url = server.add("/net.onnx", model.read_bytes())
+    external = perceptron(model.parent / "e" / "net.onnx", external="net.data")
+    for ref in (url, model, external):
+        load(ref, cache)
+
+    with Cache(cache.root, offline=True) as offline:
+        for ref in (url, model, external):
+            sessions._seen.forget()
+            assert Path(modelcache.onnx.optimize(ref, cache=offline)).is_file()
+
+
 def test_only_the_files_that_a_model_needs_become_its_input(cache: Cache, tmp_path: Path) -> None:
     folder = tmp_path / "models"
     path = perceptron(folder / "net.onnx", external="weights/net[1].data")
@@ -375,6 +396,23 @@ def test_a_model_above_the_limit_of_its_format_is_told_at_once(cache: Cache, tmp
         load(path, cache)
 
     assert not (Path(cache.root) / "objects-v1").exists()
+
+
+def test_a_model_of_more_than_two_gigabytes_works_with_external_data(
+    cache: Cache, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if request.config.getoption("crash_budget") != "large":
+        pytest.skip("it takes 8 GB of disk: --crash-budget=large")
+    rows, width = 600_000, 1024
+    path = _table(tmp_path / "large.onnx", rows, width)
+
+    made = load(path, cache)
+
+    numbers = np.array([0, rows - 1], dtype=np.int64)
+    (found,) = made.run(None, {"x": numbers})
+    assert found.shape == (2, width)
+    assert found[1, -1] == 7.0
+    assert Path(made._model_path).with_name("model.onnx.data").stat().st_size > graph.PROTOBUF_BYTES_MAX
 
 
 @pytest.mark.parametrize(
@@ -682,6 +720,28 @@ def test_a_second_build_of_the_same_comes_to_the_same(
         monkeypatch.setattr(building, "build", build_other)
         with pytest.raises(errors.NotReproducibleError):
             modelcache.onnx.optimize(model, cache=strict)
+
+
+def _table(path: Path, rows: int, width: int) -> Path:
+    """Write a model that looks rows up in a table, which is a sparse file but for its last number."""
+    from onnx import TensorProto, helper
+
+    table = TensorProto(name="table", data_type=TensorProto.FLOAT, dims=[rows, width])
+    table.data_location = TensorProto.EXTERNAL
+    table.external_data.add(key="location", value="large.data")
+    with path.with_name("large.data").open("wb") as file:
+        file.truncate(rows * width * 4)
+        file.seek(-4, os.SEEK_END)
+        file.write(np.float32(7).tobytes())
+    made = helper.make_graph(
+        [helper.make_node("Gather", ["table", "x"], ["y"])], "table",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", width])], [table],
+    )  # fmt: skip
+    path.write_bytes(
+        helper.make_model(made, ir_version=8, opset_imports=[helper.make_opsetid("", 13)]).SerializeToString()
+    )
+    return path
 
 
 def _located(path: Path, location: str) -> Path:

@@ -1,9 +1,12 @@
 """Files that need other files: what a model's own parts say of where the rest of it is.
 
-Read are the indexes of sharded weights (``*.safetensors.index.json``, ``*.bin.index.json``: ``weight_map``), and the
-external data of an ONNX model's tensors, wherever they are in it: initializers, constants, those of inner graphs and of
-functions (the numbers of the fields are those of onnx.proto3). A tree that lacks one is not published:
-the error would come at the first load, on another machine. What cannot be read as such a file says nothing.
+Read are the indexes of sharded weights (``*.safetensors.index.json``, ``*.bin.index.json``: ``weight_map``), the
+manifests of Core ML packages (``*.mlpackage/Manifest.json``: ``itemInfoEntries``), and the external data of an ONNX
+model's tensors, wherever they are in it: initializers, constants, those of inner graphs and of functions (the numbers
+of the fields are those of onnx.proto3). A tree that lacks one is not published: the error would come at the first load,
+on another machine. What cannot be read as such a file says nothing.
+
+An item of a package may be a directory: a file in it must be there, as a tree holds no empty ones.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from .errors import MissingCompanionError
 from .protobuf import fields
 
 _INDEXES = (".safetensors.index.json", ".bin.index.json")
+_MANIFEST = "Manifest.json"
 _INDEX_BYTES_MAX = 1 << 28
 _GRAPH, _FUNCTIONS = 7, 25  # Of a model.
 _NODE, _INITIALIZER, _SPARSE_INITIALIZER = 1, 5, 15  # Of a graph.
@@ -39,8 +43,11 @@ def check_companions(directory: str, paths: Collection[str], *, ref: str) -> Non
             needed = _shards(f"{directory}/{path}")
         elif path.endswith(".onnx"):
             needed = _external_data(f"{directory}/{path}")
+        elif posixpath.basename(path) == _MANIFEST:
+            needed = _items(f"{directory}/{path}")
         for name in needed:
-            if posixpath.normpath(posixpath.join(posixpath.dirname(path), name)) not in paths:
+            companion = posixpath.normpath(posixpath.join(posixpath.dirname(path), name))
+            if companion not in paths and not any(one.startswith(f"{companion}/") for one in paths):
                 raise MissingCompanionError(ref=ref, path=path, needed=name)
 
 
@@ -52,6 +59,20 @@ def _shards(path: str) -> Iterator[str]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return
     yield from sorted({name for name in found if isinstance(name, str)})
+
+
+def _items(path: str) -> Iterator[str]:
+    """Yield what the manifest of a package names; nothing if it is another file of that name."""
+    with open(path, "rb") as file:
+        data = file.read(_INDEX_BYTES_MAX)
+    try:
+        facts = json.loads(data)
+        if not {"fileFormatVersion", "rootModelIdentifier"} <= facts.keys():
+            return
+        found = [item["path"] for item in facts["itemInfoEntries"].values()]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return
+    yield from sorted({f"Data/{name}" for name in found if isinstance(name, str)})
 
 
 def _external_data(path: str) -> Iterator[str]:

@@ -54,6 +54,7 @@
     │   ├── ListingError                                      a list of files that cannot all be stored as such
     │   ├── ArchiveError                                      an archive that is damaged, or made to do damage
     │   │   └── ArchiveLimitError                             it unpacks to more than is allowed
+    │   ├── PackageError                                      no Core ML package, or one that is not whole
     │   ├── BundleError                                       a bundle that cannot be imported as it is
     │   │   └── MissingContentsError                          it leaves out contents that are not in the cache
     │   └── CorruptObjectError
@@ -65,6 +66,7 @@
     ├── PolicyError (PermissionError)                     12  a policy in force refuses it
     │   └── SignatureError                                    not signed by whom the policy asks for
     ├── MissingLibraryError (ImportError)                  1  an extra that was not installed
+    ├── ModelLoadError (RuntimeError)                      1  a runtime does not load what is whole
     ├── PinnedError (PermissionError)                      1
     ├── LeasedError (PermissionError)                      1  in use by a live process
     ├── ClosedError (RuntimeError)                         1
@@ -658,6 +660,16 @@ class ArchiveLimitError(ArchiveError):
         self.hint = f"If you trust it, raise the limit: Cache(archive_limits=ArchiveLimits({limit}=...))"
 
 
+class PackageError(IntegrityError):
+    """No Core ML package, or one that is not whole. ``path``, in it, is to blame; "" if it is the package itself."""
+
+    def __init__(self, *, ref: str, path: str, problem: str) -> None:
+        super().__init__(ref=ref, path=path, problem=problem)
+        which = f"{_shown(path)} in it: " if path else ""
+        self.summary = f"{ref} is no whole Core ML package: {which}{problem}; nothing was stored"
+        self.hint = "Save it again: MLModel.save('Net.mlpackage') writes a directory with Manifest.json and Data/"
+
+
 class BundleError(IntegrityError):
     """A bundle is not what `export` writes, or its contents are not what its index says. ``problem`` says which."""
 
@@ -805,6 +817,15 @@ class MissingLibraryError(ModelCacheError, ImportError):
         super().__init__(library=library, extra=extra, purpose=purpose, reason=reason)
         self.summary = f"{library} is needed to {purpose}, and cannot be imported ({reason}); nothing was done"
         self.hint = f"pip install 'modelcache[{extra}]'"
+
+
+class ModelLoadError(ModelCacheError, RuntimeError):
+    """A runtime does not load a model whose bytes are what they should be. ``detail`` is what it says."""
+
+    def __init__(self, *, ref: str, runtime: str, detail: str) -> None:
+        super().__init__(ref=ref, runtime=runtime, detail=detail)
+        self.summary = f"{runtime} does not load {ref}: {detail}"
+        self.hint = "Check compute units, function and hints against what this system knows; the cached model is whole"
 
 
 class PinnedError(ModelCacheError, PermissionError):

@@ -37,10 +37,11 @@ class Keeper(ABC):
     Attributes:
         root: The directory.
         offline: Whether no connection is ever opened.
+        archive_limits: What an archive may unpack to.
     """
 
     def __init__(self, root: str, limits: Limits, on_event: Callable[[Event], object] | None) -> None:
-        self.root, self.offline = root, limits.offline
+        self.root, self.offline, self.archive_limits = root, limits.offline, limits.archives
         self._limits, self._listener = limits, on_event
         self._entries = Entries(root)
         self._warm = Memory(keeps=not limits.refresh and not limits.policies.ask_for_digests)

@@ -239,8 +239,8 @@ class Maker(Keeper):
         digest = Digest.parse(obj.replace("-", ":", 1))
         if not inside or not os.path.lexists(path):
             raise EntryNotFoundError(ref=path, root=self.root)
-        _, _, within = inside.partition("/")
-        return Part(label, digest, digest, path=os.path.normpath(within) if within else "")
+        name, _, within = inside.partition("/")
+        return Part(label, digest, digest, path=os.path.normpath(within) if within else "", ref=name)
 
     def _input(self, ref: RefLike) -> Entry:
         """Return the entry of an input; what is on a disk of this machine is looked at, and fetched if it is new."""

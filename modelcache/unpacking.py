@@ -63,6 +63,9 @@ class Unpacking:
         self._links: dict[str, str] = {}  # Where each one leads, as a path in the tree.
         self._seen: set[str] = set()  # Files that are there, wanted or not.
         self._bytes = self._members = 0
+        self.directories: set[str] = (
+            set()
+        )  # Those that are members themselves: trees hold no empty ones, and some need them.
 
     def run(self) -> None:
         """Unpack.
@@ -79,6 +82,7 @@ class Unpacking:
             self._limit("files_max", self._members, member.path)
             path = self._path(member)
             if member.kind == DIRECTORY:
+                self.directories.add(path)
                 continue
             problem = self._names.add(path)
             if problem is not None:

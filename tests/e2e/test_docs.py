@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.coreml import need_coremltools
+
 DOCS = Path(__file__).parent.parent.parent / "docs"
 CONTENT = b"x" * 5000
 BEFORE = {
@@ -26,6 +28,7 @@ hub = Hub()
 hub.add("sentence-transformers/all-MiniLM-L6-v2", {"onnx/model.onnx": b"the bytes of a model"})
 os.environ |= {"HF_ENDPOINT": hub.endpoint, "MODELCACHE_DIR": sys.argv[1]}
 """,
+    "coreml.md": "root = sys.argv[1]",
     "gc.md": """
 content, root = b"x" * 5000, sys.argv[1]
 """,
@@ -44,6 +47,12 @@ with open(path, "rb") as file:
     assert file.read() == b"the bytes of a model"
 hub.close()
 """,
+    "coreml.md": """
+import os
+assert small.endswith("/Net8.mlpackage")
+weights = "Data/com.apple.CoreML/weights/weight.bin"
+assert 1.5 * os.path.getsize(f"{small}/{weights}") < os.path.getsize(f"{net}/{weights}")
+""",
     "gc.md": "assert report.removed == ()",
     "policy.md": "assert cache.root == root",
     "sources.md": """
@@ -58,6 +67,8 @@ with Cache(sys.argv[1], sources=[MemorySource()]) as cache:
 
 @pytest.mark.parametrize("page", sorted(BEFORE))
 def test_the_example_of_a_page_runs(page: str, root: Path) -> None:
+    if page == "coreml.md":
+        need_coremltools()
     found = re.search(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     assert found is not None
     code = f"import sys\n{BEFORE[page]}\n{found[1]}\n{AFTER[page]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import shutil
@@ -699,6 +700,36 @@ def test_a_strangers_manifest_names_no_file_and_no_library(
         modelcache.onnx.recipe(cache, model, **given)
 
     assert derived(cache) == []
+
+
+def test_the_command_line_derives_it_and_tells_its_key(cache: Cache, model: Path) -> None:
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "modelcache", "--root", cache.root, *arguments],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    done = command("derive", "onnx", str(model), "--set", "level=basic")
+    told = command("--json", "derive", "onnx", str(model), "--set", "level=basic")
+    refused = command("derive", "onnx", str(model), "--set", 'custom_ops=["evil.so"]')
+
+    assert done.stdout.strip() == modelcache.onnx.optimize(model, cache=cache, level="basic")
+    assert json.loads(told.stdout)["params"]["level"] == "basic"
+    assert refused.returncode == 2
+    assert "no option 'custom_ops'" in refused.stderr
+    assert len(derived(cache)) == 1
+
+
+def test_a_manifest_builds_it_before_anybody_asks(cache: Cache, model: Path, server: FaultServer) -> None:
+    url = server.add("/net.onnx", model.read_bytes())
+    manifest = model.with_name("models.toml")
+    manifest.write_text(f'version = 1\n[[model]]\nref = "{url}"\nderive = ["onnx"]\n')
+
+    cache.prewarm(manifest)
+    assert len(derived(cache)) == 1
+    load(url, cache)
+
+    assert len(derived(cache)) == 1
 
 
 def test_what_was_derived_goes_and_comes_back(cache: Cache, model: Path) -> None:

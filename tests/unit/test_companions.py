@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelcache import Cache, companions, errors
+from tests.support.coreml import WEIGHTS, manifest, package
 
 
 def field(number: int, content: bytes) -> bytes:
@@ -45,6 +46,7 @@ def put(root: Path, files: dict[str, bytes]) -> None:
         ("net.onnx", onnx("../w.data"), "../w.data"),
         ("m.safetensors.index.json", json.dumps({"weight_map": {"a": "m-1.safetensors"}}).encode(), "m-1.safetensors"),
         ("m.bin.index.json", json.dumps({"weight_map": {"a": "m-1.bin"}}).encode(), "m-1.bin"),
+        ("Net.mlpackage/Manifest.json", manifest({"model.mlmodel": ""}), "Net.mlpackage/Data/model.mlmodel"),
     ],
 )
 def test_a_tree_that_lacks_what_one_of_its_files_names_is_not_stored(
@@ -54,10 +56,26 @@ def test_a_tree_that_lacks_what_one_of_its_files_names_is_not_stored(
         put(root, {path: content, "other": b"x"})
 
     assert caught.value.facts["path"] == path
+    assert caught.value.facts["needed"] in needed
     assert list((root / "objects-v1").iterdir()) == []
     if not needed.startswith(".."):
         put(root, {needed: b"weights"})
         assert Path(Cache(root).get("t"), needed).exists()
+
+
+def test_a_directory_that_a_package_names_must_hold_a_file(root: Path, tmp_path: Path) -> None:
+    """A tree holds no empty directories, and coremltools loads no package without them."""
+    Cache(root).put_tree(package(tmp_path / "Net.mlpackage"), name="Net.mlpackage")
+    hollow = package(tmp_path / "Hollow.mlpackage", weights=None)
+
+    with pytest.raises(errors.MissingCompanionError) as caught:
+        Cache(root).put_tree(hollow, name="Hollow.mlpackage")
+
+    assert caught.value.facts["needed"] == str(Path(WEIGHTS).parent)
+
+
+def test_a_manifest_of_something_else_says_nothing(root: Path) -> None:
+    put(root, {"web/Manifest.json": b'{"itemInfoEntries": {"0": {"path": "x"}}}', "x/Manifest.json": b"\xff[1"})
 
 
 def test_a_real_model_with_external_data(root: Path) -> None:

@@ -199,6 +199,25 @@ def test_a_directory_of_this_machine_is_another_input_when_a_file_in_it_has_chan
     assert build.calls == 3
 
 
+def test_an_input_that_has_rotted_is_set_aside_and_nothing_is_built_of_it(cache: Cache, tmp_path: Path) -> None:
+    source = tmp_path / "local.bin"
+    source.write_bytes(b"one")
+    entry = cache.lookup(cache.get(source) and str(source))
+    assert entry is not None
+    Path(entry.path).chmod(0o644)
+    Path(entry.path).write_bytes(b"two")
+    os.utime(entry.path, ns=(entry.mtime_ns, entry.mtime_ns))  # As a disk does it.
+    build = Counting()
+
+    def copy(workspace: Workspace) -> None:
+        build.content = Path(workspace.inputs["0"]).read_bytes()
+        build(workspace)
+
+    assert Path(derive(cache, copy, inputs=[source])).read_bytes() == b"one"
+    assert build.calls == 1
+    assert len(os.listdir(f"{cache.root}/{layout.QUARANTINE}")) == 1
+
+
 def test_an_input_counts_as_what_the_caller_says(cache: Cache) -> None:
     cache.put(b"the same but for its ids", name="n.bin")
     build, identity = Counting(), f"tree:{'0' * 64}"

@@ -16,8 +16,8 @@ FLOORS = [
     {"layout"},
     {"config", "digest", "patterns", "recipes", "reference", "tomltext"},
     {
-        "companions", "derivation", "files", "hit", "isolation", "listing", "milprogram", "notes", "platforms", "process",
-        "settings",
+        "companions", "derivation", "files", "hit", "isolation", "listing", "milprogram", "notes", "platforms",
+        "process", "settings",
     },
     {"bundle", "formats", "hubcache", "packed", "policy", "sampling", "trees"},
     {"configfiles", "manifest", "mlpackage", "sharing", "signatures", "stamps"},

@@ -705,12 +705,13 @@ def test_a_strangers_manifest_names_no_file_and_no_library(
 def test_the_command_line_derives_it_and_tells_its_key(cache: Cache, model: Path) -> None:
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "modelcache", "--root", cache.root, *arguments],
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False,
+            [sys.executable, "-m", "modelcache", *arguments],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "MODELCACHE_DIR": cache.root},
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
 
     done = command("derive", "onnx", str(model), "--set", "level=basic")
-    told = command("--json", "derive", "onnx", str(model), "--set", "level=basic")
+    told = command("derive", "onnx", str(model), "--set", "level=basic", "--json")
     refused = command("derive", "onnx", str(model), "--set", 'custom_ops=["evil.so"]')
 
     assert done.stdout.strip() == modelcache.onnx.optimize(model, cache=cache, level="basic")
@@ -723,7 +724,7 @@ def test_the_command_line_derives_it_and_tells_its_key(cache: Cache, model: Path
 def test_a_manifest_builds_it_before_anybody_asks(cache: Cache, model: Path, server: FaultServer) -> None:
     url = server.add("/net.onnx", model.read_bytes())
     manifest = model.with_name("models.toml")
-    manifest.write_text(f'version = 1\n[[model]]\nref = "{url}"\nderive = ["onnx"]\n')
+    manifest.write_text(f'[[model]]\nref = "{url}"\nderive = ["onnx"]\n')
 
     cache.prewarm(manifest)
     assert len(derived(cache)) == 1

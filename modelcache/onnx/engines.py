@@ -76,6 +76,18 @@ def with_directory(options: Options, directory: str) -> Options:
     return replace(options, providers=tuple(found))
 
 
+def privately(options: Options, root: str, directory: str) -> Options:
+    """Return *options* that tell each managed provider of its part of this process's copy of *directory*.
+
+    Raises:
+        StorageError, NoSpaceError
+    """
+    copy = copies.of(root, directory)
+    for name in managed(options):
+        commit.make_staged(f"{copy}/{name}")  # One that has written nothing yet has none.
+    return with_directory(options, copy)
+
+
 def coreml_key(digest: str) -> str:
     """Return the cache key of a model for CoreML's provider: at most 64 letters and digits, of its digest.
 

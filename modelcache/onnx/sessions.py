@@ -177,7 +177,7 @@ def loaded(request: Request, session_options: Any, *, fallback: bool) -> Any:
             return _load(path, request.options, session_options)
         except Exception as error:  # noqa: BLE001  # onnxruntime has no common error; each is told.
             return _again(request, session_options, path, error)
-    except (DerivationError, NoSpaceError) as error:
+    except (DerivationError, NoSpaceError, StorageError) as error:
         if not fallback:
             raise
         return _source_instead(request, source or request.source, session_options, error)
@@ -200,7 +200,7 @@ def _with_engines(request: Request, session_options: Any, *, fallback: bool) -> 
     task = request.task(source)
     try:
         made = engines.product(cache, source, task, request.feeds, timeout=request.timeout, force=request.force)
-        options = engines.with_directory(request.options, engines.copies.of(cache.root, made))
+        options = engines.privately(request.options, cache.root, made)
         return engines.session(replace(task, options=options), source.digest, session_options)
     except (DerivationError, StorageError, NoSpaceError) as error:
         if not fallback:

@@ -608,6 +608,20 @@ def test_a_product_with_other_answers_is_refused_where_feeds_are_given(
     assert len(trees(cache)) == 1
 
 
+def test_a_cache_that_cannot_be_written_leaves_the_source_to_be_used(
+    cache: Cache, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_args: object, **_options: object) -> str:
+        raise errors.StorageError(path=cache.root, action="stage", reason="Read-only file system")
+
+    monkeypatch.setattr(sessions, "product", refused)
+
+    with pytest.warns(modelcache.onnx.SourceModelWarning, match="Read-only"):
+        assert close(answers(load(model, cache)), answers(plain(model)))
+    with pytest.raises(errors.StorageError):
+        load(model, cache, fallback=False)
+
+
 def test_a_build_that_takes_too_long_ends(cache: Cache, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "build", hang)
 

@@ -167,6 +167,20 @@ def test_a_session_gets_a_private_copy_and_never_the_shared_directory(
         assert not first.exists()
 
 
+def test_a_provider_that_has_written_nothing_has_a_directory_too(root: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "engines"
+    (directory / TENSORRT).mkdir(parents=True)
+    (directory / TENSORRT / "engine.bin").write_bytes(b"compiled")
+    with Cache(root) as cache:
+        cache.put(b"x", name="x")
+
+    told = engines.privately(chosen(TENSORRT, OPENVINO, CPU), str(root), str(directory))
+
+    assert Path(told.providers[1][1]["cache_dir"]).is_dir()
+    assert (Path(told.providers[0][1]["trt_engine_cache_path"]) / "engine.bin").is_file()
+    engines.copies.discard()
+
+
 def test_the_copy_of_a_process_that_has_died_is_swept(root: Path, tmp_path: Path) -> None:
     directory = tmp_path / "engines"
     directory.mkdir()

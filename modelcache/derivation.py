@@ -15,7 +15,7 @@ from typing import Any
 
 from . import layout, reference
 from .digest import Digest
-from .errors import UsageError
+from .errors import ModelCacheError, UsageError
 
 _DEPTH_MAX = 32
 _SHOWN_MAX = 60
@@ -23,7 +23,11 @@ Json = Any  # None, bool, int, float, str, and lists and dicts of them.
 
 
 class InputGoneError(Exception):
-    """An input is not where it was found: it is to be got once more."""
+    """An input is not where it was found: it is to be got once more. ``error`` says why, for who cannot get it."""
+
+    def __init__(self, path: str, error: ModelCacheError | None = None) -> None:
+        super().__init__(path)
+        self.path, self.error = path, error
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from .errors import (
     BuildFailedError,
     BuildTimeoutError,
     CapacityError,
+    CorruptObjectError,
     DerivationError,
     ModelCacheError,
     NoSpaceError,
@@ -232,8 +233,10 @@ class Builder:
             except FileNotFoundError as error:
                 raise InputGoneError(path) from error
             if actual != digest:
-                self._objects.quarantine(digest, f"{path}: expected {digest}, found {actual}", seen)
-                raise InputGoneError(path)
+                moved_to = self._objects.quarantine(digest, f"{path}: expected {digest}, found {actual}", seen)
+                self._tell(Event("quarantined", part.ref or path, detail=moved_to))
+                corrupt = CorruptObjectError(ref=part.ref or path, expected=digest, actual=actual, moved_to=moved_to)
+                raise InputGoneError(path, corrupt)
 
     def _stage(self) -> str:
         try:

@@ -14,7 +14,7 @@ from . import layout, reference, stamps
 from .config import is_seconds
 from .derivation import Derivation, InputGoneError, Part, check_digest
 from .digest import Digest
-from .errors import EntryNotFoundError, UsageError
+from .errors import EntryNotFoundError, NotFoundError, UsageError
 from .getting import Getter
 from .hit import stands as object_stands
 from .keeper import Keeper
@@ -102,15 +102,19 @@ class Maker(Keeper):
             NoSpaceError, CapacityError, StorageError
             ModelCacheError: An input could not be had, as for `get`.
         """
-        labelled = _labelled(inputs)
+        labelled, gone = _labelled(inputs), None
         for _ in range(TRIES):
-            job = self._job(
-                build, recipe, version, labelled, params, platform, name, check, isolate, timeout, force, verify
-            )  # fmt: skip
             try:
+                job = self._job(
+                    build, recipe, version, labelled, params, platform, name, check, isolate, timeout, force, verify
+                )  # fmt: skip
                 return job.path if isinstance(job, Entry) else self._flights().run(*job).path
             except InputGoneError as error:
                 gone = error
+            except NotFoundError as error:
+                if gone is None or gone.error is None:
+                    raise
+                raise gone.error from error  # What befell it says more than that it is not here now.
         raise vanishing(str(gone)) from gone
 
     async def aderive(self, build: Build, **options: Any) -> str:
@@ -121,14 +125,19 @@ class Maker(Keeper):
         given = signature(self.derive).bind(build, **options)
         given.apply_defaults()
         asked = {**given.arguments, "inputs": _labelled(given.arguments["inputs"])}
+        gone = None
         for _ in range(TRIES):
-            job = await to_thread(self._job, **asked)
             try:
+                job = await to_thread(self._job, **asked)
                 if isinstance(job, Entry):
                     return job.path
                 return (await self._flights().arun(*job, self._getter.threads())).path
             except InputGoneError as error:
                 gone = error
+            except NotFoundError as error:
+                if gone is None or gone.error is None:
+                    raise
+                raise gone.error from error  # What befell it says more than that it is not here now.
         raise vanishing(str(gone)) from gone
 
     @property

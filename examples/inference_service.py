@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 WORK = HERE.parent / ".demo-service"
-ADDRESS = "127.0.0.1:8760"
+HOST, PORT = "127.0.0.1", 8760
 WORKERS = 4
 START_S = 120.0
 Answer = Callable[[str, list[tuple[str, str]]], object]
@@ -80,10 +81,10 @@ def post_worker_init(_worker: object) -> None:
     _model = Model()
 
 
-def command() -> list[str]:
+def command(port: int = PORT) -> list[str]:
     """Return the command that serves."""
     here = [f"--chdir={HERE}", f"--config={HERE / 'inference_service.py'}", "inference_service:app"]
-    options = [f"--bind={ADDRESS}", f"--workers={WORKERS}", f"--timeout={START_S:.0f}", "--log-level=warning"]
+    options = [f"--bind={HOST}:{port}", f"--workers={WORKERS}", f"--timeout={START_S:.0f}", "--log-level=warning"]
     return [sys.executable, "-m", "gunicorn", *options, *here]
 
 
@@ -113,15 +114,17 @@ def main() -> int:
 
 def measured(environment: dict[str, str]) -> tuple[float, int, list[dict[str, Any]]]:
     """Return the seconds until every worker has answered, the bytes that they take together, and their answers."""
+    with socket.create_server((HOST, 0)) as free:
+        port = free.getsockname()[1]
     started = time.monotonic()
-    server = subprocess.Popen(command(), env=environment)
+    server = subprocess.Popen(command(port), env=environment)
     try:
         answers: dict[int, dict[str, Any]] = {}
         while len(answers) < WORKERS:
             if server.poll() is not None or time.monotonic() - started > START_S:
                 raise SystemExit(f"the service did not start: {server.poll()}")
             try:
-                with urllib.request.urlopen(f"http://{ADDRESS}/", timeout=10) as response:
+                with urllib.request.urlopen(f"http://{HOST}:{port}/", timeout=10) as response:
                     answer = json.load(response)
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.01)  # It does not listen yet.

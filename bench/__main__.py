@@ -34,6 +34,7 @@ SCENARIOS = {  # By goal, as `docs/performance.md` lists them.
     "commit": "P10",
     "growth": "P11",
     "prewarm": "P12",
+    "onnx": "P13",
     "manage": "",
     "process-table": "",
     "resume": "",

@@ -2,9 +2,9 @@
 
 Read are the indexes of sharded weights (``*.safetensors.index.json``, ``*.bin.index.json``: ``weight_map``), the
 manifests of Core ML packages (``*.mlpackage/Manifest.json``: ``itemInfoEntries``), and the external data of an ONNX
-model's initializers (onnx.proto3: ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto.external_data = 13,
-StringStringEntryProto.key = 1 and value = 2). A tree that lacks one is not published: the error would come at the first
-load, on another machine. What cannot be read as such a file says nothing.
+model's tensors, wherever they are in it: initializers, constants, those of inner graphs and of functions (the numbers
+of the fields are those of onnx.proto3). A tree that lacks one is not published: the error would come at the first load,
+on another machine. What cannot be read as such a file says nothing.
 
 An item of a package may be a directory: a file in it must be there, as a tree holds no empty ones.
 """
@@ -17,12 +17,17 @@ import posixpath
 from collections.abc import Collection, Iterator
 
 from .errors import MissingCompanionError
+from .protobuf import fields
 
 _INDEXES = (".safetensors.index.json", ".bin.index.json")
 _MANIFEST = "Manifest.json"
 _INDEX_BYTES_MAX = 1 << 28
-_GRAPH, _INITIALIZER, _EXTERNAL_DATA, _KEY, _VALUE = 7, 5, 13, 1, 2
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # Wire types of protocol buffers.
+_GRAPH, _FUNCTIONS = 7, 25  # Of a model.
+_NODE, _INITIALIZER, _SPARSE_INITIALIZER = 1, 5, 15  # Of a graph.
+_FUNCTION_NODE, _ATTRIBUTE = 7, 5  # Of a function; of a node.
+_TENSORS, _GRAPHS, _SPARSE_TENSORS = (5, 10), (6, 11), (22, 23)  # Of an attribute.
+_SPARSE_PARTS, _EXTERNAL_DATA, _KEY, _VALUE = (1, 2), 13, 1, 2
+_DEPTH_MAX = 64  # Of graphs in graphs.
 
 
 def check_companions(directory: str, paths: Collection[str], *, ref: str) -> None:
@@ -90,45 +95,45 @@ def locations(model: bytes | mmap.mmap) -> list[str]:
 
 
 def _locations(model: memoryview) -> Iterator[str]:
-    for graph in _fields(model, _GRAPH):
-        for tensor in _fields(graph, _INITIALIZER):
-            for entry in _fields(tensor, _EXTERNAL_DATA):
-                if [bytes(key) for key in _fields(entry, _KEY)] == [b"location"]:
-                    yield from (bytes(value).decode() for value in _fields(entry, _VALUE))
+    for graph in fields(model, _GRAPH):
+        yield from _in_graph(graph)
+    for function in fields(model, _FUNCTIONS):
+        for node in fields(function, _FUNCTION_NODE):
+            yield from _in_node(node, _DEPTH_MAX)
 
 
-def _fields(message: memoryview, wanted: int) -> Iterator[memoryview]:
-    """Yield the byte fields *wanted* of a protocol buffer; raise IndexError or ValueError if it is none.
-
-    The encoding: https://protobuf.dev/programming-guides/encoding/
-    """
-    at, end = 0, len(message)
-    while at < end:
-        tag, at = _varint(message, at)
-        kind = tag & 7
-        if kind == _VARINT:
-            _, at = _varint(message, at)
-        elif kind == _BYTES:
-            length, at = _varint(message, at)
-            if at + length > end:
-                raise IndexError(at)
-            if tag >> 3 == wanted:
-                yield message[at : at + length]
-            at += length
-        elif kind in {_FIXED64, _FIXED32}:
-            at += 8 if kind == _FIXED64 else 4
-        else:
-            raise ValueError(kind)
+def _in_graph(graph: memoryview, depth: int = _DEPTH_MAX) -> Iterator[str]:
+    if depth <= 0:
+        raise ValueError(depth)
+    for tensor in fields(graph, _INITIALIZER):
+        yield from _in_tensor(tensor)
+    for sparse in fields(graph, _SPARSE_INITIALIZER):
+        yield from _in_sparse(sparse)
+    for node in fields(graph, _NODE):
+        yield from _in_node(node, depth)
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError(shift)
+def _in_node(node: memoryview, depth: int) -> Iterator[str]:
+    """Constants are tensors of a node, and the branches of a condition are graphs of one."""
+    for attribute in fields(node, _ATTRIBUTE):
+        for number in _TENSORS:
+            for tensor in fields(attribute, number):
+                yield from _in_tensor(tensor)
+        for number in _SPARSE_TENSORS:
+            for sparse in fields(attribute, number):
+                yield from _in_sparse(sparse)
+        for number in _GRAPHS:
+            for graph in fields(attribute, number):
+                yield from _in_graph(graph, depth - 1)
+
+
+def _in_sparse(sparse: memoryview) -> Iterator[str]:
+    for number in _SPARSE_PARTS:
+        for tensor in fields(sparse, number):
+            yield from _in_tensor(tensor)
+
+
+def _in_tensor(tensor: memoryview) -> Iterator[str]:
+    for entry in fields(tensor, _EXTERNAL_DATA):
+        if [bytes(key) for key in fields(entry, _KEY)] == [b"location"]:
+            yield from (bytes(value).decode() for value in fields(entry, _VALUE))

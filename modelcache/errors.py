@@ -8,6 +8,7 @@
     │   ├── InvalidDigestError
     │   ├── UnknownSchemeError
     │   ├── NotListableError                                  its source cannot say which files there are
+    │   ├── ProviderNotInstalledError                         onnxruntime was built without it
     │   ├── UnsupportedPlatformError                          it needs another system than this one
     │   ├── UnsupportedArchiveError                           no archive, or one that this Python cannot unpack
     │   ├── ConfigurationError
@@ -41,11 +42,14 @@
     │   ├── ProductError                                      it left nothing, a link, or something elsewhere
     │   ├── ProductRefusedError                               the product did not pass its check
     │   ├── NotReproducibleError                              built again, it was another one
+    │   ├── ModelRefusedError                                 the runtime does not take the model
     │   └── RepeatedFailureError                              three times the same way: left alone for a while
     ├── IntegrityError (ValueError)                        7
     │   ├── DigestMismatchError
     │   ├── SizeMismatchError
     │   ├── EmptyContentError
+    │   ├── ExternalDataError                                 a model's external data is missing, or elsewhere
+    │   ├── ModelTooLargeError                                a model that is larger than its format can be
     │   ├── MissingCompanionError                             a file of a tree needs one that is not in it
     │   ├── ListingError                                      a list of files that cannot all be stored as such
     │   ├── ArchiveError                                      an archive that is damaged, or made to do damage
@@ -524,6 +528,29 @@ class RepeatedFailureError(DerivationError):
         self.summary = f"{ref} of {model} was not built: {self.detail}"
 
 
+class ModelRefusedError(DerivationError):
+    """The runtime does not take the model, or the product. ``reason`` is what it says.
+
+    ``providers`` are those that it was to run on, first choice first.
+    """
+
+    hint = "It is the runtime that refuses: check the model with its makers' tools, or take other providers"
+
+    def __init__(self, *, ref: str, model: str, providers: tuple[str, ...], reason: str) -> None:
+        ModelCacheError.__init__(self, ref=ref, model=model, providers=providers, reason=reason)
+        self.providers, self.reason = providers, reason
+        self._say(ref, model, f"onnxruntime refuses it for {', '.join(providers)}: {reason}")
+
+
+class ProviderNotInstalledError(UsageError):
+    """This onnxruntime was built without the provider. ``installed`` are those that it has."""
+
+    def __init__(self, *, provider: str, installed: tuple[str, ...]) -> None:
+        ModelCacheError.__init__(self, provider=provider, installed=installed)
+        self.summary = f"onnxruntime has no provider {_shown(provider)} here; nothing was built"
+        self.hint = f"Installed are {', '.join(installed) or 'none'}; another build of onnxruntime may have it"
+
+
 class UnsupportedPlatformError(UsageError):
     """It needs another system than this one; nothing was written."""
 
@@ -574,6 +601,24 @@ class EmptyContentError(IntegrityError):
         super().__init__(ref=ref)
         self.summary = f"{ref} came without a single byte; nothing was stored"
         self.hint = "To cache an empty file on purpose, give its digest"
+
+
+class ExternalDataError(IntegrityError):
+    """A model keeps data in a file that is missing, or that is not below its own directory."""
+
+    def __init__(self, *, ref: str, location: str, problem: str) -> None:
+        super().__init__(ref=ref, location=location, problem=problem)
+        self.summary = f"{ref} keeps data in {_shown(location)}, which {problem}; nothing was built"
+        self.hint = "Give the directory, repository or tree that holds the model with its data, and file= for the model"
+
+
+class ModelTooLargeError(IntegrityError):
+    """The file of a model is larger than its format, a protocol buffer, can be. ``size`` and ``limit`` are in bytes."""
+
+    def __init__(self, *, ref: str, size: int, limit: int) -> None:
+        super().__init__(ref=ref, size=size, limit=limit)
+        self.summary = f"{ref} has {size} bytes, and no runtime reads a model file above {limit}; nothing was built"
+        self.hint = "Save it with external data: onnx.save_model(..., save_as_external_data=True)"
 
 
 class MissingCompanionError(IntegrityError):

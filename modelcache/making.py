@@ -140,6 +140,13 @@ class Maker(Keeper):
                 raise gone.error from error  # What befell it says more than that it is not here now.
         raise vanishing(str(gone)) from gone
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether records that stand are an answer: no policy, no source that is asked each time, no second build."""
+        self._check_open()
+        limits = self._limits
+        return not (limits.policies or limits.refresh or limits.verify_derived)
+
     def explain(self, ref: RefLike) -> Derivation:
         """Return all that a derived artefact depends on, and how it was made.
 

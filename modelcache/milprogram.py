@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-_BYTES = 2  # The wire type of all that is looked into: https://protobuf.dev/programming-guides/encoding/
+from .protobuf import BYTES, encoded, items
+
 _KEY, _VALUE = 1, 2  # Of the entry of a map.
 _DEPTH_MAX = 100
 
@@ -91,49 +92,9 @@ def _entry(message: memoryview, kind: _Kind | None, depth: int) -> tuple[bytes, 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int, int, int]]:
     """Yield the number of each field, where it begins, where its bytes do (0: it has none), and where it ends."""
-    at, size = 0, len(message)
-    while at < size:
-        start = at
-        tag, at = _varint(message, at)
-        inside = 0
-        match tag & 7:
-            case 0:
-                _, at = _varint(message, at)
-            case 2:
-                length, inside = _varint(message, at)
-                at = inside + length
-            case 1:
-                at += 8
-            case 5:
-                at += 4
-            case wire:
-                raise ValueError(wire)
-        if at > size:
-            raise IndexError(at)
-        yield tag >> 3, start, inside, at
+    for one in items(message):
+        yield one.number, one.start, one.value if one.kind == BYTES else 0, one.end
 
 
 def _head(number: int, length: int) -> bytes:
-    return _encoded(number << 3 | _BYTES) + _encoded(length)
-
-
-def _encoded(value: int) -> bytes:
-    found = bytearray()
-    while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError(shift)
+    return encoded(number << 3 | BYTES) + encoded(length)

@@ -12,10 +12,13 @@ import modelcache
 PACKAGE = Path(modelcache.__file__).parent
 # DESIGN.md section 7, from the ground up. A module may import from every floor below its own.
 FLOORS = [
-    {"errors", "events", "eviction", "forks", "report", "sealed", "workspace"},
+    {"errors", "events", "eviction", "forks", "protobuf", "report", "sealed", "workspace"},
     {"layout"},
     {"config", "digest", "patterns", "recipes", "reference", "tomltext"},
-    {"companions", "derivation", "files", "hit", "isolation", "listing", "milprogram", "notes", "process", "settings"},
+    {
+        "companions", "derivation", "files", "hit", "isolation", "listing", "milprogram", "notes", "platforms",
+        "process", "settings",
+    },
     {"bundle", "formats", "hubcache", "packed", "policy", "sampling", "trees"},
     {"configfiles", "manifest", "mlpackage", "sharing", "signatures", "stamps"},
     {"commit"},
@@ -44,6 +47,13 @@ FLOORS = [
     {"coreml.packages"},
     {"coreml.compiling"},
     {"coreml"},
+    {"onnx.graph", "onnx.runtime"},
+    {"onnx.options", "onnx.sources"},
+    {"onnx.building"},
+    {"onnx.engines"},
+    {"onnx.contexts"},
+    {"onnx.sessions"},
+    {"onnx"},
     {"cli.asking", "cli.each", "cli.sharing"},
     {
         "cli.config", "cli.derive", "cli.doctor", "cli.du", "cli.export", "cli.gc", "cli.get", "cli.import_",
@@ -120,6 +130,7 @@ def test_only_commit_changes_the_file_system(name: str, path: Path) -> None:
         ("coremltools", {"coreml.library"}),
         ("model_signing", {"signatures"}),
         ("tomllib", {"tomltext"}),
+        ("onnxruntime", {"onnx.runtime"}),
     ],
 )
 def test_a_library_is_imported_in_its_one_place(library: str, home: set[str]) -> None:

@@ -23,7 +23,12 @@ def onnx(location: str) -> bytes:
     entry = field(1, b"location") + field(2, location.encode())
     other = field(1, b"offset") + field(2, b"0")
     tensor = b"\x08\x03" + field(8, b"weight") + field(13, other) + field(13, entry) + b"\x70\x01"
-    return b"\x08\x07" + field(2, b"pytest") + field(7, field(1, b"node") + field(5, tensor)) + b"\x15abcd\x11abcdefgh"
+    return (
+        b"\x08\x07"
+        + field(2, b"pytest")
+        + field(7, field(1, field(4, b"Add")) + field(5, tensor))
+        + b"\x15abcd\x11abcdefgh"
+    )
 
 
 def put(root: Path, files: dict[str, bytes]) -> None:

@@ -332,7 +332,10 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     """Tell whether *process* has ended, and leave it to be waited for: until then nobody else has its number."""
     if not hasattr(os, "waitid"):
         return False  # macOS, before Python 3.13: the end of the pipe tells.
-    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    try:
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True  # Somebody else has waited for it: a program may ignore SIGCHLD.
 
 
 def _how(process: subprocess.Popen[bytes]) -> str:

@@ -53,6 +53,9 @@ class Product:
         self.digest, self.size = Digest(""), 0  # Not known yet.
         try:
             self._move(source)
+        except PermissionError as error:
+            self.discard()
+            raise self.problem(f"{os.path.basename(error.filename or source)!r:.100} cannot be read") from error
         except BaseException:
             self.discard()
             raise

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from modelcache.errors import (
 )
 from modelcache.isolation import DiedError, run
 from modelcache.testing import check_cache
+from tests.support.users import User
 
 
 @pytest.fixture
@@ -425,6 +427,7 @@ def test_a_build_that_was_interrupted_leaves_no_note(cache: Cache) -> None:
 
 _PROGRAM = """
 import sys
+import tempfile
 from modelcache import Cache
 
 def build(workspace):
@@ -471,3 +474,37 @@ def test_a_product_that_is_its_input_goes_with_it_and_no_other_ref_of_it(cache: 
     derive(cache, same)
     cache.remove("m.bin")
     assert len(list(cache.entries())) == 2
+
+
+def slow(value: int) -> int:
+    time.sleep(0.5)  # Longer than it takes to look whether the process is still there.
+    return value
+
+
+def test_who_does_not_wait_for_children_gets_results_as_well(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The kernel reaps them then.
+    try:
+        assert run(slow, 42, timeout=60) == 42
+        with pytest.raises(DiedError):
+            run(forks, str(tmp_path / "pid"), signal.SIGSEGV.value, timeout=60)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_product_that_its_owner_cannot_read_is_the_fault_of_the_build(cache: Cache) -> None:
+    def locks(workspace: Workspace) -> None:
+        small(workspace)
+        Path(workspace, "small.bin").chmod(0)
+
+    if os.geteuid() == 0:
+        User(12345).does(_refused, locks)
+    else:
+        with pytest.raises(ProductError, match="cannot be read"):
+            derive(cache, locks)
+
+
+def _refused(build: Any) -> None:
+    with tempfile.TemporaryDirectory() as place, Cache(f"{place}/cache") as cache:
+        cache.put(b"the weights of a model", name="m.bin")
+        with pytest.raises(ProductError, match="cannot be read"):
+            derive(cache, build)

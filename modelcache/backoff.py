@@ -48,7 +48,7 @@ class Backoff:
             "status": status,
         }
         try:
-            commit.ensure_bucket(f"{self._root}/{layout.BACKOFF}")
+            commit.ensure_bucket(f"{self._root}/{layout.BACKOFF}", durable=False)
             commit.replace_hint(f"{self._root}/{layout.STAGING}", self._path(host), seal(stamp))
         except OSError:
             return

@@ -566,13 +566,14 @@ def _try(remove: Callable[..., None], name: str, directory: int) -> bool:
     return True
 
 
-def ensure_bucket(path: str) -> None:
-    """Make a directory right under the root, durably, if it is missing."""
+def ensure_bucket(path: str, *, durable: bool = True) -> None:
+    """Make a directory right under the root if it is missing, durably unless it is for hints, which die with the boot."""
     if not os.path.isdir(path):
         make_bucket(path, sharing.of(path))
     else:
         sharing.guard(f"{path}/")
-    settle(path)
+    if durable:
+        settle(path)
 
 
 def touch(path: str) -> None:

@@ -98,7 +98,7 @@ class Failures:
     def _write(self, action: str, facts: dict[str, Any]) -> None:
         note = {**facts, "boot": process.boot_id(), "machine": process.machine_id()}
         try:
-            commit.ensure_bucket(f"{self._root}/{layout.FAILURES}")
+            commit.ensure_bucket(f"{self._root}/{layout.FAILURES}", durable=False)
             commit.replace_hint(f"{self._root}/{layout.STAGING}", self._path(action), seal(note))
         except OSError:
             return

@@ -567,7 +567,7 @@ def _try(remove: Callable[..., None], name: str, directory: int) -> bool:
 
 
 def ensure_bucket(path: str, *, durable: bool = True) -> None:
-    """Make a directory right under the root if it is missing, durably unless it is for hints, which die with the boot."""
+    """Make a directory right under the root if it is missing; for hints, which die with the boot, not *durable*."""
     if not os.path.isdir(path):
         make_bucket(path, sharing.of(path))
     else:

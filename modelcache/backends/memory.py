@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import forks
 from ..errors import BackendError, NotInArchiveError
-from .base import Archived, Backend, Batch
+from .base import Archived, Backend, Batch, check_name
 
 
 class MemoryBackend(Backend):
@@ -91,6 +91,7 @@ class MemoryBackend(Backend):
 
     def create(self, name: str, data: bytes) -> bool:
         """See `Backend`."""
+        check_name(name)
         self._pass()
         with self._guard:
             if name in self._files:

@@ -2,13 +2,18 @@
 
 The only module that imports obstore, an extra. Files are objects below the prefix; a large one is uploaded in parts, a
 small one in one request, made only if it is not there where that is asked (If-None-Match). A write of events is one
-object whose name follows from its first event, so that a repetition finds itself. obstore does not try again by itself
+object, and a repetition of it the same one. obstore does not try again by itself
 here: the archive does, and tells.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +33,9 @@ from ..errors import (
 from .base import Archived, Backend, Batch, check_name, decode
 
 _EVENTS, _FILES, _PROBES = "events", "files", "probes"
+_RECENT = 1000  # Writes that may come again. What comes later than that lands twice, and is told by its ids.
+_DENIED = re.compile(r"status code: 40[13]\b")
+_MISSING = re.compile(r"status code: 404\b|NoSuchBucket")
 _TIMEOUT = {"connect_timeout": "10s", "timeout": "60s"}
 
 
@@ -78,6 +86,9 @@ class ObjectStoreBackend(Backend):
         self._prefix = f"{check_name(prefix.strip('/'))}/" if prefix.strip("/") else ""
         self._pid = os.getpid()
         self._conditional: bool | None = None
+        self._guard = threading.Lock()  # Not for a forked child: that cannot use obstore at all.
+        self._recent: OrderedDict[bytes, str] = OrderedDict()
+        self._last = 0
         self.location = _without_credentials(store) if isinstance(store, str) else type(store).__name__
         self._store = self._opened(store, config or {}, client_options or {}) if isinstance(store, str) else store
         if check:
@@ -105,7 +116,9 @@ class ObjectStoreBackend(Backend):
         except BackendAccessError:
             raise
         except BackendError as error:
-            raise BackendSetupError(backend=self.location, detail=error.detail) from error
+            missing = _MISSING.search(error.detail) is not None
+            detail = "there is no such bucket" if missing else error.detail
+            raise BackendSetupError(backend=self.location, detail=detail) from error
 
     def check_conditional(self) -> None:
         """Check, once, that the store makes an object only if it is not there, when it is asked to.
@@ -131,11 +144,20 @@ class ObjectStoreBackend(Backend):
         """See `LandsBatches`."""
         if not any(batches):
             return
-        first = next(batch for batch in batches if batch)
-        count = sum(len(batch) for batch in batches)
-        # In the order of their times, as far as clocks agree; the rest of the name is the write's own.
-        name = f"{_EVENTS}/{int(first.times[0] * 1000):016d}-{first.ids[0]}-{count}.jsonl"
-        self._create(name, "".join(f"{line}\n" for batch in batches for line in batch.records()).encode())
+        data = "".join(f"{line}\n" for batch in batches for line in batch.records()).encode()
+        self._create(self._name_of(data), data)
+
+    def _name_of(self, data: bytes) -> str:
+        """Return the name of a write of events: in the order of our writes; the same if it comes again."""
+        mark = hashlib.sha256(data).digest()
+        with self._guard:
+            name = self._recent.get(mark)
+            if name is None:
+                self._last = max(self._last + 1, time.time_ns())
+                name = self._recent[mark] = f"{_EVENTS}/{self._last:020d}-{os.urandom(6).hex()}.jsonl"
+                while len(self._recent) > _RECENT:
+                    self._recent.popitem(last=False)
+            return name
 
     def read_events(self, key: str | None = None, *, since: float = 0.0) -> Iterator[Archived]:
         """See `Backend`."""
@@ -166,8 +188,7 @@ class ObjectStoreBackend(Backend):
     def size(self, name: str) -> int | None:
         """See `Backend`."""
         try:
-            with self._failing(name):
-                return int(self._library.head(self._store, self._at(f"{_FILES}/{check_name(name)}"))["size"])
+            return self._size(f"{_FILES}/{check_name(name)}")
         except NotInArchiveError:
             return None
 
@@ -193,13 +214,23 @@ class ObjectStoreBackend(Backend):
         return True
 
     def _read(self, name: str, start: int, length: int | None) -> bytes:
-        with self._failing(name):
-            if length is None and start == 0:
+        if length is None and start == 0:
+            with self._failing(name):
                 return bytes(self._library.get(self._store, self._at(name)).bytes())
-            size = int(self._library.head(self._store, self._at(name))["size"]) if length is None else start + length
-            if start >= size:
-                return b""  # No range of HTTP says that.
-            return bytes(self._library.get_range(self._store, self._at(name), start=start, end=size))
+        end = self._size(name) if length is None else start + length
+        if start >= end:
+            return b""
+        try:
+            with self._failing(name):
+                return bytes(self._library.get_range(self._store, self._at(name), start=start, end=end))
+        except BackendError:
+            if start < self._size(name):
+                raise
+            return b""  # No range of HTTP says that.
+
+    def _size(self, name: str) -> int:
+        with self._failing(name):
+            return int(self._library.head(self._store, self._at(name))["size"])
 
     def _names(self, prefix: str) -> Iterator[str]:
         with self._failing():
@@ -235,7 +266,8 @@ class ObjectStoreBackend(Backend):
         except (known.BaseError, OSError, ValueError) as error:
             if isinstance(error, BackendError | NotInArchiveError):
                 raise
-            raise BackendError(backend=self.location, detail=_brief(error)) from error
+            kind = BackendAccessError if _DENIED.search(str(error)) else BackendError
+            raise kind(backend=self.location, detail=_brief(error)) from error
 
 
 class _ThereError(BackendError):

@@ -37,6 +37,7 @@ SCENARIOS = {  # By goal, as `docs/performance.md` lists them.
     "manage": "",
     "process-table": "",
     "resume": "",
+    "archive": "",
 }
 
 

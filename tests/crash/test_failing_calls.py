@@ -55,6 +55,7 @@ from tests.crash.world import (
     Operation,
     World,
     broken_exports,
+    broken_replicas,
     cold_get,
     collect,
     collect_for_room,
@@ -76,6 +77,7 @@ from tests.crash.world import (
     remove,
     remove_one_of_two_names,
     remove_tree,
+    replicate,
     resumed_get,
     second_name_of_a_tree,
     small_steps,
@@ -113,7 +115,7 @@ def interrupted_get(world: World) -> Act:
 OPERATIONS: list[Operation] = [
     cold_get, resumed_get, interrupted_get, refresh, put, put_again, hit_by_digest, remove, remove_one_of_two_names,
     pin_and_unpin, put_tree, second_name_of_a_tree, remove_tree, promote, leased, collect, collect_for_room,
-    put_archive, import_folder, import_file, export_folder, export_file,
+    put_archive, import_folder, import_file, export_folder, export_file, replicate,
 ]  # fmt: skip
 
 
@@ -313,12 +315,13 @@ def next_try(act: Act, world: World) -> list[str]:
     except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001  # Whatever it is, it is a finding.
         return [f"the next try: {said_of(error)}"]
     found = broken(world.root, log) + broken_exports(world, world.root, log.said)
+    found += broken_replicas(world, world.root, log.said)
     return [f"the next try: {what}" for what in found]
 
 
 def broken(root: Path, log: Log) -> list[str]:
     """Return what is not as it must be: I1 to I7, and what the operation has said, of every key."""
-    said = {key: allowed for key, allowed in log.said.items() if not key.startswith("export ")}
+    said = {key: allowed for key, allowed in log.said.items() if not key.startswith(("export ", "replica ", "event"))}
     sure = {key: next(iter(allowed)) for key, allowed in said.items() if len(allowed) == 1}
     wrong = [str(violation) for violation in check_cache(root, sure) if violation.kind != "garbage"]
     for key, allowed in said.items():
@@ -375,6 +378,7 @@ class Stage:
         wrong += shim.wrong
         wrong += [f"left open: {path}" for path in shim.left_open]
         wrong += broken(self.root, log) + broken_exports(world, self.root, log.said)
+        wrong += broken_replicas(world, self.root, log.said)
         if case.way == "short write" and not wrong:
             wrong += judge(world, self.root, log.said)
         with pytest.MonkeyPatch.context() as patch:

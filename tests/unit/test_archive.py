@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from modelcache import Cache, Event, RetryPolicy, errors
+from modelcache import Cache, RetryPolicy, errors
 from modelcache.archive import (
     Archivist,
     Direct,
@@ -217,13 +217,12 @@ def test_a_full_queue_that_refuses_takes_nothing_of_the_write_and_the_others_tak
 def test_memory_is_bounded_by_the_capacity_whatever_comes(root: Path) -> None:
     backend = MemoryBackend()
     policy = Queued(capacity=10, overflow="drop-oldest")
-    with Archivist([registered("m", backend, policy=policy)], root=root) as archivist:
-        with backend.hold():
-            archivist.append_events("k", range(5000))
-            archivist.append_events("k", range(5000))
-            assert archivist.health()["m"].depth <= 20
-            assert len(archivist.dropped("m")) <= 1000
-            assert archivist.health()["m"].dropped >= 9980
+    with Archivist([registered("m", backend, policy=policy)], root=root) as archivist, backend.hold():
+        archivist.append_events("k", range(5000))
+        archivist.append_events("k", range(5000))
+        assert archivist.health()["m"].depth <= 20
+        assert len(archivist.dropped("m")) <= 1000
+        assert archivist.health()["m"].dropped >= 9980
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------
@@ -253,7 +252,12 @@ def test_a_sender_that_waits_for_room_hears_of_the_shutdown(root: Path, blocked:
     with backend.hold():
         archivist.append_events("k", [0])
         assert backend.waiting.wait(LONG_S)
-        sender = Caller(lambda: [archivist.append_events("k", [number]) for number in range(1, 5)])
+
+        def send() -> None:
+            for number in range(1, 5):
+                archivist.append_events("k", [number])
+
+        sender = Caller(send)
         assert blocked.wait(LONG_S)
 
         assert not archivist.shutdown(0)
@@ -490,7 +494,7 @@ def test_a_mistake_of_the_caller_is_told_to_the_caller_and_nothing_is_accepted(r
             "text",
         ):
             with pytest.raises(errors.UsageError):
-                archivist.append_events("k", events)  # type: ignore[arg-type]
+                archivist.append_events("k", events)
         for key in ("", "k" * 5000, 7):
             with pytest.raises(errors.UsageError):
                 archivist.append_events(key, [1])  # type: ignore[arg-type]
@@ -500,25 +504,15 @@ def test_a_mistake_of_the_caller_is_told_to_the_caller_and_nothing_is_accepted(r
 
 
 def test_events_of_a_cache_are_archived_as_what_they_say(root: Path, tmp_path: Path) -> None:
-    with SqliteBackendContext(tmp_path) as sqlite, Archivist([registered("s", sqlite)], root=root) as archivist:
+    sqlite = SqliteBackend(tmp_path / "events.db")
+    with Archivist([registered("s", sqlite)], root=root) as archivist:
         with Cache(root, on_event=lambda event: archivist.append_events(event.ref, [event])) as cache:
-            cache.put(b"x" * 100, name="m")
-            cache._emit(Event("fetched", "m", done=100)) if hasattr(cache, "_emit") else archivist.append_events(
-                "m", [Event("fetched", "m", done=100)]
-            )
+            (tmp_path / "m").write_bytes(b"x" * 100)
+            ref = (tmp_path / "m").as_uri()
+            cache.get(ref)
         archivist.flush(LONG_S)
-        assert {"kind": "fetched", "ref": "m", "done": 100} in [one.event for one in archivist.read_events("m")]
 
-
-class SqliteBackendContext:
-    def __init__(self, tmp_path: Path) -> None:
-        self.backend = SqliteBackend(tmp_path / "events.db")
-
-    def __enter__(self) -> SqliteBackend:
-        return self.backend
-
-    def __exit__(self, *_: object) -> None:
-        self.backend.close()
+        assert "fetched" in [one.event["kind"] for one in archivist.read_events(ref)]
 
 
 # -- registrations -----------------------------------------------------------------------------------------------------
@@ -737,14 +731,16 @@ def test_the_outbox_is_bounded_and_what_finds_no_room_is_counted(root: Path) -> 
             assert len(list((root / "outbox-v1/m").iterdir())) == 2
         archivist.flush(LONG_S)
         assert [one.what for one in archivist.dropped("m")] == digests[2:]
-    with Archivist(
-        [registered("n", backend, policy=Queued(capacity=1, overflow="error"), failure="required")], root=root
-    ) as archivist:
-        with backend.hold():
-            with pytest.raises(errors.BackendError, match="did not take"):
-                archivist.put_object(digests[2], timeout=0)
-            with pytest.raises(errors.QueueFullError):
-                archivist.put_object(digests[3], timeout=0)
+    with (
+        Archivist(
+            [registered("n", backend, policy=Queued(capacity=1, overflow="error"), failure="required")], root=root
+        ) as archivist,
+        backend.hold(),
+    ):
+        with pytest.raises(errors.BackendError, match="did not take"):
+            archivist.put_object(digests[2], timeout=0)
+        with pytest.raises(errors.QueueFullError):
+            archivist.put_object(digests[3], timeout=0)
 
 
 def test_what_went_corrupt_before_it_was_brought_goes_nowhere_and_is_told(root: Path, digest: Digest) -> None:
@@ -873,9 +869,9 @@ def test_a_required_backend_that_holds_no_objects_is_refused_before_anything_is_
     class Plain:
         def append_events(self, key: str, events: Sequence[Any]) -> None: ...
 
-    with Archivist([registered("p", Plain()), registered("q", Plain())], root=root) as archivist:
-        with pytest.raises(errors.UsageError, match="holds objects"):
-            archivist.put_object(digest)
+    events_only = Archivist([registered("p", Plain()), registered("q", Plain())], root=root)
+    with events_only, pytest.raises(errors.UsageError, match="holds objects"):
+        events_only.put_object(digest)
     other = MemoryBackend()
     with Archivist([registered("m", other), registered("p", Plain(), failure="required")], root=root) as archivist:
         with pytest.raises(errors.UsageError, match="holds events only"):

@@ -54,6 +54,7 @@ class Carrier:
         self._patience = Deadline(None, ref=self._registration.name)
         self._asked: dict[Digest, float] = {}
         self._failed: dict[Digest, ModelCacheError] = {}
+        self._error: ModelCacheError | None = None  # What the last round ended with.
         self._awake = self._closed = False
         self.dispatched = 0
 
@@ -119,12 +120,16 @@ class Carrier:
         """Wait until the backend has the object; tell whether it has.
 
         Raises:
-            ModelCacheError: It never will: the object is gone, or corrupt.
+            ModelCacheError: It never will: the object is gone, or corrupt. Or bringing it has failed, as often as the
+                policy says: it waits, and is tried again.
         """
         with self._changed:
-            self._changed.wait_for(lambda: digest not in self._asked, min(seconds, threading.TIMEOUT_MAX))
-            error = self._failed.pop(digest, None)
-            if error is not None:
+            before = self._error
+            self._changed.wait_for(
+                lambda: digest not in self._asked or self._error is not before, min(seconds, threading.TIMEOUT_MAX)
+            )
+            error = self._failed.pop(digest, None) or (self._error if digest in self._asked else None)
+            if error is not None and error is not before:
                 raise error
             return digest not in self._asked
 
@@ -152,6 +157,11 @@ class Carrier:
             thread.join(min(seconds, 1.0))  # A wait for a lock notices within a fraction of a second.
         return not self._asked
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether no thread of it runs."""
+        return self._thread is None or not self._thread.is_alive()
+
     def _wake(self, *digests: Digest) -> None:
         now = monotonic()
         with self._changed:
@@ -178,11 +188,16 @@ class Carrier:
                 closing, self._awake = self._closed, False
             try:
                 if self._deliver():
+                    self._error = None
                     continue
             except CancelledError:
                 return
             except ModelCacheError as error:
-                _log.warning("%s: %d objects wait: %s", self._registration.name, self.depth, error)
+                level = logging.DEBUG if self._error is not None else logging.WARNING  # Told once, until it is well.
+                _log.log(level, "%s: %d objects wait: %s", self._registration.name, self.depth, error)
+                with self._changed:
+                    self._error = error
+                    self._changed.notify_all()
             if closing:  # That was the last try.
                 return
             with self._changed:

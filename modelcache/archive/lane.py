@@ -144,10 +144,14 @@ class Lane:
             raise BackendError(backend=self.name, detail=f"{detail}; last: {last}" if last else detail)
 
     def flush(self, until: float) -> bool:
-        """Wait until all that was queued has landed, to the moment *until*; tell whether it has."""
-        done = True
-        if self._writer is not None:
-            done = self._writer.queue.flush(max(0.0, until - monotonic()))
+        """Wait until all that was queued has landed, to the moment *until*; tell whether it has.
+
+        A required one that fails ends the wait: its error is pending then.
+        """
+        done, writer = True, self._writer
+        if writer is not None:
+            required = self.registration.is_required
+            done = writer.queue.flush(max(0.0, until - monotonic()), stop=lambda: required and writer.error is not None)
         if self._carrier is not None:
             done = self._carrier.flush(max(0.0, until - monotonic())) and done
         return done
@@ -170,7 +174,8 @@ class Lane:
         ended = self._writer is None or self._writer.end(max(0.0, until - monotonic()))
         landed = self._carrier is None or self._carrier.end(max(0.0, until - monotonic()))
         close = getattr(self.registration.backend, "close", None)
-        if ended and landed and callable(close):
+        # Not while a call hangs in it; whether all has landed does not matter.
+        if ended and (self._carrier is None or self._carrier.has_ended) and callable(close):
             close()
         return ended and landed and self.ledger.count == dropped
 

@@ -174,16 +174,18 @@ class Queue:
                 self._idle.notify_all()
 
     def pause(self, seconds: float) -> None:
-        """Let the writer wait, less long if the queue is closed; senders look again whether there is hope."""
+        """Let the writer wait, less long if the queue is closed; who waits here looks again whether there is hope."""
         with self._lock:
             self._room.notify_all()
+            self._idle.notify_all()
             if not self._closed:
                 self._ready.wait_for(lambda: self._closed, seconds)
 
-    def flush(self, seconds: float) -> bool:
-        """Wait until nothing waits or is under way, for so many *seconds*; tell whether that came."""
+    def flush(self, seconds: float, *, stop: Callable[[], bool]) -> bool:
+        """Wait until nothing waits or is under way, for so many *seconds*, or until *stop*; tell whether that came."""
         with self._lock:
-            return self._idle.wait_for(lambda: not self.depth, min(seconds, threading.TIMEOUT_MAX))
+            self._idle.wait_for(lambda: not self.depth or stop(), min(seconds, threading.TIMEOUT_MAX))
+            return not self.depth
 
     def hurry(self, *, on: bool) -> None:
         """Let the writer take what waits at once, without a window, or do not any more."""

@@ -62,6 +62,7 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._patience = Deadline(None, ref=self._name)
         self.dispatched = self.coalesced = 0
+        self._failing = False
         self.error: ModelCacheError | None = None  # The failure that a required backend owes to its callers.
 
     def start(self) -> None:
@@ -112,13 +113,15 @@ class Writer:
             except CancelledError:
                 return False
             except ModelCacheError as error:
-                self.error = error
+                told, self.error = self._failing, error
+                self._failing = True
                 if closing:  # That was the last try.
                     return False
-                _log.warning("%s: %d events wait: %s", self._name, self.queue.depth, error)
+                level = logging.DEBUG if told else logging.WARNING  # Told once, until it is well.
+                _log.log(level, "%s: %d events wait: %s", self._name, self.queue.depth, error)
                 self.queue.pause(max(self._gate.closed_in(), self._rest_s))
                 continue
-            self.error = None
+            self.error, self._failing = None, False
             count = sum(len(batch) for batch in landing)
             self.dispatched += count
             self.coalesced += max(0, sum(item.starts for item in items[:count]) - 1)

@@ -91,7 +91,7 @@ CALLS = {
     "pwrite", "read", "rename", "replace", "rmdir", "scandir", "stat", "unlink", "utime", "write",
 }  # fmt: skip
 OF_TWO_PATHS = {"link", "rename", "replace"}
-_OUTSIDE = ("out",)  # Beside the root: what is exported to.
+_OUTSIDE = ("out", "replicas")  # Beside the root: what is exported to.
 WAYS = ["ENOSPC", "EIO", "EMFILE", "EROFS", "EACCES", "EINTR", "short write"]
 WAYS_OF_A_PATH = ["EIO", "EMFILE"]
 # What is acknowledged through them was synced; no other way in leads to the disk.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -363,11 +364,11 @@ def test_a_required_queued_failure_is_raised_by_the_next_call_and_the_event_stil
         archivist.append_events("k", [1])
         assert failing.wait(LONG_S)
         with pytest.raises(errors.BackendError):
-            archivist.flush(0.5)
+            archivist.flush(LONG_S)
         backend.down = False
-        while not archivist.flush(LONG_S):  # pragma: no cover  # One more failure may have been on its way.
-            pass
-        archivist._lanes[0]._writer.take_error()  # type: ignore[union-attr]
+        with contextlib.suppress(errors.BackendError):  # One more failure may have been on its way.
+            archivist.flush(LONG_S)
+        archivist.flush(LONG_S)
 
         archivist.append_events("k", [2])
 
@@ -712,8 +713,8 @@ def test_a_required_backend_has_the_object_when_the_call_returns(root: Path, dig
         assert contents.has(backend, digest)
         backend.down = True
         other = Digest(Cache(root).put(b"other", name="o").digest)
-        with pytest.raises(errors.BackendError, match="did not take"):
-            archivist.put_object(other, timeout=0.01)
+        with pytest.raises(errors.BackendError, match="it is down"):
+            archivist.put_object(other)
         backend.down = False
         assert archivist.flush(LONG_S)
         assert contents.has(backend, other)

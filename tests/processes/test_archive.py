@@ -116,7 +116,7 @@ def test_forked_children_write_their_own_and_nothing_twice(root: Path, tmp_path:
         if child == 0:
             archivist.append_events("child", [number])
             done = archivist.shutdown(60)
-            os._exit(0 if done else 1)
+            os._exit(0 if done and archivist.health()["s"].dispatched == 1 else 1)
         archivist.append_events("parent", [f"after {{number}}"])
         children.append(child)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
@@ -227,18 +227,22 @@ def test_what_was_put_before_a_kill_is_delivered_by_the_next_process(
 
 
 def test_one_process_at_a_time_delivers_whatever_others_have_filed(root: Path, tmp_path: Path, digest: Digest) -> None:
-    point, points, trace = "backends.contents.before-blob", tmp_path / "points", tmp_path / "trace"
+    point, waits, points, trace = (
+        "backends.contents.before-blob", "locks.before-wait", tmp_path / "points", tmp_path / "trace",
+    )  # fmt: skip
     points.mkdir()
     environment = {"FAILPOINTS_DIR": str(points), "FAILPOINTS_TRACE": str(trace)}
+    spec = f"{point}=pause;{waits}=pause"
     with (
-        spawn(PUT, root, tmp_path / "d", digest, failpoints=f"{point}=pause", environment=environment) as first,
-        spawn(PUT, root, tmp_path / "d", digest, failpoints=f"{point}=pause", environment=environment) as second,
+        spawn(PUT, root, tmp_path / "d", digest, failpoints=spec, environment=environment) as first,
+        spawn(PUT, root, tmp_path / "d", digest, failpoints=spec, environment=environment) as second,
     ):
-        failpoints.wait_paused(points, point, LONG_S)
-        for victim in (first, second):
-            victim.wait_for("put")
+        (delivering,) = failpoints.wait_paused(points, point, LONG_S)
+        (waiting,) = failpoints.wait_paused(points, waits, LONG_S)
+        assert {delivering, waiting} == {first.pid, second.pid}
         assert first.acknowledged() == second.acknowledged() == ["put"]
 
+        failpoints.release(points, waits)
         failpoints.release(points, point)
 
         assert (first.wait(), second.wait()) == (0, 0)

@@ -231,12 +231,14 @@ def test_memory_is_bounded_by_the_capacity_whatever_comes(root: Path) -> None:
 
 def test_shutdown_drains_and_a_second_one_does_nothing_and_writes_after_it_raise(root: Path) -> None:
     backend = MemoryBackend()
-    archivist = Archivist([registered("m", backend, policy=Queued(batch_window=1000))], root=root)
+    direct = MemoryBackend()
+    queued = registered("m", backend, policy=Queued(batch_window=1000))
+    archivist = Archivist([queued, registered("d", direct, policy=Direct())], root=root)
     archivist.append_events("k", [1, 2])
 
     assert archivist.shutdown(LONG_S)
 
-    assert backend.events == [1, 2]
+    assert backend.events == direct.events == [1, 2]
     assert archivist.shutdown(LONG_S)
     with pytest.raises(errors.ArchiveClosedError):
         archivist.append_events("k", [3])
@@ -244,6 +246,7 @@ def test_shutdown_drains_and_a_second_one_does_nothing_and_writes_after_it_raise
         archivist.put_object("sha256:" + "0" * 64)
     with pytest.raises(errors.ArchiveClosedError):
         archivist.add(registered("n", MemoryBackend()))
+    assert direct.events == [1, 2]
     assert not [one for one in threading.enumerate() if one.name.startswith("modelcache-archive")]
 
 

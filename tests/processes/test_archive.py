@@ -240,6 +240,8 @@ def test_one_process_at_a_time_delivers_whatever_others_have_filed(root: Path, t
         (delivering,) = failpoints.wait_paused(points, point, LONG_S)
         (waiting,) = failpoints.wait_paused(points, waits, LONG_S)
         assert {delivering, waiting} == {first.pid, second.pid}
+        for victim in (first, second):
+            victim.wait_for("put")
         assert first.acknowledged() == second.acknowledged() == ["put"]
 
         failpoints.release(points, waits)

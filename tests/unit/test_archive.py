@@ -250,6 +250,17 @@ def test_shutdown_drains_and_a_second_one_does_nothing_and_writes_after_it_raise
     assert not [one for one in threading.enumerate() if one.name.startswith("modelcache-archive")]
 
 
+def test_a_direct_write_after_the_shutdown_raises_too(root: Path) -> None:
+    backend = MemoryBackend()
+    archivist = Archivist([registered("d", backend, policy=Direct())], root=root)
+    archivist.shutdown()
+
+    with pytest.raises(errors.ArchiveClosedError):
+        archivist.append_events("k", [1])
+
+    assert backend.calls == []
+
+
 def test_a_sender_that_waits_for_room_hears_of_the_shutdown(root: Path, blocked: threading.Event) -> None:
     backend = MemoryBackend()
     archivist = Archivist([registered("m", backend, policy=Queued(capacity=1, batch_window=0))], root=root)

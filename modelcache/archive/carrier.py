@@ -169,7 +169,7 @@ class Carrier:
                 self._asked.setdefault(digest, now)
             self._awake = True
             self._changed.notify_all()
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 name = f"modelcache-archive-objects-{self._registration.name}"
                 thread = threading.Thread(target=self._run, name=name, daemon=True)
                 thread.start()

@@ -9,7 +9,16 @@ from time import monotonic
 from ..backends import contents
 from ..backends.base import Backend
 from ..digest import Digest
-from ..errors import ArchiveClosedError, BackendDownError, BackendError, ModelCacheError, QueueFullError, UsageError
+from ..errors import (
+    ArchiveClosedError,
+    BackendDownError,
+    BackendError,
+    CorruptObjectError,
+    ModelCacheError,
+    NotInArchiveError,
+    QueueFullError,
+    UsageError,
+)
 from ..objects import Stored
 from ..retry import Deadline
 from .carrier import Carrier
@@ -108,7 +117,7 @@ class Lane:
         try:
             self._check_hanging()
             write_now(self.registration.backend, items, self.gate)
-        except BackendError as error:
+        except ModelCacheError as error:
             self._forgive(error)
             for item in items:
                 self.ledger.add(item.key, item.event, "down")
@@ -133,9 +142,10 @@ class Lane:
                 self._direct += 1
             elif self._carrier.put(stored.digest) and self.registration.is_required:
                 self._await(self._carrier, stored.digest, until)
-        except BackendError as error:
+        except (BackendError, CorruptObjectError, NotInArchiveError) as error:
             self._forgive(error)
-            self.ledger.add(stored.digest, stored.digest, "full" if isinstance(error, QueueFullError) else "down")
+            reasons = {QueueFullError: "full", CorruptObjectError: "corrupt"}
+            self.ledger.add(stored.digest, stored.digest, reasons.get(type(error), "down"))
 
     def _await(self, carrier: Carrier, digest: Digest, until: float) -> None:
         """Wait until the backend has the object (I8), to the moment *until*; raise BackendError."""

@@ -151,6 +151,8 @@ class Queue:
     def take(self) -> list[Item]:
         """Wait for events, collect for the window, and return them as under way; none when it is closed and empty."""
         with self._lock:
+            if self._under_way:  # Those of a writer that came to an end with them.
+                return self._under_way
             while not self._waiting:
                 if self._closed:
                     return []

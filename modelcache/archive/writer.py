@@ -66,11 +66,12 @@ class Writer:
         self.error: ModelCacheError | None = None  # The failure that a required backend owes to its callers.
 
     def start(self) -> None:
-        """Make sure that the thread runs."""
-        if self._thread is not None:
+        """Make sure that the thread runs: a backend may have ended it by what is no Exception."""
+        thread = self._thread
+        if thread is not None and thread.is_alive():
             return
         with self._guard:
-            if self._thread is None:
+            if self._thread is thread:
                 # A daemon: one that hangs in its backend must not keep the process from ending (`exits` drains).
                 thread = threading.Thread(target=self._run, name=f"modelcache-archive-{self._name}", daemon=True)
                 thread.start()

@@ -34,6 +34,7 @@ from .base import Archived, Backend, Batch, check_name, decode
 
 _EVENTS, _FILES, _PROBES = "events", "files", "probes"
 _RECENT = 1000  # Writes that may come again. What comes later than that lands twice, and is told by its ids.
+_NO_BUCKET = "there is no such bucket"
 _DENIED = re.compile(r"status code: 40[13]\b")
 _MISSING = re.compile(r"status code: 404\b|NoSuchBucket")
 _TIMEOUT = {"connect_timeout": "10s", "timeout": "60s"}
@@ -111,13 +112,11 @@ class ObjectStoreBackend(Backend):
             with self._failing():
                 for _ in self._library.list(self._store, self._prefix or None, chunk_size=1):
                     break
-        except NotInArchiveError as error:
-            raise BackendSetupError(backend=self.location, detail="there is no such bucket") from error
         except BackendAccessError:
             raise
         except BackendError as error:
             missing = _MISSING.search(error.detail) is not None
-            detail = "there is no such bucket" if missing else error.detail
+            detail = _NO_BUCKET if missing else error.detail
             raise BackendSetupError(backend=self.location, detail=detail) from error
 
     def check_conditional(self) -> None:
@@ -260,7 +259,9 @@ class ObjectStoreBackend(Backend):
         except known.AlreadyExistsError as error:
             raise _ThereError(backend=self.location, detail="it is there already") from error
         except (known.NotFoundError, FileNotFoundError) as error:
-            raise NotInArchiveError(what=name or self.location, asked=(self.location,)) from error
+            if not name:  # No file was asked for.
+                raise BackendError(backend=self.location, detail=_NO_BUCKET) from error
+            raise NotInArchiveError(what=name, asked=(self.location,)) from error
         except (known.PermissionDeniedError, known.UnauthenticatedError, PermissionError) as error:
             raise BackendAccessError(backend=self.location, detail=_brief(error)) from error
         except (known.BaseError, OSError, ValueError) as error:

@@ -459,6 +459,43 @@ def test_a_batch_that_fails_half_way_comes_again_without_loss_or_duplicates(root
         assert backend.calls == [("k", [1, 2, 3, 4, 5])] * 4  # As it was, each time.
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_backend_that_ends_its_thread_costs_no_event(root: Path) -> None:
+    class Panic(BaseException):
+        """What a library that is no Python raises."""
+
+    backend = MemoryBackend()
+    backend.fail_next(1, error=Panic())
+    with Archivist([registered("m", backend, policy=Queued(batch_window=0))], root=root) as archivist:
+        archivist.append_events("k", [1])
+        thread = archivist._lanes[0]._writer._thread  # type: ignore[union-attr]
+        assert thread is not None
+        thread.join(LONG_S)
+
+        archivist.append_events("k", [2])
+
+        assert archivist.flush(LONG_S)
+        assert backend.events == [1, 2]
+
+
+def test_a_best_effort_put_of_what_is_corrupt_or_of_a_bucket_that_is_gone_raises_nothing(
+    root: Path, digest: Digest
+) -> None:
+    class Gone(MemoryBackend):
+        def upload(self, name: str, path: str, size: int) -> None:
+            raise errors.NotInArchiveError(what="the bucket", asked=("m",))
+
+    with Archivist([registered("m", Gone(), policy=Direct())], root=root) as archivist:
+        archivist.put_object(digest)
+        (path,) = (root / "objects-v1").glob("*/m.onnx")
+        path.chmod(0o644)
+        path.write_bytes(b"Model" * 50_000)
+        archivist.put_object(digest)
+
+        assert [one.reason for one in archivist.dropped("m")] == ["down", "corrupt"]
+        assert archivist.health()["m"].dispatched == 0
+
+
 def test_the_calls_of_a_batch_that_have_landed_are_not_made_again(root: Path) -> None:
     """Of a backend that knows no ids: what landed before the failure is not repeated."""
 

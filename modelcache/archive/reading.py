@@ -30,7 +30,6 @@ class Landing:
         if manifest.digest.is_tree and os.path.lexists(self._target):
             raise UsageError(problem=f"{self._target} is there already, and a tree replaces nothing")
         self.path = self._claimed()
-        _in_use.add(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -77,6 +76,7 @@ class Landing:
     def _claimed(self) -> str:
         """Return the path of what nobody works on any more, by our own name; of nothing yet if there is none."""
         ours = f"{self._head}{process.token()}{self._tail}"
+        _in_use.add(ours)  # Before it has its name: another thread may look for one to claim.
         directory = os.path.dirname(self._target)
         for name in files.listing(directory):
             path = f"{directory}/{name}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -930,6 +933,31 @@ def test_a_required_backend_that_holds_no_objects_is_refused_before_anything_is_
             archivist.put_object(digest)
         archivist.flush(LONG_S)
         assert list(other.names()) == []
+
+
+def test_the_names_load_only_what_they_need() -> None:
+    code = (
+        "import sys, modelcache.archive; alone = [m for m in sys.modules if m.startswith('modelcache')]; "
+        "from modelcache.archive import Archivist, Direct, MemoryBackend, Queued, Registration; "
+        "print(alone, [m for m in ('sqlite3', 'obstore', 'asyncio.base_events', 'urllib3') if m in sys.modules])"
+    )
+
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert said.split("] ")[0] == "['modelcache', 'modelcache.archive'"
+    assert not {"sqlite3", "obstore", "urllib3"} & set(ast.literal_eval(said.split("] ")[1]))
+
+
+def test_two_threads_read_one_object_to_one_place_at_once(root: Path, digest: Digest, tmp_path: Path) -> None:
+    backend = MemoryBackend()
+    with Archivist([registered("m", backend, policy=Direct(), failure="required")], root=root) as archivist:
+        archivist.put_object(digest)
+
+        readers = [Caller(lambda: archivist.read_object(digest, tmp_path / "out")) for _ in range(8)]
+
+        assert [reader.end() for reader in readers] == [None] * 8
+        assert (tmp_path / "out").read_bytes() == b"model" * 50_000
+        assert list(tmp_path.glob(".out.*")) == []
 
 
 def test_a_batch_is_a_list_with_its_ids() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from modelcache import Cache, Entry, errors
+from modelcache.archive import Archivist, Registration
 from modelcache.backends import (
     Backend,
     Batch,
@@ -25,6 +27,7 @@ from modelcache.backends import (
 )
 from modelcache.digest import Digest
 from modelcache.objects import Objects
+from tests.crash.world import forked
 from tests.support.buckets import KEYS, needs_obstore, s3_server
 
 CONTENT = random.Random(31).randbytes(300_000)
@@ -354,6 +357,25 @@ def test_a_corrupt_object_goes_nowhere(subject: Subject, cache: Cache) -> None:
     assert list(subject.backend.names()) == []
 
 
+def test_an_archivist_brings_objects_and_events_there_and_another_one_reads_them(
+    subject: Subject, cache: Cache, tmp_path: Path
+) -> None:
+    file = cache.put(CONTENT, name="m")
+    tree = put_tree(cache, tmp_path, {"a/weights": CONTENT, "b": b"{}"})
+    with Archivist([Registration("tier", subject.backend)], root=cache.root) as archivist:
+        for entry in (file, tree):
+            archivist.put_object(entry.digest)
+        archivist.append_events("m", [{"n": number} for number in range(300)])
+        archivist.append_events("t", ["last"])
+        assert archivist.flush(60)
+
+    with Archivist([Registration("other-name", subject.again())], root=tmp_path / "elsewhere") as other:
+        assert Path(other.read_object(file.digest, tmp_path / "out")).read_bytes() == CONTENT
+        assert (Path(other.read_object(tree.digest, tmp_path / "tree")) / "a/weights").read_bytes() == CONTENT
+        assert [one.event for one in other.read_events()] == [*({"n": number} for number in range(300)), "last"]
+        assert other.find_object("sha256:" + "0" * 64) is None
+
+
 # -- what only some have -----------------------------------------------------------------------------------------------
 
 
@@ -395,6 +417,19 @@ def test_events_in_sqlite_can_be_queried_and_not_changed(tmp_path: Path) -> None
         backend.query("DELETE FROM events")
     assert len(list(backend.read_events())) == 3
     backend.close()
+
+
+def test_an_object_store_in_a_forked_child_is_a_typed_error_and_no_hang(tmp_path: Path) -> None:
+    needs_obstore()
+    backend = ObjectStoreBackend(tmp_path.as_uri())
+
+    def work() -> None:
+        with pytest.raises(errors.BackendSetupError, match="forked child"):
+            backend.append_events("k", [1])
+
+    assert os.waitstatus_to_exitcode(os.waitpid(forked(work), 0)[1]) == 0
+    backend.append_events("k", [2])
+    assert [one.event for one in backend.read_events()] == [2]
 
 
 def test_conditional_writes_are_probed(s3: str, tmp_path: Path) -> None:

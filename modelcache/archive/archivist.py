@@ -13,7 +13,7 @@ from time import time as clock
 from types import TracebackType
 from typing import Any, Self
 
-from .. import configfiles, forks, layout
+from .. import configfiles, forks, layout, roots
 from ..backends import contents
 from ..backends.base import KEY_CHARACTERS_MAX, Archived, encode
 from ..backends.contents import Manifest
@@ -53,6 +53,7 @@ class Archivist:
 
     Raises:
         UsageError: Names are there twice, a backend lies in the cache itself, an argument makes no sense.
+        FormatError: The cache was written by a newer modelcache.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Archivist:
         if root is None:
             root = configfiles.root_of(configfiles.load(os.environ)[0], os.environ)
         self._root = layout.default_root({"MODELCACHE_DIR": os.fspath(root)})
+        roots.check_format(self._root)
         self._lanes: tuple[Lane, ...] = ()  # Replaced whole, so that a write needs no lock to walk it.
         self._closed = False
         forks.renew_after_fork(self)

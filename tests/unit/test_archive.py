@@ -897,6 +897,20 @@ def test_a_senseless_registration_is_refused_when_it_is_made(
         Registration(name, backend, **options)
 
 
+def test_the_cache_is_the_one_that_the_settings_name_and_one_of_a_newer_kind_is_refused(
+    root: Path, digest: Digest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELCACHE_DIR", str(root))
+    backend = MemoryBackend()
+    with Archivist([registered("m", backend, policy=Direct(), failure="required")]) as archivist:
+        archivist.put_object(digest)
+        assert contents.has(backend, digest)
+    (root / "format").chmod(0o644)
+    (root / "format").write_text("999\n")
+    with pytest.raises(errors.FormatError):
+        Archivist([registered("m", backend)])
+
+
 def test_what_makes_a_backend_is_called_once(root: Path) -> None:
     registration = Registration("m", MemoryBackend)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import threading
@@ -11,7 +10,7 @@ from itertools import islice
 from time import monotonic
 from time import time as clock
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from .. import configfiles, forks, layout, roots
 from ..backends import contents
@@ -35,6 +34,7 @@ from .queue import Item
 from .reading import Landing
 from .registration import Registration, check_timeout
 
+T = TypeVar("T")
 _FLUSH_S, _SHUTDOWN_S, _PUT_S = 30.0, 10.0, 600.0
 _PAGE = 500
 
@@ -143,7 +143,7 @@ class Archivist:
         """See `append_events`; what has to wait does so in a thread."""
         rest = self._accept(key, events)
         if rest:
-            await asyncio.to_thread(self._finish, rest)
+            await _in_thread(self._finish, rest)
 
     def put_object(self, digest: str, *, timeout: float | None = None) -> None:
         """Bring an object of the cache to all enabled backends that hold objects.
@@ -180,7 +180,7 @@ class Archivist:
 
     async def aput_object(self, digest: str, *, timeout: float | None = None) -> None:  # As above.
         """See `put_object`."""
-        await asyncio.to_thread(self.put_object, digest, timeout=timeout)
+        await _in_thread(self.put_object, digest, timeout=timeout)
 
     # -- reads --
 
@@ -224,7 +224,7 @@ class Archivist:
 
     async def aread_object(self, digest: str, to: str | os.PathLike[str]) -> str:
         """See `read_object`."""
-        return await asyncio.to_thread(self.read_object, digest, to)
+        return await _in_thread(self.read_object, digest, to)
 
     def read_events(self, key: str | None = None, *, since: float = 0.0) -> Iterator[Archived]:
         """Yield the events of *key* (of all keys: None) that were accepted *since* then, each once.
@@ -251,7 +251,7 @@ class Archivist:
     async def aread_events(self, key: str | None = None, *, since: float = 0.0) -> AsyncIterator[Archived]:
         """See `read_events`."""
         found = self.read_events(key, since=since)
-        while page := await asyncio.to_thread(lambda: list(islice(found, _PAGE))):
+        while page := await _in_thread(lambda: list(islice(found, _PAGE))):
             for archived in page:
                 yield archived
 
@@ -277,7 +277,7 @@ class Archivist:
 
     async def aflush(self, timeout: float | None = None) -> bool:  # As above.
         """See `flush`."""
-        return await asyncio.to_thread(self.flush, timeout)
+        return await _in_thread(self.flush, timeout)
 
     def shutdown(self, timeout: float | None = None) -> bool:
         """Take nothing more, write what waits for *timeout* seconds (10) at most, and end. A second one does nothing.
@@ -307,7 +307,7 @@ class Archivist:
 
     async def ashutdown(self, timeout: float | None = None) -> bool:  # As above.
         """See `shutdown`."""
-        return await asyncio.to_thread(self.shutdown, timeout)
+        return await _in_thread(self.shutdown, timeout)
 
     def drain_at_exit(self) -> None:
         """See `exits`."""
@@ -444,6 +444,12 @@ def _events(lane: Lane, key: str | None, since: float) -> Iterator[Archived]:
     while page:
         yield from page
         page = lane.gate.call(lambda: list(islice(found, _PAGE)), patience=patience, once=True)
+
+
+async def _in_thread(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    import asyncio  # 40 ms, which who has no loop does not pay.
+
+    return await asyncio.to_thread(call, *arguments, **options)
 
 
 def _each(calls: Iterable[Callable[[], None]]) -> None:

@@ -506,7 +506,12 @@ def export_file(world: World) -> Act:
 def archivist(root: Path, *, failure: str = "best-effort") -> Archivist:
     """Return an archivist of the cache at *root*, with one tier beside it."""
     backend = DirectoryBackend(root.parent / "replicas")
-    options = {"retry": RetryPolicy(attempts=1), "cooldown": 0.001, "policy": Queued(batch_window=0)}
+    options = {
+        "retry": RetryPolicy(attempts=1),
+        "cooldown": 0.001,
+        "cooldown_max": 0.02,
+        "policy": Queued(batch_window=0),
+    }
     return Archivist([Registration("below", backend, failure=failure, **options)], root=root)  # type: ignore[arg-type]
 
 

@@ -367,7 +367,12 @@ class Partials:
             return self._copy_of_another(ours, key, name)
         except OSError:
             descriptor = -1
-        if descriptor >= 0 and not commit.may_change(descriptor):
+        try:
+            changeable = descriptor < 0 or commit.may_change(descriptor)
+        except OSError:
+            os.close(descriptor)
+            descriptor, changeable = -1, True  # What cannot even be looked at is given up.
+        if not changeable:
             os.close(descriptor)
             return self._copy_of_another(ours, key, name)
         partial = Partial(self._root, ours, name, descriptor)

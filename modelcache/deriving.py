@@ -323,7 +323,7 @@ class Builder:
             if isinstance(error, OSError) and isinstance(
                 storage_error(error, action="build", path=place), NoSpaceError
             ):
-                raise storage_error(error, action="build", path=place) from error
+                raise NoSpaceError(what=ref, needed=None, free=None) from error
             _check_room(place, ref)
             raise BuildFailedError(ref=ref, model=model, error=type(error).__name__, reason=str(error)) from error
 

@@ -721,7 +721,7 @@ class NoSpaceError(ModelCacheError, OSError):
         self.errno = _errno.ENOSPC
         facts = f": {needed} bytes are needed, {free} are free" if needed is not None else ""
         self.summary = f"no space left for {what}{facts}; the cache is whole"
-        self.hint = "Free some space (`modelcache gc`, `modelcache rm`) and call again: what had arrived is resumed"
+        self.hint = "Free some space (`modelcache gc`, `modelcache rm`) and call again: what had arrived is used"
 
 
 class CapacityError(NoSpaceError):
@@ -869,8 +869,8 @@ class CancelledError(ModelCacheError):
 
     def __init__(self, *, ref: str) -> None:
         super().__init__(ref=ref)
-        self.summary = f"the fetch of {ref} was cancelled"
-        self.hint = "Ask again to resume it"
+        self.summary = f"the work on {ref} was cancelled"
+        self.hint = "Ask again: a fetch is resumed, a build begins anew"
 
 
 class StorageError(ModelCacheError, OSError):

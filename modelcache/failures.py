@@ -76,9 +76,9 @@ class Failures:
         return swept
 
     def _is_ours(self, action: str) -> bool:
-        """Tell whether the note is of this machine, or broken."""
-        facts = unseal(files.content(self._path(action)) or b"") or {}
-        return bool(facts.get("machine", process.machine_id()) == process.machine_id())
+        """Tell whether the note is of this machine and user, or broken."""
+        facts = unseal(files.content(self._path(action)) or b"") or _who()
+        return all(facts.get(name) == value for name, value in _who().items())
 
     def _settle(self, action: str, facts: dict[str, Any]) -> None:
         if facts.get("count"):
@@ -90,13 +90,16 @@ class Failures:
         return _counted(self._noted(action))
 
     def _noted(self, action: str) -> dict[str, Any]:
-        """Return what the note says, if this machine wrote it since it was started."""
+        """Return what the note says, if this user wrote it on this machine since it was started.
+
+        What is wrong with another user's surroundings is nothing that concerns this one.
+        """
         facts = unseal(files.content(self._path(action)) or b"") or {}
-        is_void = facts.get("boot") != process.boot_id() or facts.get("machine") != process.machine_id()
-        return {} if is_void else facts
+        mine = all(facts.get(name) == value for name, value in _who().items())
+        return facts if mine and facts.get("boot") == process.boot_id() else {}
 
     def _write(self, action: str, facts: dict[str, Any]) -> None:
-        note = {**facts, "boot": process.boot_id(), "machine": process.machine_id()}
+        note = {**facts, "boot": process.boot_id(), **_who()}
         try:
             commit.ensure_bucket(f"{self._root}/{layout.FAILURES}", durable=False)
             commit.replace_hint(f"{self._root}/{layout.STAGING}", self._path(action), seal(note))
@@ -105,6 +108,10 @@ class Failures:
 
     def _path(self, action: str) -> str:
         return f"{self._root}/{layout.FAILURES}/{action}"
+
+
+def _who() -> dict[str, Any]:
+    return {"machine": process.machine_id(), "user": os.geteuid()}
 
 
 def _counted(facts: dict[str, Any]) -> dict[str, Any]:

@@ -508,3 +508,21 @@ def _refused(build: Any) -> None:
         cache.put(b"the weights of a model", name="m.bin")
         with pytest.raises(ProductError, match="cannot be read"):
             derive(cache, build)
+
+
+def test_what_failed_for_another_user_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from modelcache.failures import Failures
+
+    failures = Failures(str(tmp_path))
+    (tmp_path / "staging").mkdir()
+    for _ in range(3):
+        failures.failed("0" * 64, "it raised", "no library")
+    found = failures.of("0" * 64)
+    assert found is not None
+    assert found.left > 0
+
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert failures.of("0" * 64) is None
+    assert failures.sweep() == 0  # It is not this user's to forget.
+    monkeypatch.undo()
+    assert failures.of("0" * 64) is not None

@@ -216,9 +216,9 @@ def _of(root: str, path: str, file: str = "", *, ref: str, key: str) -> Source:
 
 
 def _models(directory: str) -> list[str]:
-    from .. import trees
-
-    return sorted(path for path, _ in trees.walk(directory, follow=True) if path.endswith(SUFFIX))
+    """Return the models below *directory*. What else a user has there, links and pipes, is nobody's business."""
+    found = (f"{top}/{name}" for top, _, names in os.walk(directory) for name in names if name.endswith(SUFFIX))
+    return sorted(os.path.relpath(path, directory) for path in found)
 
 
 def _only(found: list[str], ref: str) -> str:

@@ -27,7 +27,7 @@ from ..errors import (
 )
 from . import runtime
 from .options import CPU, MODEL, Options
-from .sources import Seen, Source, on_record, resolve
+from .sources import Seen, Source, in_place, on_record, resolve
 
 if TYPE_CHECKING:
     from ..cache import Cache
@@ -180,7 +180,7 @@ def loaded(request: Request, session_options: Any, *, fallback: bool) -> Any:
     except (DerivationError, NoSpaceError, StorageError) as error:
         if not fallback:
             raise
-        return _source_instead(request, source or request.source, session_options, error)
+        return _source_instead(request, source or _at_hand(request, error), session_options, error)
 
 
 def _has_engines(options: Options) -> bool:
@@ -196,16 +196,28 @@ def _with_engines(request: Request, session_options: Any, *, fallback: bool) -> 
     """Return a session of the source, whose providers find a private copy of what they have compiled before."""
     from . import engines
 
-    cache, source = cache_of(request), request.source
-    task = request.task(source)
+    source = None
     try:
+        cache, source = cache_of(request), request.source
+        task = request.task(source)
         made = engines.product(cache, source, task, request.feeds, timeout=request.timeout, force=request.force)
         options = engines.privately(request.options, cache.root, made)
         return engines.session(replace(task, options=options), source.digest, session_options)
     except (DerivationError, StorageError, NoSpaceError) as error:
         if not fallback:
             raise
-        return _source_instead(request, source, session_options, error)
+        return _source_instead(request, source or _at_hand(request, error), session_options, error)
+
+
+def _at_hand(request: Request, error: Exception) -> Source:
+    """Return the model, in the cache or, where that takes nothing, as it lies on this machine; else raise *error*."""
+    try:
+        return request.source
+    except (NoSpaceError, StorageError):
+        found = in_place(request.ref, request.file)
+        if found is None:
+            raise error from None
+        return found
 
 
 def _again(request: Request, session_options: Any, path: str, error: Exception) -> Any:

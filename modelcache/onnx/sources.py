@@ -40,7 +40,7 @@ class Source:
     Attributes:
         root: Of the cache.
         input: The object that it is, or is in: the path of a file, or of a tree.
-        digest: Of that object.
+        digest: Of that object; ``""`` if it is none, but a file of this machine where it lies.
         file: The model's path within the tree; ``""`` if the object is the model.
         ref: What the caller calls it.
         key: Under which the object is on record; ``""`` if it was named by its path in the cache.
@@ -68,7 +68,8 @@ class Source:
     @property
     def size(self) -> int:
         """Bytes of the model and of its external data."""
-        parts = [self.path, *(f"{os.path.dirname(self.path)}/{name}" for name in external(self.path, self.ref))]
+        names = external(self.path, self.ref, mapped=bool(self.digest))
+        parts = [self.path, *(f"{os.path.dirname(self.path)}/{name}" for name in names)]
         return sum(os.stat(path).st_size for path in parts)
 
 
@@ -135,13 +136,33 @@ def _single(root: str, path: str, ref: str) -> Source:
     return _of(root, path, ref=ref, key=ref)
 
 
-def _local(cache: Cache, path: str, file: str | None) -> Source:
+def in_place(ref: RefLike, file: str | None) -> Source | None:
+    """Return the model of this machine that *ref* means, where it lies; None if it is not one, or not all here.
+
+    For who cannot store it.
+    """
+    place = reference.parse(ref)
+    if place.scheme != "file":
+        return None
+    model = _chosen(place.path, None if file is None else _checked(file))
+    found = Source("", model, "", "", reference.parse(model).key)
+    try:
+        return found if found.size else None
+    except OSError:
+        return None
+
+
+def _chosen(path: str, file: str | None) -> str:
+    """Return the path of the model that is meant: the one of a directory, or *path* itself."""
     if os.path.isdir(path):
-        model = f"{path}/{file or _only(_models(path), path)}"
-    elif file is not None:
+        return f"{path}/{file or _only(_models(path), path)}"
+    if file is not None:
         raise UsageError(problem=f"file={file!r} was given, and {path} is no directory")
-    else:
-        model = path
+    return path
+
+
+def _local(cache: Cache, path: str, file: str | None) -> Source:
+    model = _chosen(path, file)
     ref = reference.parse(model).key
     stamps = _stamps([model])
     names = external(model, ref, mapped=False) if stamps else []

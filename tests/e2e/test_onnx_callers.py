@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from modelcache import Cache
+from modelcache import Cache, errors
 from modelcache.testing import check_cache
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'modelcache[onnx]'")
 pytest.importorskip("onnx", reason="onnx is not installed, and the models of these tests are made with it")
 
 import modelcache.onnx
-from modelcache.onnx import options, runtime
+from modelcache.onnx import options, runtime, sessions
 from tests.support.models import answers, perceptron, plain
 
 REPOSITORY = Path(__file__).parents[2]
@@ -126,3 +128,74 @@ def test_what_else_lies_beside_a_model_stands_in_nobodys_way(location: str, cach
         assert Path(made._model_path).parent.name == "net.optimized"
         assert same(made, path)
     assert check_cache(cache.root) == []
+
+
+# -- caches that nobody may write to -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 8 MiB."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(mount)]
+    made = subprocess.run(command, capture_output=True, check=False)
+    if made.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {made.stderr.decode().strip()}")
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", "-l", str(mount)], check=True)  # What a session maps keeps it busy.
+
+
+def read_only(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("external", ["", "net.data"])
+@pytest.mark.parametrize("made", [False, True], ids=["no root", "root"])
+def test_a_local_model_is_loaded_where_it_lies_if_the_cache_is_read_only(
+    external: str, made: bool, disk: Path, tmp_path: Path
+) -> None:
+    path = perceptron(tmp_path / "net.onnx", external=external, ir_version=3)
+    if made:
+        with Cache(disk / "cache") as cache:
+            cache.put(path, name="other")
+    read_only(disk)
+
+    with Cache(disk / "cache") as cache:
+        with pytest.warns(modelcache.onnx.SourceModelWarning, match="read-only|no permission to write"):
+            assert same(modelcache.onnx.session(path, cache=cache), path)
+        with pytest.raises(errors.RootError):
+            modelcache.onnx.session(path, cache=cache, fallback=False)
+
+
+def test_a_local_model_is_loaded_where_it_lies_if_the_disk_is_full(disk: Path, tmp_path: Path) -> None:
+    path = perceptron(tmp_path / "net.onnx", width=512)
+    facts = os.statvfs(disk)
+    (disk / "ballast").write_bytes(b"x" * (facts.f_bavail * facts.f_frsize - 500_000))
+
+    with Cache(disk / "cache") as cache, pytest.warns(modelcache.onnx.SourceModelWarning, match="no space left"):
+        assert same(modelcache.onnx.session(path, cache=cache), path)
+
+
+def test_a_read_only_cache_serves_what_was_built(disk: Path, model: Path) -> None:
+    done = subprocess.run(  # A process that ends, and holds nothing there any more.
+        [sys.executable, "-m", "modelcache", "derive", "onnx", str(model)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "MODELCACHE_DIR": str(disk / "cache")},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    path = done.stdout.strip()
+    read_only(disk)
+    sessions._seen.forget()
+
+    with Cache(disk / "cache") as cache:
+        assert modelcache.onnx.session(model, cache=cache)._model_path == path
+
+
+def test_what_is_elsewhere_cannot_be_loaded_where_the_cache_takes_nothing(disk: Path, server: Any, model: Path) -> None:
+    url = server.add("/net.onnx", model.read_bytes())
+    read_only(disk)
+
+    with Cache(disk / "cache") as cache, pytest.raises(errors.RootError, match="read-only"):
+        modelcache.onnx.session(url, cache=cache)

@@ -142,13 +142,12 @@ def product(cache: Cache, source: Source, task: building.Task, feeds: Mapping[st
     what = Derivation(RECIPE, VERSION, (Part("model", source.digest, source.digest),), params, where)
     task = replace(task, name=f"{source.stem}.engines", ref=what.ref)
     return cache.derive(
-        partial(fill, task, feeds, source.digest),
+        **building.orders(task, partial(fill, task, feeds, source.digest)),
         recipe=RECIPE,
         version=VERSION,
         inputs={"model": source.input},
         params=params,
         platform=where,
-        isolate=True,
         **given,
     )
 

@@ -20,6 +20,8 @@ from ..errors import (
     BuildDiedError,
     BuildTimeoutError,
     DerivationError,
+    ModelCacheError,
+    NoInterpreterError,
     NoSpaceError,
     RepeatedFailureError,
     StorageError,
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
     RefLike = str | os.PathLike[str]
 
 RECIPE, VERSION = "onnx-optimize", "1"
-_PROBE_S = 600.0
+_PROBE_S, _START_S = 600.0, 60.0
+# What keeps a product from being made or had; the model may be as good as ever.
+_NO_PRODUCT = (DerivationError, NoInterpreterError, NoSpaceError, StorageError)
 _seen = Seen()
 
 
@@ -147,7 +151,7 @@ def product(request: Request, source: Source) -> str:
     task = request.task(source)
     known = cache.lookup(source.key) if source.key else None
     path = cache.derive(
-        partial(building.build, task),
+        **building.orders(task, partial(building.build, task)),
         recipe=RECIPE,
         version=VERSION,
         # Its entry, where that is the same: then the product is kept and goes with what it was made from.
@@ -155,7 +159,6 @@ def product(request: Request, source: Source) -> str:
         params=derivation.params,
         platform=derivation.platform,
         check=partial(building.check, task, request.feeds),
-        isolate=True,
         timeout=request.timeout,
         force=request.force,
         verify=None if request.verify == "stat" else request.verify,  # None: as the cache is set.
@@ -177,7 +180,7 @@ def loaded(request: Request, session_options: Any, *, fallback: bool) -> Any:
             return _load(path, request.options, session_options)
         except Exception as error:  # noqa: BLE001  # onnxruntime has no common error; each is told.
             return _again(request, session_options, path, error)
-    except (DerivationError, NoSpaceError, StorageError) as error:
+    except _NO_PRODUCT as error:
         if not fallback:
             raise
         return _source_instead(request, source or _at_hand(request, error), session_options, error)
@@ -203,7 +206,7 @@ def _with_engines(request: Request, session_options: Any, *, fallback: bool) -> 
         made = engines.product(cache, source, task, request.feeds, timeout=request.timeout, force=request.force)
         options = engines.privately(request.options, cache.root, made)
         return engines.session(replace(task, options=options), source.digest, session_options)
-    except (DerivationError, StorageError, NoSpaceError) as error:
+    except _NO_PRODUCT as error:
         if not fallback:
             raise
         return _source_instead(request, source or _at_hand(request, error), session_options, error)
@@ -232,19 +235,20 @@ def _again(request: Request, session_options: Any, path: str, error: Exception) 
         raise request.task(source).refused(second) from second
 
 
-def _source_instead(
-    request: Request, source: Source, session_options: Any, error: DerivationError | NoSpaceError | StorageError
-) -> Any:
+def _source_instead(request: Request, source: Source, session_options: Any, error: ModelCacheError) -> Any:
     """Return a session of the source itself, and say why; raise *error* if that is no way out."""
     from .. import isolation
     from . import building
 
     task = request.task(source)
     if _was_violent(error):
+        if building.no_interpreter():
+            raise error  # Nobody can find out what the source would do to this process.
         try:
             isolation.run(building.probe, task, timeout=request.timeout or _PROBE_S)
         except (isolation.DiedError, isolation.TimedOutError):
-            raise error from None
+            if _starts_processes():
+                raise error from None
         except Exception as refusal:  # It is refused, and does not crash: it is told as it was.
             raise error from refusal
     try:
@@ -258,6 +262,17 @@ def _source_instead(
     _tell(f"the source model is used: {error.summary}")
     warnings.warn(f"the source model is used: {error.summary}", SourceModelWarning, stacklevel=4)
     return found
+
+
+def _starts_processes() -> bool:
+    """Tell whether a process that does nothing survives: else the death of one says nothing of what it was to do."""
+    from .. import isolation
+
+    try:
+        isolation.run(os.getpid, timeout=_START_S)
+    except (isolation.DiedError, isolation.TimedOutError):
+        return False
+    return True
 
 
 def _tell(text: str) -> None:

@@ -23,6 +23,7 @@ from modelcache.onnx import options, runtime, sessions
 from tests.support.models import answers, perceptron, plain
 
 REPOSITORY = Path(__file__).parents[2]
+EXECUTABLE = sys.executable
 
 
 @pytest.fixture
@@ -199,3 +200,40 @@ def test_what_is_elsewhere_cannot_be_loaded_where_the_cache_takes_nothing(disk: 
 
     with Cache(disk / "cache") as cache, pytest.raises(errors.RootError, match="read-only"):
         modelcache.onnx.session(url, cache=cache)
+
+
+# -- programs that are no Python ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "value"), [("executable", None), ("executable", ""), ("frozen", True)])
+def test_a_program_that_can_start_no_python_uses_the_source_or_what_was_built(
+    name: str, value: object, cache: Cache, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, name, value, raising=False)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", _forbidden)  # A frozen program would start itself, again and again.
+        with pytest.warns(modelcache.onnx.SourceModelWarning, match="there is no Python to start"):
+            assert same(modelcache.onnx.session(model, cache=cache), model)
+        with pytest.raises(errors.NoInterpreterError, match="modelcache derive"):
+            modelcache.onnx.optimize(model, cache=cache)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "frozen", False, raising=False)
+        patched.setattr(sys, "executable", EXECUTABLE)
+        path = modelcache.onnx.optimize(model, cache=cache)
+
+    assert modelcache.onnx.session(model, cache=cache)._model_path == path
+    assert modelcache.onnx.optimize(model, cache=cache, verify="full") == path
+
+
+def _forbidden(*_args: object, **_options: object) -> None:
+    raise AssertionError("nothing is to be started")
+
+
+def test_where_each_process_dies_its_death_says_nothing_of_the_model(
+    cache: Cache, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")  # As a server that embeds Python says of itself.
+
+    with pytest.warns(modelcache.onnx.SourceModelWarning, match="exit code 1"):
+        assert same(modelcache.onnx.session(model, cache=cache), model)

@@ -137,6 +137,11 @@ def other_cpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {}
 
 
+def other_variable(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("ORT_QMOE_CPU_QNBIT_GEMM", "1")
+    return {}
+
+
 def given(**changed: Any) -> Callable[[pytest.MonkeyPatch], dict[str, Any]]:
     return lambda _monkeypatch: changed
 
@@ -156,16 +161,18 @@ def of_session_options(change: Callable[[Any], object]) -> Callable[[pytest.Monk
         other_runtime,
         other_build,
         other_cpu,
+        other_variable,
         given(level="basic"),
         given(prepack=False),
         given(config={"session.set_denormal_as_zero": "1"}),
+        given(config={"session.disable_prepacking": True}),
         given(free_dimensions={"batch": 3}),
         given(providers=[("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})]),
         of_session_options(lambda found: found.add_session_config_entry("session.disable_prepacking", "1")),
         of_session_options(lambda found: setattr(found, "use_deterministic_compute", True)),
     ],
     ids=[
-        "runtime", "build", "cpu", "level", "prepack", "config", "dimensions", "provider-options", "entry", "mode"
+        "runtime", "build", "cpu", "variable", "level", "prepack", "config", "no-prepacking", "dimensions", "provider-options", "entry", "mode"
     ],
 )  # fmt: skip
 def test_whatever_the_product_depends_on_is_a_miss_when_it_differs(
@@ -191,6 +198,13 @@ def test_a_processor_is_no_part_of_a_product_that_fits_any(
     monkeypatch.setattr(platforms, "cpu", lambda: {"flags": "sse2"})
 
     assert modelcache.onnx.optimize(model, cache=cache, level="extended", prepack=False) == before
+
+
+def test_a_truth_of_a_manifest_is_what_onnxruntime_takes_for_one(cache: Cache, model: Path) -> None:
+    path = modelcache.onnx.optimize(model, cache=cache, config={"session.disable_quant_qdq": True})
+
+    assert modelcache.onnx.optimize(model, cache=cache, config={"session.disable_quant_qdq": "1"}) == path
+    assert len(derived(cache)) == 1
 
 
 def test_threads_make_no_other_product(cache: Cache, model: Path) -> None:
@@ -428,6 +442,8 @@ def test_a_model_of_more_than_two_gigabytes_works_with_external_data(
         ({"free_dimensions": {"batch": 0}}, "free_dimensions"),
         ({"file": "../net.onnx"}, "file="),
         ({"custom_ops": ["/nowhere/ops.so"]}, "cannot be read"),
+        ({"custom_ops": "/nowhere/ops.so"}, "a list of libraries"),
+        ({"session_options": 3}, "session_options=3"),
         ({"feeds": {}}, "feeds"),
     ],
 )

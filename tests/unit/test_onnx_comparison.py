@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-np = pytest.importorskip("numpy", reason="numpy is not installed: it comes with modelcache[onnx]")
+pytest.importorskip("numpy", reason="numpy is not installed: it comes with modelcache[onnx]")
+
+import numpy as np
 
 from modelcache.onnx.building import compare
 

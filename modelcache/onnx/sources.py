@@ -18,7 +18,7 @@ from .. import hit, layout, reference
 from ..companions import locations
 from ..errors import EntryNotFoundError, ExternalDataError, ModelTooLargeError, UsageError
 from ..records import Entries
-from ..stamps import is_current
+from ..stamps import is_current, stamp, stamp_of
 from .graph import PROTOBUF_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -196,13 +196,18 @@ def _on_hub(cache: Cache, place: Ref, file: str | None) -> Source:
 
 def _tree(cache: Cache, ref: str, file: str, names: Iterable[str], whole: str, **options: Any) -> Source:
     """Return the model *file* as a tree of itself and the external data *names*."""
-    wanted = [file, *(posixpath.normpath(posixpath.join(posixpath.dirname(file), name)) for name in names)]
-    patterns = [_escaped(one) for one in wanted]
-    from ..patterns import Patterns
-
-    key = reference.parse(ref).tree(Patterns.of(patterns, None).text).key
+    patterns, key = _tree_of(ref, file, names)
     path = cache.get_tree(ref, allow_patterns=patterns, **options)
     return _in_tree(cache.root, path, file, whole, key)
+
+
+def _tree_of(ref: str, file: str, names: Iterable[str]) -> tuple[list[str], str]:
+    """Return the patterns of the model *file* and its external data *names*, and the key of the tree of these."""
+    from ..patterns import Patterns
+
+    wanted = [file, *(posixpath.normpath(posixpath.join(posixpath.dirname(file), name)) for name in names)]
+    patterns = [_escaped(one) for one in wanted]
+    return patterns, reference.parse(ref).tree(Patterns.of(patterns, None).text).key
 
 
 def _in_tree(root: str, tree: str, file: str | None, ref: str, key: str) -> Source:
@@ -298,7 +303,7 @@ def on_record(root: str, ref: RefLike, file: str | None) -> Source | None:
     """Return what *ref* means, if a record alone answers that: for the first look of a process.
 
     A local file is the one on record if its entity tag is. Whether it has external data need not be asked: then nothing
-    was ever made from it alone.
+    was ever made from it alone. One that is not on record alone may be so with that data: it is asked where that is.
     """
     place = reference.parse(ref)
     stamps: tuple[Stamp, ...] = ()
@@ -306,12 +311,32 @@ def on_record(root: str, ref: RefLike, file: str | None) -> Source | None:
         stamps = _stamps([place.path])
         entry = Entries(root).read(place.key) if stamps and file is None else None
         if entry is None or not is_current(place.path, entry.etag):
-            return None
+            return _with_data_on_record(root, place.path, place.key) if stamps and file is None else None
     found = hit.look(root, place.key, recently=True)
     if found is None or found.object.startswith("tree-") != (file is not None):
         return None
     source = _of(root, found.path, "" if file is None else _checked(file), ref=place.key, key=place.key)
     return replace(source, stamps=stamps)
+
+
+def _with_data_on_record(root: str, model: str, ref: str) -> Source | None:
+    """Return the local *model* as the tree on record that it is with its external data, if no file has changed."""
+    directory, name = os.path.split(model)
+    try:
+        seen = os.stat(model)
+        names = external(model, ref, mapped=False)
+        data = [(posixpath.normpath(one), os.stat(f"{directory}/{one}")) for one in names]
+    except (OSError, ExternalDataError, ModelTooLargeError):
+        return None  # Who resolves it says what is wrong.
+    key = _tree_of(directory, name, names)[1] if names else ""
+    entry = Entries(root).read(key) if names else None
+    if entry is None or entry.etag != stamp_of((one, stamp(facts)) for one, facts in [(name, seen), *data]):
+        return None
+    found = hit.look(root, key, recently=True)
+    if found is None:
+        return None
+    stamps = _stamps([model, *(f"{directory}/{one}" for one in names)])
+    return replace(_of(root, found.path, name, ref=ref, key=key), stamps=stamps)
 
 
 def _stamps(paths: list[str]) -> tuple[Stamp, ...]:

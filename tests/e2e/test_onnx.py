@@ -172,7 +172,8 @@ def of_session_options(change: Callable[[Any], object]) -> Callable[[pytest.Monk
         of_session_options(lambda found: setattr(found, "use_deterministic_compute", True)),
     ],
     ids=[
-        "runtime", "build", "cpu", "variable", "level", "prepack", "config", "no-prepacking", "dimensions", "provider-options", "entry", "mode"
+        "runtime", "build", "cpu", "variable", "level", "prepack", "config", "no-prepacking", "dimensions",
+        "provider-options", "entry", "mode"
     ],
 )  # fmt: skip
 def test_whatever_the_product_depends_on_is_a_miss_when_it_differs(
@@ -235,6 +236,25 @@ def test_local_external_data_that_changes_is_another_model(cache: Cache, tmp_pat
 
     assert not close(before, after)
     assert close(after, answers(plain(path)))
+
+
+def test_external_data_that_changed_while_no_process_ran_is_another_model(cache: Cache, tmp_path: Path) -> None:
+    path = perceptron(tmp_path / "models" / "net.onnx", external="net.data")
+    load(path, cache)
+    for seed in (2, 3):
+        perceptron(path, seed=seed, external="net.data")
+        sessions._seen.forget()
+        assert close(answers(load(path, cache)), answers(plain(path)))
+    data, facts = path.with_name("net.data"), path.with_name("net.data").stat()
+    content = bytearray(data.read_bytes())
+    content[1] ^= 1
+    data.write_bytes(content)
+    os.utime(data, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))  # Of the same size, in the same inode.
+    sessions._seen.forget()
+    before = len(derived(cache))
+
+    assert close(answers(load(path, cache)), answers(plain(path)))
+    assert len(derived(cache)) == before + 1
 
 
 def test_a_relative_path_means_what_is_there_now(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,18 +352,19 @@ print(sorted(heavy & set(sys.modules) - brought))
 def test_a_new_process_loads_what_is_here_without_a_cache(cache: Cache, model: Path, server: FaultServer) -> None:
     url = server.add("/net.onnx", model.read_bytes())
     cache.put(model, name="put")
-    for ref in (url, model, "put"):
+    external = perceptron(model.parent / "e" / "net.onnx", external="sub/net.data")
+    for ref in (url, model, "put", external):
         load(ref, cache)
 
     done = subprocess.run(
-        [sys.executable, "-c", FRESH, url, str(model), "put"],
+        [sys.executable, "-c", FRESH, url, str(model), "put", str(external)],
         env={**os.environ, "MODELCACHE_DIR": cache.root, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
     assert done.stderr == ""
     assert done.stdout.strip() == "[]"
-    assert len(derived(cache)) == 1
+    assert len(derived(cache)) == 2
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------

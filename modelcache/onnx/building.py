@@ -20,6 +20,7 @@ from . import graph, runtime
 from .options import EXTERNAL_BYTES_MIN, MODEL, Options
 
 DATA = f"{MODEL}.data"
+_ERRORS = 3  # onnxruntime's severity. It warns of each optimised model that it writes: that belongs to one machine.
 FOLDER = "session.model_external_initializers_file_folder_path"
 _DETAIL_MAX = 500
 
@@ -84,6 +85,7 @@ def build(task: Task, workspace: str) -> None:
     directory = f"{workspace}/{task.name}"
     commit.make_staged(directory)
     session_options = task.options.session_options()
+    session_options.log_severity_level = _ERRORS
     session_options.graph_optimization_level = runtime.level(task.options.level)
     session_options.optimized_model_filepath = f"{directory}/{MODEL}"
     add = session_options.add_session_config_entry

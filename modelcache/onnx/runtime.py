@@ -16,7 +16,6 @@ from .. import forks
 from ..errors import MissingLibraryError, ProviderNotInstalledError
 
 Providers = Sequence[tuple[str, Mapping[str, str]]]
-_WARNINGS = 3  # onnxruntime's severity: errors alone. It warns of each optimised model that it belongs to one machine.
 
 
 def library() -> Any:
@@ -79,9 +78,8 @@ def options(
     custom_ops: Sequence[str],
     deterministic: bool = False,
 ) -> Any:
-    """Return new options for a session, with all that changes the graph."""
+    """Return new options for a session, with all that changes the graph; what it logs is as the program has set it."""
     found = library().SessionOptions()
-    found.log_severity_level = _WARNINGS
     found.use_deterministic_compute = deterministic
     for key, value in config.items():
         found.add_session_config_entry(key, value)

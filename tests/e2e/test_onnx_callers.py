@@ -111,6 +111,26 @@ def test_options_are_given_back_when_the_session_cannot_be_made() -> None:
     assert settings.graph_optimization_level == runtime.level("all")
 
 
+def test_what_is_logged_is_what_the_program_has_set(cache: Cache, model: Path) -> None:
+    usual = runtime.library().SessionOptions().log_severity_level
+
+    assert modelcache.onnx.session(model, cache=cache).get_session_options().log_severity_level == usual
+
+
+def test_a_fork_while_engines_are_copied_leaves_the_child_able_to_copy() -> None:
+    from modelcache.onnx import engines
+
+    with engines.copies._guard:
+        pid = os.fork()
+        if pid == 0:
+            found = 1
+            try:
+                found = 0 if engines.copies._guard.acquire(blocking=False) else 2
+            finally:
+                os._exit(found)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
 # -- what else lies beside a model -------------------------------------------------------------------------------------
 
 

@@ -94,6 +94,9 @@ def resolve(cache: Cache, ref: RefLike, file: str | None) -> Source:
             return _in_tree(cache.root, cache.get_tree(ref), file, place.key, place.tree().key)
         return _single(cache.root, cache.get(ref), place.key)
     entry = cache.lookup(ref)
+    if entry is None and os.path.exists(ref):
+        problem = f"{os.fspath(ref)!r} is the name of a model, and there is none in the cache at {cache.root}"
+        raise UsageError(problem=problem, hint=f"The file of that name is {f'./{os.fspath(ref)}'!r}")
     if entry is None:
         raise EntryNotFoundError(ref=place.key, root=cache.root)
     if entry.digest.is_tree:

@@ -20,7 +20,7 @@ pytest.importorskip("onnx", reason="onnx is not installed, and the models of the
 
 import modelcache.onnx
 from modelcache.onnx import options, runtime, sessions
-from tests.support.models import answers, perceptron, plain
+from tests.support.models import WIDTH, answers, perceptron, plain
 
 REPOSITORY = Path(__file__).parents[2]
 EXECUTABLE = sys.executable
@@ -42,6 +42,18 @@ def same(ours: Any, path: Path) -> bool:
 
     pairs = zip(answers(ours), answers(plain(path)), strict=True)
     return all(np.allclose(one, other, rtol=1e-3, atol=1e-4) for one, other in pairs)
+
+
+def overridable(path: Path) -> Path:
+    """Make both weights of the model at *path* inputs too, which is how a caller may give others."""
+    import onnx
+    from onnx import helper
+
+    found = onnx.load(str(path))
+    for one in found.graph.initializer:
+        found.graph.input.append(helper.make_tensor_value_info(one.name, one.data_type, list(one.dims)))
+    path.write_bytes(found.SerializeToString())
+    return path
 
 
 def level_in_key(settings: Any) -> str:
@@ -257,3 +269,45 @@ def test_where_each_process_dies_its_death_says_nothing_of_the_model(
 
     with pytest.warns(modelcache.onnx.SourceModelWarning, match="exit code 1"):
         assert same(modelcache.onnx.session(model, cache=cache), model)
+
+
+# -- what a caller sees ------------------------------------------------------------------------------------------------
+
+
+def test_weights_that_a_caller_may_override_can_be_overridden_in_the_product(cache: Cache, model: Path) -> None:
+    import numpy as np
+
+    source = plain(overridable(model))
+    made = modelcache.onnx.session(model, cache=cache)
+    given = {"x": np.ones((2, WIDTH), dtype=np.float32), "b": np.eye(WIDTH, dtype=np.float32)}
+
+    assert Path(made._model_path).parent.name == "net.optimized"
+    assert [name for name, _, _ in runtime.interface(source)["overridable"]] == ["a", "b"]
+    assert runtime.interface(made) == runtime.interface(source)
+    assert np.allclose(made.run(None, given)[0], source.run(None, given)[0], rtol=1e-3, atol=1e-4)
+    assert same(made, model)
+
+
+def test_what_a_model_says_of_itself_is_what_its_product_says(cache: Cache, model: Path) -> None:
+    import onnx
+
+    told = onnx.load(str(model))
+    told.producer_name, told.domain, told.model_version, told.doc_string = "maker", "example.org", 7, "of numbers"
+    told.metadata_props.add(key="classes", value="one, zwölf")
+    model.write_bytes(told.SerializeToString())
+
+    ours, theirs = (one.get_modelmeta() for one in (modelcache.onnx.session(model, cache=cache), plain(model)))
+
+    assert ours.custom_metadata_map == {"classes": "one, zwölf"}
+    for name in ("custom_metadata_map", "description", "domain", "graph_name", "producer_name", "version"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+
+
+def test_a_file_that_is_taken_for_a_name_is_told(cache: Cache, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.parent)
+
+    with pytest.raises(errors.UsageError, match=r"'\./net\.onnx'"):
+        modelcache.onnx.session("net.onnx", cache=cache)
+    with pytest.raises(errors.EntryNotFoundError):
+        modelcache.onnx.session("other.onnx", cache=cache)
+    assert same(modelcache.onnx.session("./net.onnx", cache=cache), model)

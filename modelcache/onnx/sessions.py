@@ -20,6 +20,7 @@ from ..errors import (
     BuildDiedError,
     BuildTimeoutError,
     DerivationError,
+    LockTimeoutError,
     ModelCacheError,
     NoInterpreterError,
     NoSpaceError,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 RECIPE, VERSION = "onnx-optimize", "1"
 _PROBE_S, _START_S = 600.0, 60.0
 # What keeps a product from being made or had; the model may be as good as ever.
-_NO_PRODUCT = (DerivationError, NoInterpreterError, NoSpaceError, StorageError)
+_NO_PRODUCT = (DerivationError, LockTimeoutError, NoInterpreterError, NoSpaceError, StorageError)
 _seen = Seen()
 
 
@@ -216,7 +217,7 @@ def _at_hand(request: Request, error: Exception) -> Source:
     """Return the model, in the cache or, where that takes nothing, as it lies on this machine; else raise *error*."""
     try:
         return request.source
-    except (NoSpaceError, StorageError):
+    except (LockTimeoutError, NoSpaceError, StorageError):
         found = in_place(request.ref, request.file)
         if found is None:
             raise error from None
@@ -283,11 +284,11 @@ def _tell(text: str) -> None:
 
 def _was_violent(error: Exception) -> bool:
     """Tell whether what failed may do to this process what it has done to the one that built."""
-    text = error.last if isinstance(error, RepeatedFailureError) else str(error)
-    if "set aside at" in text:
-        return False  # It was the product that crashed: the source had been loaded before that.
-    violent = isinstance(error, BuildDiedError | BuildTimeoutError)
-    return violent or (isinstance(error, RepeatedFailureError) and ("died of" in text or "within" in text))
+    if isinstance(error, BuildDiedError):
+        return not error.moved_to  # Else it was the product that crashed: the source had been loaded before that.
+    if isinstance(error, RepeatedFailureError):
+        return "set aside at" not in error.last and ("died of" in error.last or "within" in error.last)
+    return isinstance(error, BuildTimeoutError)
 
 
 def _load(path: str, options: Options, session_options: Any) -> Any:

@@ -234,6 +234,20 @@ def test_what_is_elsewhere_cannot_be_loaded_where_the_cache_takes_nothing(disk: 
         modelcache.onnx.session(url, cache=cache)
 
 
+def test_who_may_not_wait_for_another_ones_build_uses_the_source(
+    cache: Cache, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def waited(*_args: object, **_options: object) -> str:
+        raise errors.LockTimeoutError(what="the turn", holder="4711", seconds=3)
+
+    monkeypatch.setattr(sessions, "product", waited)
+
+    with pytest.warns(modelcache.onnx.SourceModelWarning):
+        assert same(modelcache.onnx.session(model, cache=cache), model)
+    with pytest.raises(errors.LockTimeoutError):
+        modelcache.onnx.session(model, cache=cache, fallback=False)
+
+
 # -- programs that are no Python ---------------------------------------------------------------------------------------
 
 
@@ -284,6 +298,7 @@ def test_weights_that_a_caller_may_override_can_be_overridden_in_the_product(cac
     assert Path(made._model_path).parent.name == "net.optimized"
     assert [name for name, _, _ in runtime.interface(source)["overridable"]] == ["a", "b"]
     assert runtime.interface(made) == runtime.interface(source)
+    assert runtime.interface(source)["inputs"] == [("x", "tensor(float)", ["batch", WIDTH])]
     assert np.allclose(made.run(None, given)[0], source.run(None, given)[0], rtol=1e-3, atol=1e-4)
     assert same(made, model)
 

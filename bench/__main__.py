@@ -38,6 +38,7 @@ SCENARIOS = {  # By goal, as `docs/performance.md` lists them.
     "manage": "",
     "process-table": "",
     "resume": "",
+    "archive": "",
 }
 
 

@@ -354,6 +354,35 @@ def commit_file(staged: str, final: str) -> None:
     sync_directory(os.path.dirname(final))
 
 
+def publish_once(staged: str, final: str) -> bool:
+    """Make the file *staged* visible as *final*, durably, unless something is there: outside the root, for a backend.
+
+    Of several that try, on one machine or many, just one makes it. A crash leaves *final* absent or whole; and perhaps
+    *staged*, which is still the caller's to remove.
+
+    Returns:
+        Whether this call made it. If not, *final* is durable too: who made it may not have come to the sync.
+
+    Raises:
+        OSError: Also where there are no hard links, without which nobody could tell who was first.
+    """
+    descriptor = os.open(staged, _LOOK)
+    try:
+        fail_point("commit.before-sync-replica")
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
+    fail_point("commit.before-link-replica")
+    try:
+        os.link(staged, final, follow_symlinks=False)
+        made = True
+    except FileExistsError:
+        made = False
+    fail_point("commit.before-sync-replicas")
+    sync_directory(os.path.dirname(final))
+    return made
+
+
 def replace_hint(staging: str, final: str, data: bytes) -> None:
     """Replace the small file *final* atomically, not durably: for facts that only save work and die with the boot."""
     staged = f"{staging}/{process.token()}"

@@ -36,6 +36,7 @@ DERIVED = "derived-v1"
 FAILURES = "failures-v1"
 PINS = "pins-v1"
 PARTIALS = "partial-v1"
+OUTBOX = "outbox-v1"
 STAGING = "staging"
 TRASH = "trash"
 LISTING = ".listing"  # In the directory of a tree object, beside the tree.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import commit, files, layout, locks, process
+from . import commit, files, layout, locks, outbox, process
 from .digest import Digest
 from .failures import Failures
 from .leases import Leases
@@ -17,9 +17,12 @@ from .records import Entries
 
 
 def needed(root: str) -> Callable[[Digest], bool]:
-    """Return what tells, of this moment, whether an object must stay: an entry names it, or a live process holds it."""
-    in_use, named = Leases(root).in_use(), Entries(root).named()
-    return lambda digest: in_use.covers(layout.object_name(digest)) or named(digest)
+    """Return what tells, of this moment, whether an object must stay.
+
+    An entry names it, a live process holds it, or it waits for a tier.
+    """
+    in_use, named, waits = Leases(root).in_use(), Entries(root).named(), outbox.waiting(root)
+    return lambda digest: in_use.covers(layout.object_name(digest)) or named(digest) or waits(digest)
 
 
 def is_needed(root: str) -> Callable[[Digest], bool]:

@@ -57,6 +57,7 @@ from tests.crash.world import (
     Operation,
     World,
     broken_exports,
+    broken_replicas,
     cold_get,
     collect,
     collect_derived,
@@ -80,6 +81,7 @@ from tests.crash.world import (
     remove,
     remove_one_of_two_names,
     remove_tree,
+    replicate,
     resumed_get,
     second_name_of_a_tree,
     small_steps,
@@ -96,7 +98,7 @@ CALLS = {
     "pwrite", "read", "rename", "replace", "rmdir", "scandir", "stat", "unlink", "utime", "write",
 }  # fmt: skip
 OF_TWO_PATHS = {"link", "rename", "replace"}
-_OUTSIDE = ("out",)  # Beside the root: what is exported to.
+_OUTSIDE = ("out", "replicas")  # Beside the root: what is exported to.
 WAYS = ["ENOSPC", "EIO", "EMFILE", "EROFS", "EACCES", "EINTR", "short write"]
 WAYS_OF_A_PATH = ["EIO", "EMFILE"]
 # What is acknowledged through them was synced; no other way in leads to the disk.
@@ -120,7 +122,7 @@ def interrupted_get(world: World) -> Act:
 OPERATIONS: list[Operation] = [
     cold_get, resumed_get, interrupted_get, refresh, put, put_again, hit_by_digest, remove, remove_one_of_two_names,
     pin_and_unpin, put_tree, second_name_of_a_tree, remove_tree, promote, leased, collect, collect_for_room,
-    put_archive, import_folder, import_file, export_folder, export_file, derived, collect_derived,
+    put_archive, import_folder, import_file, export_folder, export_file, derived, collect_derived, replicate,
 ]  # fmt: skip
 
 
@@ -320,12 +322,13 @@ def next_try(act: Act, world: World) -> list[str]:
     except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001  # Whatever it is, it is a finding.
         return [f"the next try: {said_of(error)}"]
     found = broken(world.root, log) + broken_exports(world, world.root, log.said)
+    found += broken_replicas(world, world.root, log.said)
     return [f"the next try: {what}" for what in found]
 
 
 def broken(root: Path, log: Log) -> list[str]:
     """Return what is not as it must be: I1 to I7, and what the operation has said, of every key."""
-    said = {key: allowed for key, allowed in log.said.items() if not key.startswith("export ")}
+    said = {key: allowed for key, allowed in log.said.items() if not key.startswith(("export ", "replica ", "event"))}
     sure = {key: next(iter(allowed)) for key, allowed in said.items() if len(allowed) == 1}
     wrong = [str(violation) for violation in check_cache(root, sure) if violation.kind != "garbage"]
     for key, allowed in said.items():
@@ -382,6 +385,7 @@ class Stage:
         wrong += shim.wrong
         wrong += [f"left open: {path}" for path in shim.left_open]
         wrong += broken(self.root, log) + broken_exports(world, self.root, log.said)
+        wrong += broken_replicas(world, self.root, log.said)
         if case.way == "short write" and not wrong:
             wrong += judge(world, self.root, log.said)
         with pytest.MonkeyPatch.context() as patch:

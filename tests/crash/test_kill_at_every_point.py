@@ -693,8 +693,11 @@ def test_a_kill_in_the_middle_of_a_write_is_no_other_than_one_before_it(
 def test_every_fail_point_was_reached_by_some_operation() -> None:
     if len(reached) == 0:
         pytest.skip("the operations above did not run in this session")
-    elsewhere = {point for point in POINTS if point.startswith(("repository.", "archived.", "unpacking."))}
-    assert sorted(set(POINTS) - reached - elsewhere) == []  # test_kill_in_a_tree.py and test_kill_in_an_archive.py do.
+    replicating = ("outbox.", "archive.", "backends.", "commit.before-link-replica", "commit.before-sync-replica")
+    others = ("repository.", "archived.", "unpacking.", *replicating)
+    elsewhere = {point for point in POINTS if point.startswith(others)}
+    # test_kill_in_a_tree.py, test_kill_in_an_archive.py and test_kill_in_replication.py do.
+    assert sorted(set(POINTS) - reached - elsewhere) == []
 
 
 if __name__ == "__main__":

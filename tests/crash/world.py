@@ -33,7 +33,11 @@ from modelcache import (
     process,
     transfer,
 )
+from modelcache.archive import Archivist, DirectoryBackend, Queued, Registration
+from modelcache.backends import contents
 from modelcache.derivation import Part
+from modelcache.digest import Digest
+from modelcache.outbox import Outbox
 from modelcache.promises import check_cache
 from modelcache.sweep import sweep
 from modelcache.testing import Fault, FaultServer
@@ -124,6 +128,7 @@ class World:
         self.tiers: list[str] = []
         self.bundles: dict[str, Path] = {}  # What brings a key here in place of a fetch.
         self.exports: dict[str, set[str]] = {}  # Names beside the root of bundles, and what must be in each.
+        self.replicas: set[str] = set()  # The digests of what may be in the tier beside the root.
 
     def cache(self, root: Path | None = None) -> Cache:
         return Cache(root or self.root, retry=QUICK, tiers=self.tiers)
@@ -571,6 +576,70 @@ def export_file(world: World) -> Act:
     return act
 
 
+def archivist(root: Path, *, failure: str = "best-effort") -> Archivist:
+    """Return an archivist of the cache at *root*, with one tier beside it."""
+    backend = DirectoryBackend(root.parent / "replicas")
+    options = {
+        "retry": RetryPolicy(attempts=1),
+        "cooldown": 0.001,
+        "cooldown_max": 0.02,
+        "policy": Queued(batch_window=0),
+    }
+    return Archivist([Registration("below", backend, failure=failure, **options)], root=root)  # type: ignore[arg-type]
+
+
+def replicate(world: World) -> Act:
+    """A file and a tree go to a tier: filed in the outbox, brought there, forgotten; an event goes with them."""
+    world.put(OLD, "kept")
+    tree = world.put_tree(NEW, "t")
+    world.replicas = {digest_of(OLD), tree}
+
+    def act(log: Log) -> None:
+        log.expect("kept", digest_of(OLD))
+        log.expect("t", tree)
+        with archivist(world.root, failure="required") as archive:
+            archive.put_object(digest_of(OLD))
+            log.expect(f"replica {digest_of(OLD)}", digest_of(OLD))
+            archive.append_events("kept", ["replicated"])
+            if archive.flush(60):
+                log.expect("event", "replicated")
+            archive.put_object(tree)
+            log.expect(f"replica {tree}", tree)
+
+    return act
+
+
+def broken_replicas(world: World, root: Path, expected: dict[str, frozenset[str | None]]) -> list[str]:
+    """Return what is wrong with the tier beside *root*; what waits for it is delivered by the next process."""
+    if not world.replicas:
+        return []
+    wrong = []
+    waiting = set(Outbox(str(root), "below").all())
+    with archivist(root) as archive:
+        if not archive.flush(60):
+            wrong.append(f"stuck: the outbox: {archive.health()}")
+        found = [one.event for one in archive.read_events()] if (root.parent / "replicas/events").exists() else []
+    if "event" in expected and not found:
+        wrong.append("lost: the event")
+    if set(found) - {"replicated"}:
+        wrong.append(f"corrupt: the events are {found}")
+    backend = DirectoryBackend(root.parent / "replicas")
+    for digest in map(Digest, world.replicas):
+        there = contents.has(backend, digest)
+        if there:
+            with tempfile.TemporaryDirectory() as scratch, archivist(root) as archive:
+                try:
+                    got = found_at(Path(archive.read_object(digest, f"{scratch}/out")))
+                except Exception as error:  # noqa: BLE001  # Whatever it is, it is a finding.
+                    got = repr(error)
+                if got != digest:
+                    wrong.append(f"corrupt: the replica of {digest}: {got}")
+        elif f"replica {digest}" in expected or digest in waiting:
+            wrong.append(f"lost: the replica of {digest}")
+    backend.close()
+    return wrong
+
+
 def broken_exports(world: World, root: Path, expected: dict[str, frozenset[str | None]]) -> list[str]:
     """Return what is wrong with the bundles beside *root*: each is not there, or whole, and holds what is promised."""
     wrong = []
@@ -670,7 +739,7 @@ OPERATIONS: list[Operation] = [
     cold_get, resumed_get, interrupted_get, refresh, put, put_again, put_what_is_here, hit_by_digest, remove,
     remove_one_of_two_names, pin_and_unpin, leased, collect, collect_for_room, repair, two_at_once, two_processes,
     share, shared_get, put_tree, put_tree_again, second_name_of_a_tree, remove_tree, promote, let_in,
-    put_archive, import_folder, import_file, export_folder, export_file, derived, collect_derived,
+    put_archive, import_folder, import_file, export_folder, export_file, derived, collect_derived, replicate,
 ]  # fmt: skip
 
 
@@ -690,6 +759,7 @@ def judge(world: World, root: Path, expected: dict[str, frozenset[str | None]], 
             return [f"stuck: {error}"]
         wrong = [str(v) for v in checked if v.kind != "garbage" and not (damaged and v.promise in {"I1", "I2"})]
         wrong += broken_exports(world, root, expected)
+        wrong += broken_replicas(world, root, expected)
         wrong += _offline(world, root, expected)
         wrong += _online(world, root)
         sweep(str(root))

@@ -15,6 +15,11 @@ from tests.support.coreml import need_coremltools
 DOCS = Path(__file__).parent.parent.parent / "docs"
 CONTENT = b"x" * 5000
 BEFORE = {
+    "archive.md": """
+import os
+content, root, directory = b"x" * 5000, sys.argv[1], sys.argv[1] + ".archive"
+os.mkdir(directory)
+""",
     "trees.md": """
 import os
 root, directory = sys.argv[1], sys.argv[1] + ".source"
@@ -41,6 +46,11 @@ root = sys.argv[1]
 """,
 }
 AFTER = {
+    "archive.md": """
+with open(f"{directory}/copy.onnx", "rb") as file:
+    assert file.read() == content
+assert not archivist.health()["usage"].depth
+""",
     "trees.md": "assert os.listdir(path) == ['a']",
     "hub.md": """
 with open(path, "rb") as file:

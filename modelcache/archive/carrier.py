@@ -1,0 +1,277 @@
+"""The one carrier of objects to a backend: what waits in the outbox is brought there, in a thread of its own.
+
+The outbox is on disk and belongs to all processes of the machine; whoever holds its lock delivers all that waits in it,
+whoever filed it. A process that waits for the lock finds its own objects delivered when it gets it, or delivers them.
+Without locks two may bring the same object, which changes nothing: a replica is made once (I9).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from time import monotonic
+
+from failpoints import fail_point
+
+from .. import forks, locks
+from ..backends import contents
+from ..digest import Digest
+from ..errors import (
+    ArchiveClosedError,
+    CancelledError,
+    CorruptObjectError,
+    LockTimeoutError,
+    ModelCacheError,
+    NotInArchiveError,
+    QueueFullError,
+)
+from ..objects import Objects
+from ..outbox import Outbox
+from ..retry import Deadline
+from . import exits
+from .health import Gate
+from .queue import Ledger
+from .registration import Queued, Registration
+
+_OWNER_S = 600.0  # How long one looks on while another process delivers, before it looks again.
+_log = logging.getLogger("modelcache")
+
+
+class Carrier:
+    """Brings objects of the cache at *root* to one backend. It starts its thread with the first of them."""
+
+    def __init__(self, root: str, registration: Registration, gate: Gate, ledger: Ledger) -> None:
+        assert isinstance(registration.policy, Queued)
+        self._registration, self._policy = registration, registration.policy
+        self._backend, self._gate, self._ledger = registration.backend, gate, ledger
+        self._objects, self._outbox = Objects(root), Outbox(root, registration.name)
+        forks.renew_after_fork(self)
+
+    def renew_guard(self) -> None:
+        """See `forks`. What the parent has asked for, the parent delivers."""
+        self._changed = threading.Condition(threading.Lock())
+        self._thread: threading.Thread | None = None
+        self._patience = Deadline(None, ref=self._registration.name)
+        self._asked: dict[Digest, float] = {}
+        self._failed: dict[Digest, ModelCacheError] = {}
+        self._error: ModelCacheError | None = None  # What the last round ended with.
+        self._awake = self._closed = False
+        self.dispatched = 0
+
+    @property
+    def depth(self) -> int:
+        """Objects that wait or are under way, as far as this process knows."""
+        return len(self._asked)
+
+    @property
+    def lag(self) -> float:
+        """For how long the oldest of them has been waiting here, in seconds."""
+        oldest = min(list(self._asked.values()), default=None)
+        return 0.0 if oldest is None else max(0.0, monotonic() - oldest)
+
+    def resume(self) -> None:
+        """Deliver what an earlier process has left."""
+        waiting = self._outbox.all()
+        if waiting:
+            self._wake(*waiting)
+
+    def put(self, digest: Digest) -> bool:
+        """Let the object wait for the backend, durably; False if there was no room, and it was dropped.
+
+        Raises:
+            QueueFullError, StorageError, NoSpaceError: It does not wait.
+        """
+        if self._closed:
+            raise ArchiveClosedError(what=f"the object {digest}")
+        waiting = self._outbox.all()
+        if digest not in waiting and len(waiting) >= self._policy.capacity and not self._made_room(waiting[0]):
+            self._ledger.add(digest, digest, "full")
+            return False
+        self._outbox.add(digest)
+        fail_point("archive.carrier.before-wake")
+        self._wake(digest)
+        return True
+
+    def _made_room(self, oldest: Digest) -> bool:
+        """Do what the policy says when the outbox is full; False if the new one is dropped."""
+        policy, name = self._policy, self._registration.name
+        if policy.overflow == "drop-newest":
+            return False
+        if policy.overflow == "drop-oldest":
+            self._outbox.remove(oldest)
+            self._settle({oldest: None})
+            self._ledger.add(oldest, oldest, "full")
+            return True
+        full = QueueFullError(backend=name, capacity=policy.capacity, detail="so many objects wait for it already")
+        if policy.overflow == "error":
+            raise full
+        self._wake(*self._outbox.all())  # What others have filed has to go, too.
+        until = monotonic() + policy.wait_max
+        with self._changed:
+            while len(self._asked) >= policy.capacity and monotonic() < until and self._gate.state != "down":
+                self._changed.wait(min(until - monotonic(), max(0.001, self._gate.hangs_in())))
+        if len(self._outbox.all()) < policy.capacity:
+            return True
+        if self._registration.is_required:
+            raise full
+        return False
+
+    def wait(self, digest: Digest, seconds: float) -> bool:
+        """Wait until the backend has the object; tell whether it has.
+
+        Raises:
+            ModelCacheError: It never will: the object is gone, or corrupt. Or bringing it has failed, as often as the
+                policy says: it waits, and is tried again.
+        """
+        with self._changed:
+            before = self._error
+            self._changed.wait_for(
+                lambda: digest not in self._asked or self._error is not before, min(seconds, threading.TIMEOUT_MAX)
+            )
+            error = self._failed.pop(digest, None) or (self._error if digest in self._asked else None)
+            if error is not None and error is not before:
+                raise error
+            return digest not in self._asked
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until nothing waits, for so many *seconds*; tell whether that came."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._asked, min(seconds, threading.TIMEOUT_MAX))
+
+    def close(self) -> None:
+        """Take nothing more; what waits is tried once more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def end(self, seconds: float) -> bool:
+        """Deliver what waits, for so many *seconds*, and end the thread; tell whether nothing waits.
+
+        What still does is in the outbox, for the next process.
+        """
+        self.close()
+        thread = self._thread
+        if thread is not None:
+            thread.join(min(seconds, threading.TIMEOUT_MAX))
+            self._patience.cancel()
+            thread.join(min(seconds, 1.0))  # A wait for a lock notices within a fraction of a second.
+        return not self._asked
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no thread of it runs."""
+        return self._thread is None or not self._thread.is_alive()
+
+    def _wake(self, *digests: Digest) -> None:
+        now = monotonic()
+        with self._changed:
+            for digest in digests:
+                self._asked.setdefault(digest, now)
+            self._awake = True
+            self._changed.notify_all()
+            if self._thread is None or not self._thread.is_alive():
+                name = f"modelcache-archive-objects-{self._registration.name}"
+                thread = threading.Thread(target=self._run, name=name, daemon=True)
+                thread.start()
+                self._thread = thread
+                exits.arm()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._awake or self._closed)
+                if not self._asked:
+                    if self._closed:
+                        return
+                    self._awake = False
+                    continue
+                closing, self._awake = self._closed, False
+            try:
+                if self._deliver():
+                    self._error = None
+                    continue
+            except CancelledError:
+                return
+            except ModelCacheError as error:
+                level = logging.DEBUG if self._error is not None else logging.WARNING  # Told once, until it is well.
+                _log.log(level, "%s: %d objects wait: %s", self._registration.name, self.depth, error)
+                with self._changed:
+                    self._error = error
+                    self._changed.notify_all()
+            if closing:  # That was the last try.
+                return
+            with self._changed:
+                rest = max(self._gate.closed_in(), self._registration.cooldown)
+                self._changed.wait_for(lambda: self._closed, rest)
+                self._awake = True
+
+    def _deliver(self) -> bool:
+        """Deliver what waits, if no other process does; tell whether to go on at once."""
+        try:
+            with locks.exclusive(
+                self._outbox.lock,
+                timeout=_OWNER_S,
+                what=f"the outbox of {self._registration.name}",
+                done=lambda: not self._left(),
+                on_wait=self._say,
+                check=self._patience.check,
+            ) as turn:
+                return self._deliver_all() if turn.held else True
+        except locks.LockUnavailableError:
+            return self._deliver_all()
+        except LockTimeoutError:
+            return False
+
+    def _say(self, holder: str) -> None:
+        _log.info("%s: %s delivers what waits in the outbox", self._registration.name, holder)
+
+    def _left(self) -> bool:
+        """Forget what was asked for and does not wait any more; tell whether anything is left."""
+        here = set(self._outbox.all())
+        self._settle({digest: None for digest in list(self._asked) if digest not in here})
+        return bool(self._asked)
+
+    def _deliver_all(self) -> bool:
+        while waiting := self._outbox.all():
+            for digest in waiting:
+                self._patience.check()
+                error = self._bring(digest)
+                fail_point("archive.carrier.before-forget")
+                self._outbox.remove(digest)
+                self._settle({digest: error})
+        return not self._left()
+
+    def _bring(self, digest: Digest) -> ModelCacheError | None:
+        """Bring one object; return the error if it can never be brought.
+
+        Raises:
+            BackendError: Not now.
+        """
+        stored = self._objects.find(digest)
+        error: ModelCacheError = NotInArchiveError(what=digest, asked=("the cache",))
+        reason = "gone"
+        if stored is not None:
+            try:
+                fail_point("archive.carrier.before-bring")
+                found = stored
+                self._gate.call(
+                    lambda: contents.store(self._backend, found), patience=self._patience, probe=self._closed
+                )
+                self.dispatched += 1
+                return None
+            except CorruptObjectError as corrupt:
+                error, reason = corrupt, "corrupt"
+            except ModelCacheError as failed:
+                if self._objects.find(digest) is not None or not isinstance(failed.__cause__, FileNotFoundError):
+                    raise
+        _log.warning("%s: %s was not replicated: it is %s", self._registration.name, digest, reason)
+        self._ledger.add(digest, digest, reason)
+        return error
+
+    def _settle(self, outcomes: dict[Digest, ModelCacheError | None]) -> None:
+        with self._changed:
+            for digest, error in outcomes.items():
+                was_asked = self._asked.pop(digest, None) is not None
+                if error is not None and was_asked and self._registration.is_required:
+                    self._failed[digest] = error
+            self._changed.notify_all()

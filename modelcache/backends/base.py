@@ -1,0 +1,184 @@
+"""What a backend owes the archive and the tiers: the contract, and the batch of events that it is handed. No I/O.
+
+A backend stores two things. *Events* are appended, in order, each with an id that is its own for all time; a write that
+failed may come again, whole, with the same ids, and a backend that can tell keeps each event once. *Files* have names
+such as ``blobs/sha256/<hex>``; they are created once, never changed, and read in ranges (`contents` says what is in
+them). A backend raises `BackendError` and its kin, never retries, never touches a cache root, and may be called from
+any thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time as clock
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from ..errors import BackendError, UsageError
+
+EVENT_BYTES_MAX = 1 << 20
+KEY_CHARACTERS_MAX = 4096
+
+
+def _plain(value: object) -> Any:
+    """Return what stands for *value* in JSON: events of a cache say it themselves."""
+    as_dict = getattr(value, "as_dict", None)
+    if callable(as_dict):
+        return as_dict()
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+_encode: Callable[[object], str] = json.JSONEncoder(
+    separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain
+).encode
+
+
+def encode(event: object) -> str:
+    """Return *event* as one line of JSON.
+
+    Raises:
+        UsageError: It has no such form, or is longer than a mebibyte.
+    """
+    try:
+        line = _encode(event)
+        size = len(line) if line.isascii() else len(line.encode())  # A lone surrogate has no form in UTF-8.
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(problem=f"the event {event!r:.100} cannot be archived: {error}") from error
+    if size > EVENT_BYTES_MAX:
+        raise UsageError(problem=f"an event of {size} bytes cannot be archived: {EVENT_BYTES_MAX} are the most")
+    return line
+
+
+class Batch(list[Any]):
+    """Consecutive events of one key, as their writers gave them: a list, with what belongs to each beside it.
+
+    Attributes:
+        key: Of all of them.
+        ids: Of each: the same whenever, and to whatever backend, it is written.
+        times: When each was accepted, in Unix seconds.
+        lines: Each as JSON.
+    """
+
+    __slots__ = ("ids", "key", "lines", "times")
+
+    def __init__(
+        self, key: str, events: Sequence[Any], *, ids: list[str], times: list[float], lines: list[str]
+    ) -> None:
+        super().__init__(events)
+        self.key, self.ids, self.times, self.lines = key, ids, times, lines
+
+    @classmethod
+    def of(cls, key: str, events: Sequence[Any]) -> Batch:
+        """Return *events* as a batch; those that are none yet are new ones."""
+        if isinstance(events, Batch):
+            return events
+        origin, now = os.urandom(10).hex(), clock.time()
+        ids = [f"{origin}.{number}" for number in range(len(events))]
+        return cls(key, events, ids=ids, times=[now] * len(ids), lines=[encode(event) for event in events])
+
+    def records(self) -> list[str]:
+        """Return a line of JSON for each event, as `decode` reads it."""
+        key = _encode(self.key)
+        return [
+            f'{{"id":"{identity}","key":{key},"time":{time:.6f},"event":{line}}}'
+            for identity, time, line in zip(self.ids, self.times, self.lines, strict=True)
+        ]
+
+
+class Archived(NamedTuple):
+    """An event as a backend has it. ``time`` is when it was accepted, in Unix seconds."""
+
+    id: str
+    key: str
+    time: float
+    event: Any
+
+
+def decode(line: str | bytes) -> Archived | None:
+    """Return the event in *line*, None if it is torn or none of ours."""
+    try:
+        facts = json.loads(line)
+        return Archived(str(facts["id"]), str(facts["key"]), float(facts["time"]), facts["event"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+class Backend(ABC):
+    """Storage for events and files. ``location`` says where, for people, and must hold no credentials."""
+
+    location: str = ""
+
+    @abstractmethod
+    def append_events(self, key: str, events: Sequence[Any]) -> None:
+        """Append *events* of *key*, in order. When it returns they survive a crash of this process, if anything does.
+
+        What comes from an archivist is a `Batch`, whose ids tell a repetition.
+        """
+
+    @abstractmethod
+    def read_events(self, key: str | None = None, *, since: float = 0.0) -> Iterator[Archived]:
+        """Yield the events of *key*, of all keys if that is None, that were accepted *since* then: each once, in order.
+
+        In order means: those of one writer as they were appended.
+        """
+
+    @abstractmethod
+    def create(self, name: str, data: bytes) -> bool:
+        """Make the small file *name*, unless it is there; return whether this call made it: just one ever does."""
+
+    @abstractmethod
+    def upload(self, name: str, path: str, size: int) -> None:
+        """Make the file *name*, of *size* bytes, from the local file *path*; it replaces one whole."""
+
+    @abstractmethod
+    def size(self, name: str) -> int | None:
+        """Return the bytes of the file *name*, None if there is none."""
+
+    @abstractmethod
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        """Return up to *length* bytes of the file *name* from *start* on, all that follow if that is None.
+
+        Raises:
+            NotInArchiveError: There is no such file.
+        """
+
+    @abstractmethod
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """Yield the names of the files that begin with *prefix*."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Delete the file *name*; one that is not there is fine."""
+
+    def close(self) -> None:  # noqa: B027  # Most have nothing to give back.
+        """Give back what it holds open; it may be used again."""
+
+
+@runtime_checkable
+class LandsBatches(Protocol):
+    """A backend that takes batches of several keys in one call, cheaper than one by one."""
+
+    def append_batches(self, batches: Sequence[Batch]) -> None:
+        """Append all of *batches*, in order; one that failed comes again whole."""
+
+
+@contextmanager
+def failing_as(location: str) -> Iterator[None]:
+    """Raise BackendError for a system call that fails in the block."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, BackendError):
+            raise
+        raise BackendError(backend=location, detail=error.strerror or str(error)) from error
+
+
+def check_name(name: str) -> str:
+    """Return *name*; raise UsageError if it is not one of ours, and could lead elsewhere."""
+    parts = name.split("/")
+    if not name.isascii() or not name.isprintable() or any(part in {"", ".", ".."} for part in parts):
+        raise UsageError(problem=f"{name!r:.100} cannot be the name of a file in a backend")
+    return name

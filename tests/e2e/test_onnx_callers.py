@@ -129,6 +129,13 @@ def test_what_is_logged_is_what_the_program_has_set(cache: Cache, model: Path) -
     assert modelcache.onnx.session(model, cache=cache).get_session_options().log_severity_level == usual
 
 
+def test_a_product_is_not_optimised_again(cache: Cache, model: Path) -> None:
+    for settings in (None, runtime.library().SessionOptions()):
+        made = modelcache.onnx.session(model, cache=cache, session_options=settings)
+
+        assert made.get_session_options().graph_optimization_level == runtime.level("disable")
+
+
 def test_a_fork_while_engines_are_copied_leaves_the_child_able_to_copy() -> None:
     from modelcache.onnx import engines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip ins
 pytest.importorskip("onnx", reason="onnx is not installed, and the models of these tests are made with it")
 
 import modelcache.onnx
-from modelcache.onnx import options, runtime, sessions
+from modelcache.onnx import building, options, runtime, sessions
 from tests.support.models import WIDTH, answers, perceptron, plain
 
 REPOSITORY = Path(__file__).parents[2]
@@ -134,6 +135,35 @@ def test_a_product_is_not_optimised_again(cache: Cache, model: Path) -> None:
         made = modelcache.onnx.session(model, cache=cache, session_options=settings)
 
         assert made.get_session_options().graph_optimization_level == runtime.level("disable")
+
+
+def test_what_is_forced_is_built_although_it_is_here(
+    cache: Cache, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = modelcache.onnx.optimize(model, cache=cache)
+    assert modelcache.onnx.optimize(model, cache=cache, force=True) == path
+    monkeypatch.setattr(building, "build", crash)
+
+    assert modelcache.onnx.optimize(model, cache=cache) == path
+    with pytest.raises(errors.BuildDiedError):
+        modelcache.onnx.optimize(model, cache=cache, force=True)
+
+
+def test_the_source_is_loaded_with_the_level_that_was_asked_for(
+    cache: Cache, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "check", crash)
+    settings = runtime.library().SessionOptions()
+
+    for changed in ({}, {"session_options": settings}):
+        with pytest.warns(modelcache.onnx.SourceModelWarning):
+            made = modelcache.onnx.session(model, cache=cache, level="basic", **changed)
+        assert made.get_session_options().graph_optimization_level == runtime.level("basic")
+    assert settings.graph_optimization_level == runtime.level("all")
+
+
+def crash(*_args: object) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
 
 
 def test_a_fork_while_engines_are_copied_leaves_the_child_able_to_copy() -> None:

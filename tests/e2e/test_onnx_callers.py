@@ -363,3 +363,11 @@ def test_a_file_that_is_taken_for_a_name_is_told(cache: Cache, model: Path, monk
     with pytest.raises(errors.EntryNotFoundError):
         modelcache.onnx.session("other.onnx", cache=cache)
     assert same(modelcache.onnx.session("./net.onnx", cache=cache), model)
+
+
+def test_a_name_that_was_put_again_is_another_model(cache: Cache, model: Path, tmp_path: Path) -> None:
+    other = perceptron(tmp_path / "other.onnx", seed=2)
+
+    for path in (model, other, model):
+        cache.put(path, name="net")
+        assert same(modelcache.onnx.session("net", cache=cache), path)

@@ -9,6 +9,7 @@
     │   ├── UnknownSchemeError
     │   ├── NotListableError                                  its source cannot say which files there are
     │   ├── ProviderNotInstalledError                         onnxruntime was built without it
+    │   ├── NoInterpreterError                                what is built in a process of its own, and none starts
     │   ├── UnsupportedPlatformError                          it needs another system than this one
     │   ├── UnsupportedArchiveError                           no archive, or one that this Python cannot unpack
     │   ├── ConfigurationError
@@ -558,6 +559,19 @@ class ProviderNotInstalledError(UsageError):
         ModelCacheError.__init__(self, provider=provider, installed=installed)
         self.summary = f"onnxruntime has no provider {_shown(provider)} here; nothing was built"
         self.hint = f"Installed are {', '.join(installed) or 'none'}; another build of onnxruntime may have it"
+
+
+class NoInterpreterError(UsageError):
+    """What is built in a process of its own cannot be, where no Python can be started. ``reason`` says why not."""
+
+    hint = "Build it before, with `modelcache derive` into the same cache: it is found there"
+
+    def __init__(self, *, ref: str, model: str, reason: str) -> None:
+        ModelCacheError.__init__(self, ref=ref, model=model, reason=reason)
+        self.summary = (
+            f"{ref} of {model} is built in a process of its own, and {reason}: there is no Python to start; "
+            "nothing was built"
+        )
 
 
 class UnsupportedPlatformError(UsageError):

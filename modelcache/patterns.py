@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from urllib.parse import quote, unquote
 
 from .errors import UsageError
+
+_ESCAPED = re.compile(r"\[([*?\[])\]")  # One character that would mean something else.
+_SPECIAL = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,15 @@ class Patterns:
     def all(self) -> bool:
         """Whether every file is."""
         return self.allow is None and not self.ignore
+
+    @property
+    def literal(self) -> tuple[str, ...] | None:
+        """The paths that can match, where each pattern means one path alone; None if only a listing tells."""
+        if self.allow is None:
+            return None
+        if any(_SPECIAL.search(_ESCAPED.sub("", one)) for one in self.allow):
+            return None
+        return tuple(_ESCAPED.sub(r"\1", one) for one in self.allow)
 
     @property
     def text(self) -> str:

@@ -114,7 +114,10 @@ class TreeDownload:
         source = self._means.registry.source(self._job.ref)
         policies = NONE if self._job.gate is None else self._job.gate.policies
         policies.check_place(self._job.ref, source.host(self._job.ref.key))
-        request = Request(self._job.ref.url, self._job.ref.key, self._means.timeout, self._deadline, policies=policies)
+        request = Request(
+            self._job.ref.url, self._job.ref.key, self._means.timeout, self._deadline,
+            only=self._patterns.literal, policies=policies,
+        )  # fmt: skip
 
         def attempt() -> RemoteListing:
             self._deadline.check()

@@ -7,17 +7,20 @@ names model and providers; who asked sees it typed.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .. import commit
-from ..errors import ModelCacheError, ModelRefusedError, NoSpaceError
+from ..errors import ModelCacheError, ModelRefusedError, NoInterpreterError, NoSpaceError
 from ..files import check_space
 from . import graph, runtime
 from .options import EXTERNAL_BYTES_MIN, MODEL, Options
 
 DATA = f"{MODEL}.data"
+_ERRORS = 3  # onnxruntime's severity. It warns of each optimised model that it writes: that belongs to one machine.
 FOLDER = "session.model_external_initializers_file_folder_path"
 _DETAIL_MAX = 500
 
@@ -49,6 +52,28 @@ class Task:
         return ModelRefusedError(ref=self.ref, model=self.model, providers=names, reason=reason)
 
 
+def orders(task: Task, build: Callable[[str], object]) -> dict[str, Any]:
+    """Return how `derive` is to call *build*: in a process of its own, and not at all where none can be started."""
+    reason = no_interpreter()
+    if not reason:
+        return {"build": build, "isolate": True}
+    return {"build": partial(_not_built, task, reason), "isolate": False}
+
+
+def no_interpreter() -> str:
+    """Return why no Python can be started here; ``""`` if one can.
+
+    A frozen program would start itself, which would ask for the same product, and start itself.
+    """
+    if not sys.executable:
+        return "sys.executable is empty"
+    return "this is a frozen program" if getattr(sys, "frozen", False) else ""
+
+
+def _not_built(task: Task, reason: str, _workspace: str) -> None:
+    raise NoInterpreterError(ref=task.ref, model=task.model, reason=reason)
+
+
 def build(task: Task, workspace: str) -> None:
     """Write the optimised model into a directory in *workspace*.
 
@@ -60,6 +85,7 @@ def build(task: Task, workspace: str) -> None:
     directory = f"{workspace}/{task.name}"
     commit.make_staged(directory)
     session_options = task.options.session_options()
+    session_options.log_severity_level = _ERRORS
     session_options.graph_optimization_level = runtime.level(task.options.level)
     session_options.optimized_model_filepath = f"{directory}/{MODEL}"
     add = session_options.add_session_config_entry
@@ -123,38 +149,40 @@ def probe(task: Task) -> None:
 def compare(names: list[str], found: list[Any], expected: list[Any], *, rtol: float, atol: float) -> None:
     """Check that outputs are close: ``|found - expected| <= atol + rtol * |expected|``; all but floats must be equal.
 
+    So it is with the floats in sequences and maps, which onnxruntime makes lists and dicts of.
+
     Raises:
         ValueError: They are not, or differ in shape or type.
     """
     import numpy as np
 
     for name, one, other in zip(names, found, expected, strict=True):
-        if not isinstance(one, np.ndarray) or not isinstance(other, np.ndarray):
-            same: Callable[[Any, Any], bool] = _same
-        elif (one.shape, one.dtype) != (other.shape, other.dtype):
-            raise ValueError(f"output {name!r} is {one.dtype}{one.shape}, and {other.dtype}{other.shape} of the source")
-        elif one.dtype.kind in "fc":
-            if not np.allclose(one, other, rtol=rtol, atol=atol, equal_nan=True):
+        if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+            if (one.shape, one.dtype) != (other.shape, other.dtype):
+                problem = f"is {one.dtype}{one.shape}, and {other.dtype}{other.shape} of the source"
+                raise ValueError(f"output {name!r} {problem}")
+            if one.dtype.kind in "fc" and not _close(one, other, rtol, atol):
                 worst = float(np.nanmax(np.abs(one.astype(np.complex128) - other.astype(np.complex128))))
                 raise ValueError(f"output {name!r} differs by up to {worst:.3g} (rtol={rtol:g}, atol={atol:g})")
-            continue
-        else:
-            same = np.array_equal
-        if not same(one, other):
+        if not _close(one, other, rtol, atol):
             raise ValueError(f"output {name!r} is not that of the source")
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Compare sequences and maps, which onnxruntime makes lists and dicts of."""
+def _close(one: Any, other: Any, rtol: float, atol: float) -> bool:
     import numpy as np
 
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        return bool(np.array_equal(one, other))
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(_close(a, b, rtol, atol) for a, b in zip(one, other, strict=True))
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    return bool(one == other)
+        return one.keys() == other.keys() and all(_close(one[key], other[key], rtol, atol) for key in one)
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        if (one.shape, one.dtype) != (other.shape, other.dtype):
+            return False
+        if one.dtype.kind not in "fc":
+            return bool(np.array_equal(one, other))
+    elif not isinstance(one, float) or not isinstance(other, float):
+        return type(one) is type(other) and bool(one == other)
+    return bool(np.allclose(one, other, rtol=rtol, atol=atol, equal_nan=True))
 
 
 def _session(task: Task, session_options: Any) -> Any:

@@ -79,14 +79,13 @@ def product(cache: Cache, source: Source, task: building.Task, **given: Any) -> 
     what = Derivation(RECIPE, VERSION, (Part("model", source.digest, source.digest),), params, where)
     task = replace(task, name=f"{source.stem}.compiled", ref=what.ref)
     path = cache.derive(
-        partial(build, task),
+        **building.orders(task, partial(build, task)),
         recipe=RECIPE,
         version=VERSION,
         inputs={"model": source.input},
         params=params,
         platform=where,
         check=partial(check, task),
-        isolate=True,
         **given,
     )
     return f"{path}/{MODEL}"

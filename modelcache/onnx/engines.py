@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .. import commit, platforms, trees
+from .. import commit, forks, platforms, trees
 from ..derivation import Derivation, Part
 from ..errors import ModelCacheError, storage_error
 from ..staged import of_file, written
@@ -142,13 +142,12 @@ def product(cache: Cache, source: Source, task: building.Task, feeds: Mapping[st
     what = Derivation(RECIPE, VERSION, (Part("model", source.digest, source.digest),), params, where)
     task = replace(task, name=f"{source.stem}.engines", ref=what.ref)
     return cache.derive(
-        partial(fill, task, feeds, source.digest),
+        **building.orders(task, partial(fill, task, feeds, source.digest)),
         recipe=RECIPE,
         version=VERSION,
         inputs={"model": source.input},
         params=params,
         platform=where,
-        isolate=True,
         **given,
     )
 
@@ -157,8 +156,12 @@ class Copies:
     """Private copies of directories, one of each for a process."""
 
     def __init__(self) -> None:
-        self._guard = threading.Lock()
         self._made: dict[tuple[int, str], str] = {}
+        forks.renew_after_fork(self)  # A copy takes a while, and a fork in it would leave the child waiting for ever.
+
+    def renew_guard(self) -> None:
+        """See `forks`."""
+        self._guard = threading.Lock()
 
     def of(self, root: str, directory: str) -> str:
         """Return a copy of *directory* that this process alone writes to, in the staging of the cache at *root*.

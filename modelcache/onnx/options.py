@@ -23,9 +23,14 @@ _PORTABLE = {"disable", "basic", "extended"}  # Above, onnxruntime chooses layou
 # Below, a tensor stays in the graph's own file: thousands of small maps cost more than they save (docs/onnx.md).
 EXTERNAL_BYTES_MIN = 16384
 GRAPH_ENTRIES = (
+    "ep.cuda.fpa_intb_gemm",
+    "ep.cuda.fpa_intb_profile_m",
     "ep.enable_weightless",
     "mlas.disable_kleidiai",
     "mlas.enable_gemm_fastmath_arm64_bfloat16",
+    "mlas.kleidiai.conv_igemm_max_work",
+    "mlas.nchwc_depthwise_sliding",
+    "mlas.nchwc_pointwise_conv_max_input_channel_batch",
     "mlas.qnbit.force_fp32",
     "mlas.use_lut_gemm",
     "optimization.constant_folding_max_output_size_in_bytes",
@@ -57,6 +62,13 @@ GRAPH_ENTRIES = (
     "session.set_denormal_as_zero",
     "session.strict_shape_type_inference",
     "session.x64quantprecision",
+)
+# Variables that onnxruntime reads where it chooses layouts of weights, or takes options from the model itself.
+_VARIABLES = (
+    "ORT_LOAD_CONFIG_FROM_MODEL",
+    "ORT_MLAS_QKGEMM_S8_APPROX_VNNI",
+    "ORT_QMOE_CPU_QNBIT_GEMM",
+    "ORT_USE_MLAS_Q4_GEMM_MOE",
 )
 _OF_RECIPE = frozenset({
     "config", "file", "force", "free_dimensions", "level", "prepack", "providers", "timeout", "verify",
@@ -117,6 +129,9 @@ class Options:
     def platform(self) -> dict[str, Any]:
         """What of this machine counts in the key: more, the more the product is made for it."""
         found: dict[str, Any] = {**platforms.system(), "onnxruntime": runtime.facts()}
+        variables = {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
+        if variables:
+            found["environment"] = variables
         if self.prepack or self.level not in _PORTABLE or any(name != CPU for name, _ in self.providers):
             found |= {"cpu": platforms.cpu(), "os_build": platforms.os_build()}
         return found
@@ -153,11 +168,15 @@ def given(
         UsageError: An argument makes no sense.
         ProviderNotInstalledError: This onnxruntime lacks a provider.
     """
+    if isinstance(custom_ops, str | bytes | os.PathLike):
+        raise UsageError(problem=f"custom_ops={custom_ops!r:.200} makes no sense: a list of libraries")
     chosen = providers_of(providers, provider_options)
     runtime.check_installed([name for name, _ in chosen], installed)
     entries = _config(config)
     deterministic = False
     if session_options is not None:
+        if not isinstance(session_options, runtime.library().SessionOptions):
+            raise UsageError(problem=f"session_options={session_options!r:.200} is no onnxruntime.SessionOptions")
         if entries or free_dimensions:
             problem = "config and free_dimensions go into new options, and session_options were given"
             raise UsageError(
@@ -238,7 +257,8 @@ def _config(config: Mapping[str, Any] | None) -> dict[str, str]:
     for key in config or {}:
         if not isinstance(key, str) or key.startswith(_RESERVED):
             raise UsageError(problem=f"the configuration entry {key!r} is set by modelcache itself")
-    return {key: str(value) for key, value in (config or {}).items()}
+    # onnxruntime knows "1" and "0", and takes "True" for neither.
+    return {key: str(int(value) if isinstance(value, bool) else value) for key, value in (config or {}).items()}
 
 
 def _dimensions(sizes: Mapping[str, int] | None) -> dict[str, int]:

@@ -9,14 +9,13 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+from .. import forks
 from ..errors import MissingLibraryError, ProviderNotInstalledError
 
 Providers = Sequence[tuple[str, Mapping[str, str]]]
-# Options of a session are written to for as long as one is made from them.
-_guard = threading.RLock()
-_WARNINGS = 3  # onnxruntime's severity: errors alone. It warns of each optimised model that it belongs to one machine.
 
 
 def library() -> Any:
@@ -59,8 +58,8 @@ def level(name: str) -> Any:
 
 
 def level_of(session_options: Any) -> str:
-    """Return what `level` makes the level of *session_options* of."""
-    found = str(session_options.graph_optimization_level).rpartition(".")[2]
+    """Return what `level` makes the level of *session_options* of: the caller's, not one that `at_level` has lent."""
+    found = str(_lending.own_level(session_options)).rpartition(".")[2]
     return "disable" if found == "ORT_DISABLE_ALL" else found.removeprefix("ORT_ENABLE_").lower()
 
 
@@ -79,9 +78,8 @@ def options(
     custom_ops: Sequence[str],
     deterministic: bool = False,
 ) -> Any:
-    """Return new options for a session, with all that changes the graph."""
+    """Return new options for a session, with all that changes the graph; what it logs is as the program has set it."""
     found = library().SessionOptions()
-    found.log_severity_level = _WARNINGS
     found.use_deterministic_compute = deterministic
     for key, value in config.items():
         found.add_session_config_entry(key, value)
@@ -114,13 +112,69 @@ def create_optimised(path: str, session_options: Any, providers: Providers, *, o
 @contextmanager
 def at_level(session_options: Any, name: str) -> Iterator[None]:
     """Give *session_options* the level *name* for a while. They may be a caller's own, and shared by his threads."""
-    with _guard:
-        before = session_options.graph_optimization_level
-        session_options.graph_optimization_level = level(name)
-        try:
-            yield
-        finally:
-            session_options.graph_optimization_level = before
+    loan = _lending.begin(session_options, level(name))
+    try:
+        yield
+    finally:
+        _lending.end(loan)
+
+
+@dataclass(slots=True, eq=False)
+class _Loan:
+    """Options that have another level than their own, for as long as anybody needs that."""
+
+    session_options: Any
+    own: Any
+    level: Any
+    users: int = 0
+
+
+class _Lending:
+    """Which options have which level for a while: a level that is lent is nobody's wish, and in no key."""
+
+    def __init__(self) -> None:
+        self._loans: dict[int, _Loan] = {}
+        self._changed = threading.Condition()
+        forks.renew_after_fork(self)
+
+    def renew_guard(self) -> None:
+        """Take back what threads have lent that are not in this process, which was forked."""
+        self._changed = threading.Condition()
+        for loan in self._loans.values():
+            loan.session_options.graph_optimization_level = loan.own
+        self._loans.clear()
+
+    def own_level(self, session_options: Any) -> Any:
+        """Return the level that the owner of *session_options* has set."""
+        with self._changed:
+            loan = self._loans.get(id(session_options))
+            return session_options.graph_optimization_level if loan is None else loan.own
+
+    def begin(self, session_options: Any, wanted: Any) -> _Loan:
+        """Set the level *wanted*; who wants another one of the same options waits until `end`."""
+        with self._changed:
+            while True:
+                loan = self._loans.get(id(session_options))
+                if loan is None:
+                    loan = _Loan(session_options, session_options.graph_optimization_level, wanted)
+                    self._loans[id(session_options)] = loan
+                    session_options.graph_optimization_level = wanted
+                if loan.level == wanted:
+                    loan.users += 1
+                    return loan
+                self._changed.wait()
+
+    def end(self, loan: _Loan) -> None:
+        """Set their own level again, once nobody needs the other one any more."""
+        with self._changed:
+            loan.users -= 1
+            if not loan.users and self._loans.get(id(loan.session_options)) is loan:
+                loan.session_options.graph_optimization_level = loan.own
+                del self._loans[id(loan.session_options)]
+                self._changed.notify_all()
+
+
+_lending = _Lending()
 
 
 def interface(session: Any) -> dict[str, list[tuple[str, str, list[Any]]]]:

@@ -20,6 +20,9 @@ from ..errors import (
     BuildDiedError,
     BuildTimeoutError,
     DerivationError,
+    LockTimeoutError,
+    ModelCacheError,
+    NoInterpreterError,
     NoSpaceError,
     RepeatedFailureError,
     StorageError,
@@ -27,7 +30,7 @@ from ..errors import (
 )
 from . import runtime
 from .options import CPU, MODEL, Options
-from .sources import Seen, Source, on_record, resolve
+from .sources import Seen, Source, in_place, on_record, resolve
 
 if TYPE_CHECKING:
     from ..cache import Cache
@@ -36,7 +39,9 @@ if TYPE_CHECKING:
     RefLike = str | os.PathLike[str]
 
 RECIPE, VERSION = "onnx-optimize", "1"
-_PROBE_S = 600.0
+_PROBE_S, _START_S = 600.0, 60.0
+# What keeps a product from being made or had; the model may be as good as ever.
+_NO_PRODUCT = (DerivationError, LockTimeoutError, NoInterpreterError, NoSpaceError, StorageError)
 _seen = Seen()
 
 
@@ -147,7 +152,7 @@ def product(request: Request, source: Source) -> str:
     task = request.task(source)
     known = cache.lookup(source.key) if source.key else None
     path = cache.derive(
-        partial(building.build, task),
+        **building.orders(task, partial(building.build, task)),
         recipe=RECIPE,
         version=VERSION,
         # Its entry, where that is the same: then the product is kept and goes with what it was made from.
@@ -155,7 +160,6 @@ def product(request: Request, source: Source) -> str:
         params=derivation.params,
         platform=derivation.platform,
         check=partial(building.check, task, request.feeds),
-        isolate=True,
         timeout=request.timeout,
         force=request.force,
         verify=None if request.verify == "stat" else request.verify,  # None: as the cache is set.
@@ -177,10 +181,10 @@ def loaded(request: Request, session_options: Any, *, fallback: bool) -> Any:
             return _load(path, request.options, session_options)
         except Exception as error:  # noqa: BLE001  # onnxruntime has no common error; each is told.
             return _again(request, session_options, path, error)
-    except (DerivationError, NoSpaceError, StorageError) as error:
+    except _NO_PRODUCT as error:
         if not fallback:
             raise
-        return _source_instead(request, source or request.source, session_options, error)
+        return _source_instead(request, source or _at_hand(request, error), session_options, error)
 
 
 def _has_engines(options: Options) -> bool:
@@ -196,16 +200,28 @@ def _with_engines(request: Request, session_options: Any, *, fallback: bool) -> 
     """Return a session of the source, whose providers find a private copy of what they have compiled before."""
     from . import engines
 
-    cache, source = cache_of(request), request.source
-    task = request.task(source)
+    source = None
     try:
+        cache, source = cache_of(request), request.source
+        task = request.task(source)
         made = engines.product(cache, source, task, request.feeds, timeout=request.timeout, force=request.force)
         options = engines.privately(request.options, cache.root, made)
         return engines.session(replace(task, options=options), source.digest, session_options)
-    except (DerivationError, StorageError, NoSpaceError) as error:
+    except _NO_PRODUCT as error:
         if not fallback:
             raise
-        return _source_instead(request, source, session_options, error)
+        return _source_instead(request, source or _at_hand(request, error), session_options, error)
+
+
+def _at_hand(request: Request, error: Exception) -> Source:
+    """Return the model, in the cache or, where that takes nothing, as it lies on this machine; else raise *error*."""
+    try:
+        return request.source
+    except (LockTimeoutError, NoSpaceError, StorageError):
+        found = in_place(request.ref, request.file)
+        if found is None:
+            raise error from None
+        return found
 
 
 def _again(request: Request, session_options: Any, path: str, error: Exception) -> Any:
@@ -220,19 +236,20 @@ def _again(request: Request, session_options: Any, path: str, error: Exception) 
         raise request.task(source).refused(second) from second
 
 
-def _source_instead(
-    request: Request, source: Source, session_options: Any, error: DerivationError | NoSpaceError | StorageError
-) -> Any:
+def _source_instead(request: Request, source: Source, session_options: Any, error: ModelCacheError) -> Any:
     """Return a session of the source itself, and say why; raise *error* if that is no way out."""
     from .. import isolation
     from . import building
 
     task = request.task(source)
     if _was_violent(error):
+        if building.no_interpreter():
+            raise error  # Nobody can find out what the source would do to this process.
         try:
             isolation.run(building.probe, task, timeout=request.timeout or _PROBE_S)
         except (isolation.DiedError, isolation.TimedOutError):
-            raise error from None
+            if _starts_processes():
+                raise error from None
         except Exception as refusal:  # It is refused, and does not crash: it is told as it was.
             raise error from refusal
     try:
@@ -248,6 +265,17 @@ def _source_instead(
     return found
 
 
+def _starts_processes() -> bool:
+    """Tell whether a process that does nothing survives: else the death of one says nothing of what it was to do."""
+    from .. import isolation
+
+    try:
+        isolation.run(os.getpid, timeout=_START_S)
+    except (isolation.DiedError, isolation.TimedOutError):
+        return False
+    return True
+
+
 def _tell(text: str) -> None:
     import logging  # 2 ms, and a warm session has nothing to tell.
 
@@ -256,11 +284,11 @@ def _tell(text: str) -> None:
 
 def _was_violent(error: Exception) -> bool:
     """Tell whether what failed may do to this process what it has done to the one that built."""
-    text = error.last if isinstance(error, RepeatedFailureError) else str(error)
-    if "set aside at" in text:
-        return False  # It was the product that crashed: the source had been loaded before that.
-    violent = isinstance(error, BuildDiedError | BuildTimeoutError)
-    return violent or (isinstance(error, RepeatedFailureError) and ("died of" in text or "within" in text))
+    if isinstance(error, BuildDiedError):
+        return not error.moved_to  # Else it was the product that crashed: the source had been loaded before that.
+    if isinstance(error, RepeatedFailureError):
+        return "set aside at" not in error.last and ("died of" in error.last or "within" in error.last)
+    return isinstance(error, BuildTimeoutError)
 
 
 def _load(path: str, options: Options, session_options: Any) -> Any:

@@ -18,7 +18,7 @@ from .. import hit, layout, reference
 from ..companions import locations
 from ..errors import EntryNotFoundError, ExternalDataError, ModelTooLargeError, UsageError
 from ..records import Entries
-from ..stamps import is_current
+from ..stamps import is_current, stamp, stamp_of
 from .graph import PROTOBUF_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Source:
     Attributes:
         root: Of the cache.
         input: The object that it is, or is in: the path of a file, or of a tree.
-        digest: Of that object.
+        digest: Of that object; ``""`` if it is none, but a file of this machine where it lies.
         file: The model's path within the tree; ``""`` if the object is the model.
         ref: What the caller calls it.
         key: Under which the object is on record; ``""`` if it was named by its path in the cache.
@@ -68,7 +68,8 @@ class Source:
     @property
     def size(self) -> int:
         """Bytes of the model and of its external data."""
-        parts = [self.path, *(f"{os.path.dirname(self.path)}/{name}" for name in external(self.path, self.ref))]
+        names = external(self.path, self.ref, mapped=bool(self.digest))
+        parts = [self.path, *(f"{os.path.dirname(self.path)}/{name}" for name in names)]
         return sum(os.stat(path).st_size for path in parts)
 
 
@@ -93,6 +94,9 @@ def resolve(cache: Cache, ref: RefLike, file: str | None) -> Source:
             return _in_tree(cache.root, cache.get_tree(ref), file, place.key, place.tree().key)
         return _single(cache.root, cache.get(ref), place.key)
     entry = cache.lookup(ref)
+    if entry is None and os.path.exists(ref):
+        problem = f"{os.fspath(ref)!r} is the name of a model, and there is none in the cache at {cache.root}"
+        raise UsageError(problem=problem, hint=f"The file of that name is {f'./{os.fspath(ref)}'!r}")
     if entry is None:
         raise EntryNotFoundError(ref=place.key, root=cache.root)
     if entry.digest.is_tree:
@@ -135,13 +139,33 @@ def _single(root: str, path: str, ref: str) -> Source:
     return _of(root, path, ref=ref, key=ref)
 
 
-def _local(cache: Cache, path: str, file: str | None) -> Source:
+def in_place(ref: RefLike, file: str | None) -> Source | None:
+    """Return the model of this machine that *ref* means, where it lies; None if it is not one, or not all here.
+
+    For who cannot store it.
+    """
+    place = reference.parse(ref)
+    if place.scheme != "file":
+        return None
+    model = _chosen(place.path, None if file is None else _checked(file))
+    found = Source("", model, "", "", reference.parse(model).key)
+    try:
+        return found if found.size else None
+    except OSError:
+        return None
+
+
+def _chosen(path: str, file: str | None) -> str:
+    """Return the path of the model that is meant: the one of a directory, or *path* itself."""
     if os.path.isdir(path):
-        model = f"{path}/{file or _only(_models(path), path)}"
-    elif file is not None:
+        return f"{path}/{file or _only(_models(path), path)}"
+    if file is not None:
         raise UsageError(problem=f"file={file!r} was given, and {path} is no directory")
-    else:
-        model = path
+    return path
+
+
+def _local(cache: Cache, path: str, file: str | None) -> Source:
+    model = _chosen(path, file)
     ref = reference.parse(model).key
     stamps = _stamps([model])
     names = external(model, ref, mapped=False) if stamps else []
@@ -175,13 +199,18 @@ def _on_hub(cache: Cache, place: Ref, file: str | None) -> Source:
 
 def _tree(cache: Cache, ref: str, file: str, names: Iterable[str], whole: str, **options: Any) -> Source:
     """Return the model *file* as a tree of itself and the external data *names*."""
-    wanted = [file, *(posixpath.normpath(posixpath.join(posixpath.dirname(file), name)) for name in names)]
-    patterns = [_escaped(one) for one in wanted]
-    from ..patterns import Patterns
-
-    key = reference.parse(ref).tree(Patterns.of(patterns, None).text).key
+    patterns, key = _tree_of(ref, file, names)
     path = cache.get_tree(ref, allow_patterns=patterns, **options)
     return _in_tree(cache.root, path, file, whole, key)
+
+
+def _tree_of(ref: str, file: str, names: Iterable[str]) -> tuple[list[str], str]:
+    """Return the patterns of the model *file* and its external data *names*, and the key of the tree of these."""
+    from ..patterns import Patterns
+
+    wanted = [file, *(posixpath.normpath(posixpath.join(posixpath.dirname(file), name)) for name in names)]
+    patterns = [_escaped(one) for one in wanted]
+    return patterns, reference.parse(ref).tree(Patterns.of(patterns, None).text).key
 
 
 def _in_tree(root: str, tree: str, file: str | None, ref: str, key: str) -> Source:
@@ -216,9 +245,9 @@ def _of(root: str, path: str, file: str = "", *, ref: str, key: str) -> Source:
 
 
 def _models(directory: str) -> list[str]:
-    from .. import trees
-
-    return sorted(path for path, _ in trees.walk(directory, follow=True) if path.endswith(SUFFIX))
+    """Return the models below *directory*. What else a user has there, links and pipes, is nobody's business."""
+    found = (f"{top}/{name}" for top, _, names in os.walk(directory) for name in names if name.endswith(SUFFIX))
+    return sorted(os.path.relpath(path, directory) for path in found)
 
 
 def _only(found: list[str], ref: str) -> str:
@@ -277,7 +306,7 @@ def on_record(root: str, ref: RefLike, file: str | None) -> Source | None:
     """Return what *ref* means, if a record alone answers that: for the first look of a process.
 
     A local file is the one on record if its entity tag is. Whether it has external data need not be asked: then nothing
-    was ever made from it alone.
+    was ever made from it alone. One that is not on record alone may be so with that data: it is asked where that is.
     """
     place = reference.parse(ref)
     stamps: tuple[Stamp, ...] = ()
@@ -285,12 +314,32 @@ def on_record(root: str, ref: RefLike, file: str | None) -> Source | None:
         stamps = _stamps([place.path])
         entry = Entries(root).read(place.key) if stamps and file is None else None
         if entry is None or not is_current(place.path, entry.etag):
-            return None
+            return _with_data_on_record(root, place.path, place.key) if stamps and file is None else None
     found = hit.look(root, place.key, recently=True)
     if found is None or found.object.startswith("tree-") != (file is not None):
         return None
     source = _of(root, found.path, "" if file is None else _checked(file), ref=place.key, key=place.key)
     return replace(source, stamps=stamps)
+
+
+def _with_data_on_record(root: str, model: str, ref: str) -> Source | None:
+    """Return the local *model* as the tree on record that it is with its external data, if no file has changed."""
+    directory, name = os.path.split(model)
+    try:
+        seen = os.stat(model)
+        names = external(model, ref, mapped=False)
+        data = [(posixpath.normpath(one), os.stat(f"{directory}/{one}")) for one in names]
+    except (OSError, ExternalDataError, ModelTooLargeError):
+        return None  # Who resolves it says what is wrong.
+    key = _tree_of(directory, name, names)[1] if names else ""
+    entry = Entries(root).read(key) if names else None
+    if entry is None or entry.etag != stamp_of((one, stamp(facts)) for one, facts in [(name, seen), *data]):
+        return None
+    found = hit.look(root, key, recently=True)
+    if found is None:
+        return None
+    stamps = _stamps([model, *(f"{directory}/{one}" for one in names)])
+    return replace(_of(root, found.path, name, ref=ref, key=key), stamps=stamps)
 
 
 def _stamps(paths: list[str]) -> tuple[Stamp, ...]:

@@ -67,6 +67,7 @@ class Request:
         stop: One past the last byte wanted; None for all.
         same_as: What the bytes before ``start`` belong to; content that no longer matches comes from byte 0.
         unless: Validators of what is cached: content that still matches them need not come at all.
+        only: The paths that a listing is wanted of, None for all; a source may list more.
         policies: ``check_hop`` is asked before a connection is opened to any host, that of a redirect too.
     """
 
@@ -78,6 +79,7 @@ class Request:
     stop: int | None = None
     same_as: Validators | None = None
     unless: Validators | None = None
+    only: tuple[str, ...] | None = None
     policies: Policies = NONE
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from .. import files, reference
 from ..errors import (
@@ -38,13 +39,19 @@ class FileSource(Source):
         """See `Source.listing`: the files below a directory, as they are now; until it is read, each may change.
 
         A link to a file is that file; one to a directory is refused, as is all that is neither file nor directory.
+        Where it is known which files are wanted, nothing else there is looked at, or stands in their way.
         """
         ref = reference.parse(request.url)
         if os.path.isfile(ref.path):
             raise NotListableError(ref=request.ref, problem="it is one file, and directories are listed")
         found = []
+        inside = (
+            _below(ref.path, request.deadline.check, request.ref)
+            if request.only is None
+            else _those(ref.path, request.only, request.ref)
+        )
         try:
-            for path, facts in _below(ref.path, request.deadline.check, request.ref):
+            for path, facts in inside:
                 place = reference.parse(f"{ref.path}/{path}")
                 found.append(RemoteFile(path, facts.st_size, None, None, place, stamp=stamp(facts)))
                 if len(found) > FILES_MAX:
@@ -105,11 +112,26 @@ def _below(top: str, check: Callable[[], object], ref: str) -> Iterator[tuple[st
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(f"{path}/")
                     continue
-                facts = entry.stat()
-                if not stat.S_ISREG(facts.st_mode):
-                    problem = f"{path!r:.200} is neither a file nor a directory of its own"
-                    raise ListingError(ref=ref, problem=problem)
-                yield path, facts
+                yield path, _regular(path, entry.stat(), ref)
+
+
+def _those(top: str, wanted: Iterable[str], ref: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield path and ``stat`` of those of the files *wanted* that are there."""
+    for path in wanted:
+        if path != posixpath.normpath(path) or path.split("/")[0] in {"", ".", ".."}:
+            continue  # No listing has such a path.
+        try:
+            facts = os.stat(f"{top}/{path}")
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # Who has asked for it says so.
+        if not stat.S_ISDIR(facts.st_mode):
+            yield path, _regular(path, facts, ref)
+
+
+def _regular(path: str, facts: os.stat_result, ref: str) -> os.stat_result:
+    if not stat.S_ISREG(facts.st_mode):
+        raise ListingError(ref=ref, problem=f"{path!r:.200} is neither a file nor a directory of its own")
+    return facts
 
 
 def _refusal(error: OSError, ref: str) -> ModelCacheError:

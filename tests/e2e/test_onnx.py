@@ -137,6 +137,11 @@ def other_cpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {}
 
 
+def other_variable(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("ORT_QMOE_CPU_QNBIT_GEMM", "1")
+    return {}
+
+
 def given(**changed: Any) -> Callable[[pytest.MonkeyPatch], dict[str, Any]]:
     return lambda _monkeypatch: changed
 
@@ -156,16 +161,19 @@ def of_session_options(change: Callable[[Any], object]) -> Callable[[pytest.Monk
         other_runtime,
         other_build,
         other_cpu,
+        other_variable,
         given(level="basic"),
         given(prepack=False),
         given(config={"session.set_denormal_as_zero": "1"}),
+        given(config={"session.disable_prepacking": True}),
         given(free_dimensions={"batch": 3}),
         given(providers=[("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})]),
         of_session_options(lambda found: found.add_session_config_entry("session.disable_prepacking", "1")),
         of_session_options(lambda found: setattr(found, "use_deterministic_compute", True)),
     ],
     ids=[
-        "runtime", "build", "cpu", "level", "prepack", "config", "dimensions", "provider-options", "entry", "mode"
+        "runtime", "build", "cpu", "variable", "level", "prepack", "config", "no-prepacking", "dimensions",
+        "provider-options", "entry", "mode"
     ],
 )  # fmt: skip
 def test_whatever_the_product_depends_on_is_a_miss_when_it_differs(
@@ -191,6 +199,13 @@ def test_a_processor_is_no_part_of_a_product_that_fits_any(
     monkeypatch.setattr(platforms, "cpu", lambda: {"flags": "sse2"})
 
     assert modelcache.onnx.optimize(model, cache=cache, level="extended", prepack=False) == before
+
+
+def test_a_truth_of_a_manifest_is_what_onnxruntime_takes_for_one(cache: Cache, model: Path) -> None:
+    path = modelcache.onnx.optimize(model, cache=cache, config={"session.disable_quant_qdq": True})
+
+    assert modelcache.onnx.optimize(model, cache=cache, config={"session.disable_quant_qdq": "1"}) == path
+    assert len(derived(cache)) == 1
 
 
 def test_threads_make_no_other_product(cache: Cache, model: Path) -> None:
@@ -221,6 +236,25 @@ def test_local_external_data_that_changes_is_another_model(cache: Cache, tmp_pat
 
     assert not close(before, after)
     assert close(after, answers(plain(path)))
+
+
+def test_external_data_that_changed_while_no_process_ran_is_another_model(cache: Cache, tmp_path: Path) -> None:
+    path = perceptron(tmp_path / "models" / "net.onnx", external="net.data")
+    load(path, cache)
+    for seed in (2, 3):
+        perceptron(path, seed=seed, external="net.data")
+        sessions._seen.forget()
+        assert close(answers(load(path, cache)), answers(plain(path)))
+    data, facts = path.with_name("net.data"), path.with_name("net.data").stat()
+    content = bytearray(data.read_bytes())
+    content[1] ^= 1
+    data.write_bytes(content)
+    os.utime(data, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))  # Of the same size, in the same inode.
+    sessions._seen.forget()
+    before = len(derived(cache))
+
+    assert close(answers(load(path, cache)), answers(plain(path)))
+    assert len(derived(cache)) == before + 1
 
 
 def test_a_relative_path_means_what_is_there_now(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,18 +352,19 @@ print(sorted(heavy & set(sys.modules) - brought))
 def test_a_new_process_loads_what_is_here_without_a_cache(cache: Cache, model: Path, server: FaultServer) -> None:
     url = server.add("/net.onnx", model.read_bytes())
     cache.put(model, name="put")
-    for ref in (url, model, "put"):
+    external = perceptron(model.parent / "e" / "net.onnx", external="sub/net.data")
+    for ref in (url, model, "put", external):
         load(ref, cache)
 
     done = subprocess.run(
-        [sys.executable, "-c", FRESH, url, str(model), "put"],
+        [sys.executable, "-c", FRESH, url, str(model), "put", str(external)],
         env={**os.environ, "MODELCACHE_DIR": cache.root, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
     assert done.stderr == ""
     assert done.stdout.strip() == "[]"
-    assert len(derived(cache)) == 1
+    assert len(derived(cache)) == 2
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -428,6 +463,8 @@ def test_a_model_of_more_than_two_gigabytes_works_with_external_data(
         ({"free_dimensions": {"batch": 0}}, "free_dimensions"),
         ({"file": "../net.onnx"}, "file="),
         ({"custom_ops": ["/nowhere/ops.so"]}, "cannot be read"),
+        ({"custom_ops": "/nowhere/ops.so"}, "a list of libraries"),
+        ({"session_options": 3}, "session_options=3"),
         ({"feeds": {}}, "feeds"),
     ],
 )

@@ -57,6 +57,7 @@ EXAMPLES: list[ModelCacheError] = [
     errors.ProviderNotInstalledError(provider="CUDAExecutionProvider", installed=("CPUExecutionProvider",)),
     errors.ExternalDataError(ref=REF, location="../weights", problem="is missing"),
     errors.ModelTooLargeError(ref=REF, size=1 << 32, limit=(1 << 31) - 1),
+    errors.NoInterpreterError(ref=_DERIVED, model=REF, reason="this is a frozen program"),
     errors.UnsupportedPlatformError(what="compiling for CoreML", needs="macOS", here="Linux"),
     errors.BatchError(failures={REF: _INNER}, total=3),
     errors.RemoteNotFoundError(ref=REF, detail="404 Not Found"),

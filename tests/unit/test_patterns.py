@@ -50,3 +50,24 @@ def test_the_text_of_patterns_is_read_back_and_stands_in_a_key(allow: list[str],
 
 def test_the_order_of_patterns_makes_no_other_tree() -> None:
     assert Patterns.of(["b", "a", "a"], None).text == Patterns.of(["a", "b"], ()).text == "&allow=a,b"
+
+
+@pytest.mark.parametrize(
+    ("allow", "found"),
+    [
+        (None, None),
+        (["a/b.bin"], ("a/b.bin",)),
+        (["a[[]1].bin", "b[*].bin"], ("a[1].bin", "b*.bin")),
+        (["a.bin", "*.json"], None),
+        (["a/"], None),
+        (["[ab].bin"], None),
+        (["a?"], None),
+    ],
+)
+def test_patterns_that_mean_one_path_each_are_known_as_such(
+    allow: list[str] | None, found: tuple[str, ...] | None
+) -> None:
+    patterns = Patterns.of(allow, None)
+
+    assert patterns.literal == found
+    assert all(patterns.match(path) for path in found or ())

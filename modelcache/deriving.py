@@ -30,6 +30,7 @@ from .errors import (
     CorruptObjectError,
     DerivationError,
     ModelCacheError,
+    NoInterpreterError,
     NoSpaceError,
     NotReproducibleError,
     ProductRefusedError,
@@ -308,6 +309,9 @@ class Builder:
         try:
             if not spec.isolate:
                 return function(argument)
+            reason = isolation.no_interpreter()
+            if reason:
+                raise NoInterpreterError(ref=ref, model=model, reason=reason)
             return isolation.run(function, argument, timeout=spec.timeout, check=deadline.check, directory=place)
         except ModelCacheError:
             raise

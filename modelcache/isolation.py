@@ -60,6 +60,16 @@ class ForeignError(Exception):
         return self.text
 
 
+def no_interpreter() -> str:
+    """Return why no Python can be started here; ``""`` if one can.
+
+    A frozen program would start itself, which would ask for the same, and start itself.
+    """
+    if not sys.executable:
+        return "sys.executable is empty"
+    return "this is a frozen program" if getattr(sys, "frozen", False) else ""
+
+
 def run(
     function: Callable[..., Any],
     /,
@@ -85,8 +95,8 @@ def run(
     """
     check_may_start()
     orders = _orders(function, args)
-    if not sys.executable:
-        raise UsageError(problem="there is no Python to start: sys.executable is empty", hint="Do it without isolation")
+    if no_interpreter():
+        raise UsageError(problem=f"there is no Python to start: {no_interpreter()}", hint="Do it without isolation")
     end = None if timeout is None else time.monotonic() + timeout
     orders_out, orders_in = os.pipe()
     result_out, result_in = os.pipe()

@@ -7,14 +7,12 @@ names model and providers; who asked sees it typed.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from .. import commit
-from ..errors import ModelCacheError, ModelRefusedError, NoInterpreterError, NoSpaceError
+from ..errors import ModelCacheError, ModelRefusedError, NoSpaceError
 from ..files import check_space
 from . import graph, runtime
 from .options import EXTERNAL_BYTES_MIN, MODEL, Options
@@ -50,28 +48,6 @@ class Task:
         reason = " ".join(str(error).split())[:_DETAIL_MAX]
         names = tuple(name for name, _ in self.options.providers)
         return ModelRefusedError(ref=self.ref, model=self.model, providers=names, reason=reason)
-
-
-def orders(task: Task, build: Callable[[str], object]) -> dict[str, Any]:
-    """Return how `derive` is to call *build*: in a process of its own, and not at all where none can be started."""
-    reason = no_interpreter()
-    if not reason:
-        return {"build": build, "isolate": True}
-    return {"build": partial(_not_built, task, reason), "isolate": False}
-
-
-def no_interpreter() -> str:
-    """Return why no Python can be started here; ``""`` if one can.
-
-    A frozen program would start itself, which would ask for the same product, and start itself.
-    """
-    if not sys.executable:
-        return "sys.executable is empty"
-    return "this is a frozen program" if getattr(sys, "frozen", False) else ""
-
-
-def _not_built(task: Task, reason: str, _workspace: str) -> None:
-    raise NoInterpreterError(ref=task.ref, model=task.model, reason=reason)
 
 
 def build(task: Task, workspace: str) -> None:

@@ -79,7 +79,8 @@ def product(cache: Cache, source: Source, task: building.Task, **given: Any) -> 
     what = Derivation(RECIPE, VERSION, (Part("model", source.digest, source.digest),), params, where)
     task = replace(task, name=f"{source.stem}.compiled", ref=what.ref)
     path = cache.derive(
-        **building.orders(task, partial(build, task)),
+        partial(build, task),
+        isolate=True,
         recipe=RECIPE,
         version=VERSION,
         inputs={"model": source.input},

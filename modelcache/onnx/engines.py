@@ -142,7 +142,8 @@ def product(cache: Cache, source: Source, task: building.Task, feeds: Mapping[st
     what = Derivation(RECIPE, VERSION, (Part("model", source.digest, source.digest),), params, where)
     task = replace(task, name=f"{source.stem}.engines", ref=what.ref)
     return cache.derive(
-        **building.orders(task, partial(fill, task, feeds, source.digest)),
+        partial(fill, task, feeds, source.digest),
+        isolate=True,
         recipe=RECIPE,
         version=VERSION,
         inputs={"model": source.input},

@@ -152,7 +152,8 @@ def product(request: Request, source: Source) -> str:
     task = request.task(source)
     known = cache.lookup(source.key) if source.key else None
     path = cache.derive(
-        **building.orders(task, partial(building.build, task)),
+        partial(building.build, task),
+        isolate=True,
         recipe=RECIPE,
         version=VERSION,
         # Its entry, where that is the same: then the product is kept and goes with what it was made from.
@@ -243,7 +244,7 @@ def _source_instead(request: Request, source: Source, session_options: Any, erro
 
     task = request.task(source)
     if _was_violent(error):
-        if building.no_interpreter():
+        if isolation.no_interpreter():
             raise error  # Nobody can find out what the source would do to this process.
         try:
             isolation.run(building.probe, task, timeout=request.timeout or _PROBE_S)

@@ -12,6 +12,8 @@ import modelcache
 PACKAGE = Path(modelcache.__file__).parent
 # DESIGN.md section 7, from the ground up. A module may import from every floor below its own.
 FLOORS = [
+    {"errors.base"},
+    {"errors.archives", "errors.builds", "errors.calls", "errors.contents", "errors.places", "errors.storage"},
     {"errors", "events", "eviction", "forks", "protobuf", "report", "sealed", "workspace"},
     {"layout"},
     {"config", "digest", "patterns", "recipes", "reference", "tomltext"},

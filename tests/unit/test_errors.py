@@ -130,7 +130,7 @@ each_example = pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type
 def classes(root: type[ModelCacheError] = ModelCacheError) -> Iterator[type[ModelCacheError]]:
     yield root
     for child in root.__subclasses__():
-        if child.__module__ == errors.__name__:
+        if child.__module__.startswith(errors.__name__):
             yield from classes(child)
 
 

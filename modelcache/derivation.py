@@ -7,7 +7,6 @@ a miss. All of it stays on record beside the product: `explain` shows it, and a 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -98,7 +97,7 @@ class Derivation:
     @property
     def action(self) -> str:
         """The hash of all that counts: 64 hexadecimal digits."""
-        return hashlib.sha256(self.canonical.encode()).hexdigest()
+        return layout.sha256_hex(self.canonical.encode())
 
     @property
     def canonical(self) -> str:

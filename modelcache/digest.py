@@ -7,7 +7,6 @@ that nobody takes one for the other. Parse at the edge, then pass `Digest`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 
 from .errors import InvalidDigestError
@@ -40,6 +39,8 @@ class Digest(str):
     @classmethod
     def of_bytes(cls, chunks: Iterable[bytes]) -> Digest:
         """Return the digest of the concatenation of *chunks*."""
+        import hashlib  # 3 ms, for OpenSSL, which reads five times as fast as what is built in.
+
         state = hashlib.sha256()
         for chunk in chunks:
             state.update(chunk)

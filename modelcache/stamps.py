@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from . import trees
+from .layout import sha256_hex
 
 _TAKEN_MAX = 64
 
@@ -22,13 +21,15 @@ def stamp_of(files: Iterable[tuple[str, str | None]]) -> str | None:
     if not found or any(one is None for _, one in found):
         return None
     text = "".join(f"{one} {path}\n" for path, one in found)
-    return f'"tree-{hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]}"'
+    return f'"tree-{sha256_hex(text.encode("utf-8", "surrogatepass"))[:32]}"'
 
 
 def is_current(path: str, etag: str | None, wanted: Callable[[str], bool] = lambda _path: True) -> bool:
     """Tell whether *etag* is that of what is at *path* now: a file, or those files of a directory that are *wanted*."""
     try:
         if os.path.isdir(path):
+            from . import trees  # A first look at one file needs none.
+
             inside = ((name, stamp(facts)) for name, facts in trees.walk(path, follow=True) if wanted(name))
             return etag is not None and stamp_of(inside) == etag
         return etag == stamp(os.stat(path))
@@ -38,6 +39,8 @@ def is_current(path: str, etag: str | None, wanted: Callable[[str], bool] = lamb
 
 def taken(directory: str) -> dict[str, tuple[int, int]]:
     """Return size and mtime of each file in *directory*, by path, as `hold` compares them; of a large one, of none."""
+    from . import trees
+
     found = {path: (facts.st_size, facts.st_mtime_ns) for path, facts in trees.walk(directory)}
     return found if len(found) <= _TAKEN_MAX else {}
 

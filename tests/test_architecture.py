@@ -14,14 +14,15 @@ PACKAGE = Path(modelcache.__file__).parent
 FLOORS = [
     {"errors.base"},
     {"errors.archives", "errors.builds", "errors.calls", "errors.contents", "errors.places", "errors.storage"},
-    {"errors", "events", "eviction", "forks", "protobuf", "report", "sealed", "workspace"},
+    {"errors", "events", "eviction", "forks", "protobuf", "report", "workspace"},
     {"layout"},
+    {"sealed"},
     {"config", "digest", "patterns", "recipes", "reference", "tomltext"},
     {
         "companions", "derivation", "files", "hit", "isolation", "listing", "milprogram", "notes", "platforms",
         "process", "settings",
     },
-    {"bundle", "formats", "hubcache", "packed", "policy", "sampling", "trees"},
+    {"bundle", "formats", "glance", "hubcache", "packed", "policy", "sampling", "trees"},
     {"configfiles", "manifest", "mlpackage", "sharing", "signatures", "stamps"},
     {"commit"},
     {"locks", "retry", "roots"},

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .. import api, configfiles, hit, reference
+from .. import api, configfiles, glance, hit, reference, stamps
 from ..derivation import Derivation, Part
 from ..errors import (
     BuildDiedError,
@@ -300,20 +300,9 @@ def _load(path: str, options: Options, session_options: Any) -> Any:
 
 def _stamped(root: str, ref: str, path: str) -> bool:
     """Tell whether the files of the product at *path* have the sizes and times that are on record."""
-    from ..records import Entries
-
-    entry = Entries(root).read(ref)
-    stamps = (entry.derivation or {}).get("stamps") if entry is not None else None
-    if not isinstance(stamps, dict) or MODEL not in stamps:
-        return False
-    try:
-        for name, (size, mtime_ns) in stamps.items():
-            found = os.lstat(f"{path}/{name}")
-            if (found.st_size, found.st_mtime_ns) != (size, mtime_ns):
-                return False
-    except (OSError, TypeError, ValueError):
-        return False
-    return True
+    found = glance.facts(root, ref)
+    known = ((found or {}).get("derivation") or {}).get("stamps")
+    return isinstance(known, dict) and MODEL in known and stamps.hold(path, known)
 
 
 def comparison(feeds: Mapping[str, Any] | None, rtol: float, atol: float) -> dict[str, Any] | None:

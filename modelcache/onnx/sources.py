@@ -14,10 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .. import hit, layout, reference
+from .. import glance, hit, layout, reference
 from ..companions import locations
 from ..errors import EntryNotFoundError, ExternalDataError, ModelTooLargeError, UsageError
-from ..records import Entries
 from ..stamps import is_current, stamp, stamp_of
 from .graph import PROTOBUF_BYTES_MAX
 
@@ -312,8 +311,8 @@ def on_record(root: str, ref: RefLike, file: str | None) -> Source | None:
     stamps: tuple[Stamp, ...] = ()
     if place.scheme == "file":
         stamps = _stamps([place.path])
-        entry = Entries(root).read(place.key) if stamps and file is None else None
-        if entry is None or not is_current(place.path, entry.etag):
+        entry = glance.facts(root, place.key) if stamps and file is None else None
+        if entry is None or not is_current(place.path, entry.get("etag")):
             return _with_data_on_record(root, place.path, place.key) if stamps and file is None else None
     found = hit.look(root, place.key, recently=True)
     if found is None or found.object.startswith("tree-") != (file is not None):
@@ -332,8 +331,8 @@ def _with_data_on_record(root: str, model: str, ref: str) -> Source | None:
     except (OSError, ExternalDataError, ModelTooLargeError):
         return None  # Who resolves it says what is wrong.
     key = _tree_of(directory, name, names)[1] if names else ""
-    entry = Entries(root).read(key) if names else None
-    if entry is None or entry.etag != stamp_of((one, stamp(facts)) for one, facts in [(name, seen), *data]):
+    entry = glance.facts(root, key) if names else None
+    if entry is None or entry.get("etag") != stamp_of((one, stamp(facts)) for one, facts in [(name, seen), *data]):
         return None
     found = hit.look(root, key, recently=True)
     if found is None:

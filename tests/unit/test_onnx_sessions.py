@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from modelcache import api, configfiles, records
+from modelcache import api, configfiles, glance
 from modelcache.errors import UsageError
 from modelcache.onnx import sessions
 from modelcache.onnx.options import MODEL
@@ -49,8 +49,7 @@ def test_a_product_without_its_stamps_is_not_taken_for_whole(
     for name in (MODEL, "other"):
         (tmp_path / name).write_bytes(b"12345")
         os.utime(tmp_path / name, ns=(7, 7))
-    entry = SimpleNamespace(derivation={"stamps": stamps})
-    monkeypatch.setattr(records, "Entries", lambda _root: SimpleNamespace(read=lambda _ref: entry))
+    monkeypatch.setattr(glance, "facts", lambda _root, _ref: {"derivation": {"stamps": stamps}})
 
     assert sessions._stamped("/cache", "derived:x", str(tmp_path)) is held
 

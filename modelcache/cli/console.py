@@ -230,7 +230,7 @@ def news(event: Event) -> str:
         return f"{event.ref}: {event.detail}; {when}"
     if event.kind == "ranges":
         return f"{event.ref}: the link is slow; {event.done} connections from here on"
-    return f"{event.ref}: {event.kind}: {event.detail}"
+    return f"{event.ref}: {event.kind}" + (f": {event.detail}" if event.detail else "")
 
 
 def _facts(event: Event) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import layout, reference, stamps
+from . import layout, platforms, reference, stamps
 from .config import is_seconds
 from .derivation import Derivation, InputGoneError, Part, check_digest
 from .digest import Digest
@@ -194,7 +194,11 @@ class Maker(Keeper):
         Derivation(recipe, version, (), params or {}, platform or {})  # A senseless one is told before an input is got.
         parts = [self._part(label, one) for label, one in inputs]
         what = Derivation(
-            recipe, version, tuple(part for part, _ in parts), params or {}, _here() if platform is None else platform
+            recipe,
+            version,
+            tuple(part for part, _ in parts),
+            params or {},
+            platforms.system() if platform is None else platform,
         )
         found, known = (None, self._entries.read(what.ref)) if force else self._found(what, verify)
         if found is not None and verify != "rebuild":
@@ -345,9 +349,3 @@ def _labelled(inputs: Iterable[InputLike] | Mapping[str, InputLike]) -> list[tup
     if isinstance(inputs, str | os.PathLike | Entry | Input) or not isinstance(inputs, Iterable):
         raise UsageError(problem=f"inputs is a list or a dict of refs, not a single {type(inputs).__name__}")
     return [(str(number), one) for number, one in enumerate(inputs)]
-
-
-def _here() -> dict[str, str]:
-    """Return what a product depends on unless its maker says otherwise."""
-    found = os.uname()
-    return {"system": found.sysname, "machine": found.machine}

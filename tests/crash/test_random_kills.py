@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from modelcache import Cache, RetryPolicy
+from modelcache import Cache, RetryPolicy, layout
 from modelcache.records import Entries
 from modelcache.sweep import sweep
 from modelcache.testing import Fault, FaultServer, Victim, check_cache, spawn
@@ -177,7 +177,8 @@ def test_a_kill_at_a_random_instant_takes_nothing_back(
             for worker in range(WORKERS):
                 cache.get(f"{base}/{content}.onnx?{worker}", force_download=True)
     sweep(str(root))
-    assert leftovers(root) == []
+    # That a build took its process along is remembered for a day, where nobody has built it since.
+    assert [one for one in leftovers(root) if not one.startswith(layout.FAILURES)] == []
     print(f"{kills} kills in {rounds} rounds; {looked_at} promises looked at")
     assert looked_at > rounds
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from modelcache import Cache
+from modelcache import Cache, layout
 from modelcache.sweep import sweep
 from modelcache.testing import OK, Fault, FaultServer, check_cache, spawn
 from modelcache.testing.victims import Victim
@@ -164,7 +164,8 @@ def settle(root: Path, models: list[tuple[str, str, bool]]) -> None:
             with open(path, "rb") as file:
                 assert hashlib.file_digest(file, "sha256").hexdigest() == digest
     sweep(str(root))
-    assert leftovers(root) == []
+    # That a build took its process along is remembered for a day, where nobody has built it since.
+    assert [one for one in leftovers(root) if not one.startswith(layout.FAILURES)] == []
 
 
 def report(said: list[str], kills: int, seconds: float, seed: int) -> None:

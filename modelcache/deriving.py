@@ -201,7 +201,7 @@ class Builder:
                 digest = product.hash()
                 product.share()
                 if self._room is not None:
-                    self._room.make(what.ref, 0)  # It is on the disk, and counted, already.
+                    self._room.make(what.ref, product.size, staged=product.size)
                 with self._objects.announced(digest):
                     stored = product.publish(self._objects)
                     made = replace(what, seconds=round(time.monotonic() - started, 3))

@@ -415,23 +415,23 @@ class Room:
         """Return what two processes must have in common to be refused alike (`notes`)."""
         return f"Room({self._capacity}, grace={self._grace:g})"
 
-    def make(self, key: str, needed: int, *, wanted: Collection[str] = ()) -> None:
-        """Make room for *needed* bytes more, of *key*, by evicting what was least recently used, but nothing *wanted*.
+    def make(self, key: str, needed: int, *, staged: int = 0, wanted: Collection[str] = ()) -> None:
+        """Make room for *needed* bytes, of *key*, by evicting what was least recently used, but nothing *wanted*.
 
-        If another collector is at work, it is trusted to do the same.
+        So many of them as are *staged* lie on the disk already, and are counted there. If another collector is at work,
+        it is trusted to do the same.
 
         Raises:
             CapacityError: They do not fit, whatever may go; nothing was evicted.
             NoLocksError: Something must go, and gc cannot run here.
         """
+        more = needed - staged
         if self._capacity.spare is not None:
             found = os.statvfs(self._root)
-            if found.f_bavail * found.f_frsize - needed >= self._capacity.spare:
+            if found.f_bavail * found.f_frsize - more >= self._capacity.spare:
                 return  # Nothing needs to be counted.
         for _ in range(_TRIES):
-            plan = self._collector.plan(
-                grace=self._grace, capacity=self._capacity, needed=needed, wanted=wanted or {key}
-            )
+            plan = self._collector.plan(grace=self._grace, capacity=self._capacity, needed=more, wanted=wanted or {key})
             if plan.limit_bytes is None:
                 return  # There is no cache yet.
             if plan.used_bytes <= plan.limit_bytes:
@@ -444,7 +444,7 @@ class Room:
                 return
         assert plan.limit_bytes is not None
         raise CapacityError(
-            what=key, needed=needed, capacity=plan.limit_bytes + needed, used=plan.used_bytes, kept=plan.kept
+            what=key, needed=needed, capacity=plan.limit_bytes + more, used=plan.used_bytes - staged, kept=plan.kept
         )
 
 

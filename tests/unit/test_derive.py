@@ -879,8 +879,11 @@ def test_a_product_makes_room_for_itself_and_one_that_cannot_fit_is_remembered(c
         derive(small, Counting(bytes(7000)))
         assert small.lookup("old") is None
         for _ in range(3):
-            with pytest.raises(errors.CapacityError):
+            with pytest.raises(errors.CapacityError) as caught:
                 derive(small, Counting(bytes(20_000)), version="2")
+            facts = caught.value.facts
+            assert (facts["needed"], facts["capacity"]) == (20_000, 10_000)
+            assert facts["used"] < 10_000  # Without the product itself, which lies in staging.
         with pytest.raises(RepeatedFailureError):
             derive(small, Counting(bytes(20_000)), version="2")
         assert small.lookup("m.bin") is not None

@@ -1,9 +1,8 @@
 """Builds that failed, remembered for a while, so that a model that cannot be built does not cost a build each time.
 
 One sealed file an action, ``failures-v1/<action>``: how it failed, how often in a row, until when it is left alone; and
-who is building now, so that a build that took its process along is noticed by the next one. It is a hint: it dies with
-the boot, is written without a sync, and one that is broken or lost costs a build. Moments are of the monotonic clock,
-as in `backoff`.
+who is building now, so that a build that took its process along is noticed by the next one. It is a hint (`hints`): one
+that is broken or lost costs a build. Moments are of the monotonic clock.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from . import commit, files, layout, process
-from .sealed import seal, unseal
+from . import files, layout, process
+from .hints import Hints
 
 TRIES = 3  # So often in a row it may fail the same way before it is left alone.
 _FIRST_S, _LONGEST_S = 600.0, 6 * 3600.0  # After the third; twice as long after each further one, up to the second.
@@ -36,7 +35,7 @@ class Failures:
     """The failures of the cache at *root*. None of its methods raises: a failure that is forgotten costs a build."""
 
     def __init__(self, root: str) -> None:
-        self._root = root
+        self._root, self._hints = root, Hints(root, layout.FAILURES)
 
     def of(self, action: str) -> Failure | None:
         """Return how *action* has failed, None if it has not since the last time it went well."""
@@ -68,23 +67,25 @@ class Failures:
     def sweep(self) -> int:
         """Remove what says nothing more: of another boot, of what is here, a day old; return how many there were."""
         swept = 0
-        for action in files.listing(f"{self._root}/{layout.FAILURES}"):
-            is_void = (not self._read(action) and self._is_ours(action)) or files.age(self._path(action)) > _KEPT_S
+        for action in self._hints.names():
+            is_void = (not self._read(action) and self._is_ours(action)) or files.age(
+                self._hints.path(action)
+            ) > _KEPT_S
             if is_void or os.path.lexists(f"{self._root}/{layout.DERIVED}/{action}"):
-                commit.remove_quietly(self._path(action))
+                self._hints.remove(action)
                 swept += 1
         return swept
 
     def _is_ours(self, action: str) -> bool:
         """Tell whether the note is of this machine and user, or broken."""
-        facts = unseal(files.content(self._path(action)) or b"") or _who()
+        facts = self._hints.written(action) or _who()
         return all(facts.get(name) == value for name, value in _who().items())
 
     def _settle(self, action: str, facts: dict[str, Any]) -> None:
         if facts.get("count"):
             self._write(action, facts)
         else:
-            commit.remove_quietly(self._path(action))
+            self._hints.remove(action)
 
     def _read(self, action: str) -> dict[str, Any]:
         return _counted(self._noted(action))
@@ -94,20 +95,11 @@ class Failures:
 
         What is wrong with another user's surroundings is nothing that concerns this one.
         """
-        facts = unseal(files.content(self._path(action)) or b"") or {}
-        mine = all(facts.get(name) == value for name, value in _who().items())
-        return facts if mine and facts.get("boot") == process.boot_id() else {}
+        facts = self._hints.read(action)
+        return facts if facts.get("user") == os.geteuid() else {}
 
     def _write(self, action: str, facts: dict[str, Any]) -> None:
-        note = {**facts, "boot": process.boot_id(), **_who()}
-        try:
-            commit.ensure_bucket(f"{self._root}/{layout.FAILURES}", durable=False)
-            commit.replace_hint(f"{self._root}/{layout.STAGING}", self._path(action), seal(note))
-        except OSError:
-            return
-
-    def _path(self, action: str) -> str:
-        return f"{self._root}/{layout.FAILURES}/{action}"
+        self._hints.write(action, {**facts, "user": os.geteuid()})
 
 
 def _who() -> dict[str, Any]:

@@ -25,7 +25,7 @@ FLOORS = [
     {"bundle", "formats", "glance", "hubcache", "packed", "policy", "sampling", "trees"},
     {"configfiles", "manifest", "mlpackage", "sharing", "signatures", "stamps"},
     {"commit"},
-    {"locks", "retry", "roots"},
+    {"hints", "locks", "retry", "roots"},
     {"backoff", "failures", "flights", "jobs", "leases", "objects", "outbox", "pins", "records", "turns"},
     {"selection"},
     {"leasing", "partials", "sources.base", "backends.base"},

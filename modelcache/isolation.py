@@ -222,7 +222,7 @@ class _Exchange:
 
 def serve(orders: Any, result: int, parent: int) -> None:
     """Do in the new process what the old one has ordered. It ends here."""
-    _die_with(parent, orders.fileno())
+    _die_with(parent)
     os.set_inheritable(result, False)  # What a build starts must not keep the pipe open.
     os.set_inheritable(orders.fileno(), False)
     try:
@@ -299,15 +299,14 @@ def _orders(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
     return pickle.dumps((os.getpid(), modules)) + pickle.dumps(main) + work
 
 
-def _die_with(parent: int, orders: int) -> None:
-    """Let this process end when *parent* does: by the kernel where it can, else by the end of the pipe."""
+def _die_with(parent: int) -> None:
+    """Let the kernel end this process when *parent* ends, where it can; elsewhere `_watch` notices."""
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != parent and sys.platform != "win32":
+    if os.getppid() != parent:
         os._exit(1)  # It has ended already.
-    assert orders >= 0
 
 
 def _watch(orders: Any) -> None:

@@ -109,12 +109,8 @@ class Maker(Keeper):
                     build, recipe, version, labelled, params, platform, name, check, isolate, timeout, force, verify
                 )  # fmt: skip
                 return job.path if isinstance(job, Entry) else self._flights().run(*job).path
-            except InputGoneError as error:
-                gone = error
-            except NotFoundError as error:
-                if gone is None or gone.error is None:
-                    raise
-                raise gone.error from error  # What befell it says more than that it is not here now.
+            except (InputGoneError, NotFoundError) as error:
+                gone = _to_be_got_again(error, gone)
         raise vanishing(str(gone)) from gone
 
     async def aderive(self, build: Build, **options: Any) -> str:
@@ -132,12 +128,8 @@ class Maker(Keeper):
                 if isinstance(job, Entry):
                     return job.path
                 return (await self._flights().arun(*job, self._getter.threads())).path
-            except InputGoneError as error:
-                gone = error
-            except NotFoundError as error:
-                if gone is None or gone.error is None:
-                    raise
-                raise gone.error from error  # What befell it says more than that it is not here now.
+            except (InputGoneError, NotFoundError) as error:
+                gone = _to_be_got_again(error, gone)
         raise vanishing(str(gone)) from gone
 
     @property
@@ -337,6 +329,15 @@ def _check(build: Build, check: object, name: object, timeout: float | None, ver
         raise UsageError(problem=f"timeout={timeout!r:.100} makes no sense: seconds above 0")
     if verify not in _VERIFY:
         raise UsageError(problem=f"verify={verify!r:.100} makes no sense: one of {', '.join(_VERIFY)}")
+
+
+def _to_be_got_again(error: InputGoneError | NotFoundError, before: InputGoneError | None) -> InputGoneError:
+    """Return *error* if an input that has gone can be got once more; raise why not, if *before* it had gone too."""
+    if isinstance(error, InputGoneError):
+        return error
+    if before is None or before.error is None:
+        raise error
+    raise before.error from error  # What befell it says more than that it is not here now.
 
 
 def _labelled(inputs: Iterable[InputLike] | Mapping[str, InputLike]) -> list[tuple[str, InputLike]]:

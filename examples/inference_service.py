@@ -147,5 +147,5 @@ def proportional(pid: int) -> int:
 if __name__ == "__main__":
     if "--serve" in sys.argv[1:]:
         os.environ.setdefault("MODEL", str(WORK / "transformer.onnx"))
-        os.execv(sys.executable, command())  # noqa: S606
+        os.execv(sys.executable, command())  # noqa: S606  # A fixed program.
     sys.exit(main())

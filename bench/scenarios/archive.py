@@ -6,6 +6,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import count as count_up
 from typing import Any
 
@@ -115,9 +116,7 @@ def _ten(context: Context, count: int, *, hangs: bool) -> float:
     registrations = [Registration("tenth", tenth, policy=small)]
     registrations += [Registration(f"b{number}", one, policy=Queued(capacity=count)) for number, one in enumerate(nine)]
     archivist = Archivist(registrations, root=context.directory / "cache")
-    with tenth.hold():
-        if not hangs:
-            tenth._open.set()  # noqa: SLF001  # The same code for both.
+    with tenth.hold() if hangs else nullcontext():
         started = time.perf_counter()
         for number in range(count):
             archivist.append_events(f"k{number % 10}", (_EVENT,))

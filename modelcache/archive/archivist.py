@@ -6,6 +6,7 @@ import itertools
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from time import monotonic
 from time import time as clock
@@ -176,7 +177,7 @@ class Archivist:
         found = stored
         # Those that only file it come first: a required one is waited for, and a direct one writes in this thread.
         lanes.sort(key=lambda lane: (lane.is_direct, lane.registration.is_required))
-        _each([lambda lane=lane: lane.put(found, seconds) for lane in lanes])  # type: ignore[misc]
+        _each([partial(lane.put, found, seconds) for lane in lanes])
 
     async def aput_object(self, digest: str, *, timeout: float | None = None) -> None:  # As above.
         """See `put_object`."""
@@ -215,7 +216,7 @@ class Archivist:
             backend, patience = lane.registration.backend, Deadline(None, ref=lane.name)
             with Landing(manifest, os.fspath(to)) as landing:
                 try:
-                    lane.gate.call(lambda: landing.fill(backend), patience=patience)  # noqa: B023
+                    lane.gate.call(partial(landing.fill, backend), patience=patience)
                 except (BackendError, NotInArchiveError) as error:
                     errors.append(error)
                     continue
@@ -367,7 +368,7 @@ class Archivist:
         direct: list[Callable[[], None]] = []
         for lane in lanes:
             if lane.is_direct:
-                direct.append(lambda lane=lane: lane.write(items))  # type: ignore[misc]
+                direct.append(partial(lane.write, items))
                 continue
             try:
                 left = lane.offer(items)
@@ -375,7 +376,7 @@ class Archivist:
                 rest.append(_raising(error))
                 continue
             if left:
-                rest.append(lambda lane=lane, left=left: lane.wait(left))  # type: ignore[misc]
+                rest.append(partial(lane.wait, left))
         return rest + direct
 
     def _finish(self, rest: Sequence[Callable[[], None]]) -> None:
@@ -388,7 +389,7 @@ class Archivist:
                 continue
             backend, patience = lane.registration.backend, Deadline(None, ref=lane.name)
             try:
-                found = lane.gate.call(lambda: contents.manifest(backend, digest), patience=patience)  # noqa: B023
+                found = lane.gate.call(partial(contents.manifest, backend, digest), patience=patience)
             except (BackendError, NotInArchiveError) as error:
                 errors.append(error)
                 continue

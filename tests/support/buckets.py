@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-_START_S = 60.0
+_ANSWER_S = 60.0
+_SERVER = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print("http://%s:%d" % server.get_host_and_port(), flush=True)
+sys.stdin.read()
+"""
 KEYS = {"access_key_id": "test", "secret_access_key": "test", "region": "us-east-1"}
 
 
@@ -30,24 +36,17 @@ def s3_server() -> Iterator[str]:
     for library in ("moto", "flask", "flask_cors"):
         if importlib.util.find_spec(library) is None:
             pytest.skip(f"{library} is not installed: pip install 'moto[s3]' flask flask-cors")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     environment = {**os.environ, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        url, until = f"http://127.0.0.1:{port}", time.monotonic() + _START_S
-        while True:
-            assert server.poll() is None, "the server ended"
-            try:
-                make = urllib.request.Request(f"{url}/models", method="PUT")
-                urllib.request.urlopen(make, timeout=5).close()
-                break
-            except OSError:
-                assert time.monotonic() < until, "the server did not start"
-                time.sleep(0.05)
-        yield url
-    finally:
-        server.kill()
-        server.wait()
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", _SERVER],
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as server:  # fmt: skip
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().strip()  # Said when it answers.
+            assert url, "the server ended"
+            make = urllib.request.Request(f"{url}/models", method="PUT")
+            urllib.request.urlopen(make, timeout=_ANSWER_S).close()
+            yield url
+        finally:
+            server.kill()

@@ -15,16 +15,17 @@ from typing import Any
 import pytest
 
 from modelcache import Cache, Entry, errors
-from modelcache.archive import Archivist, Registration
-from modelcache.backends import (
+from modelcache.archive import (
+    Archivist,
     Backend,
     Batch,
     DirectoryBackend,
     MemoryBackend,
     ObjectStoreBackend,
+    Registration,
     SqliteBackend,
-    contents,
 )
+from modelcache.backends import contents
 from modelcache.digest import Digest
 from modelcache.objects import Objects
 from tests.crash.world import forked

@@ -18,7 +18,8 @@ import pytest
 import failpoints
 from failpoints.source import find_points
 from modelcache import Cache
-from modelcache.backends import DirectoryBackend, contents
+from modelcache.archive import DirectoryBackend
+from modelcache.backends import contents
 from modelcache.digest import Digest
 from modelcache.outbox import Outbox
 from modelcache.promises import check_cache

@@ -17,6 +17,7 @@ import pytest
 from modelcache import Cache, RetryPolicy, errors
 from modelcache.archive import (
     Archivist,
+    Batch,
     Direct,
     DirectoryBackend,
     MemoryBackend,
@@ -25,7 +26,7 @@ from modelcache.archive import (
     SqliteBackend,
 )
 from modelcache.archive.queue import Queue
-from modelcache.backends import Batch, contents
+from modelcache.backends import contents
 from modelcache.digest import Digest
 
 QUICK = RetryPolicy(attempts=2, base=0)

@@ -26,7 +26,7 @@ FLOORS = [
     {"configfiles", "manifest", "mlpackage", "sharing", "signatures", "stamps"},
     {"commit"},
     {"hints", "locks", "retry", "roots"},
-    {"backoff", "failures", "flights", "jobs", "leases", "objects", "outbox", "pins", "records", "turns"},
+    {"backoff", "breaker", "failures", "flights", "jobs", "leases", "objects", "outbox", "pins", "records", "turns"},
     {"selection"},
     {"leasing", "partials", "sources.base", "backends.base"},
     {

@@ -17,6 +17,7 @@ from .. import configfiles, forks, layout, roots
 from ..backends import contents
 from ..backends.base import KEY_CHARACTERS_MAX, Archived, encode
 from ..backends.contents import Manifest
+from ..breaker import DOWN
 from ..digest import Digest
 from ..errors import (
     ArchiveClosedError,
@@ -29,7 +30,7 @@ from ..errors import (
 from ..objects import Objects
 from ..retry import Deadline
 from . import exits
-from .health import DOWN, BackendHealth, Dropped
+from .health import BackendHealth, Dropped
 from .lane import Lane
 from .queue import Item
 from .reading import Landing
@@ -216,7 +217,7 @@ class Archivist:
             backend, patience = lane.registration.backend, Deadline(None, ref=lane.name)
             with Landing(manifest, os.fspath(to)) as landing:
                 try:
-                    lane.gate.call(partial(landing.fill, backend), patience=patience)
+                    lane.breaker.call(partial(landing.fill, backend), patience=patience)
                 except (BackendError, NotInArchiveError) as error:
                     errors.append(error)
                     continue
@@ -389,7 +390,7 @@ class Archivist:
                 continue
             backend, patience = lane.registration.backend, Deadline(None, ref=lane.name)
             try:
-                found = lane.gate.call(partial(contents.manifest, backend, digest), patience=patience)
+                found = lane.breaker.call(partial(contents.manifest, backend, digest), patience=patience)
             except (BackendError, NotInArchiveError) as error:
                 errors.append(error)
                 continue
@@ -398,8 +399,8 @@ class Archivist:
 
     def _readable(self) -> list[Lane]:
         """Return the backends that may be asked, those first that have the lowest number."""
-        lanes = [lane for lane in self._enabled() if not lane.gate.is_hanging]
-        lanes.sort(key=lambda lane: (lane.gate.state == DOWN, lane.registration.priority))
+        lanes = [lane for lane in self._enabled() if not lane.breaker.is_hanging]
+        lanes.sort(key=lambda lane: (lane.breaker.state == DOWN, lane.registration.priority))
         return [lane for lane in lanes if hasattr(lane.registration.backend, "read_events") or lane.takes_objects]
 
     def _enabled(self) -> list[Lane]:
@@ -441,10 +442,10 @@ def _events(lane: Lane, key: str | None, since: float) -> Iterator[Archived]:
         found = iter(backend.read_events(key, since=since))
         return found, list(islice(found, _PAGE))
 
-    found, page = lane.gate.call(begin, patience=patience)
+    found, page = lane.breaker.call(begin, patience=patience)
     while page:
         yield from page
-        page = lane.gate.call(lambda: list(islice(found, _PAGE)), patience=patience, once=True)
+        page = lane.breaker.call(lambda: list(islice(found, _PAGE)), patience=patience, once=True)
 
 
 async def _in_thread(call: Callable[..., T], *arguments: Any, **options: Any) -> T:

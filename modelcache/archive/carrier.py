@@ -15,6 +15,7 @@ from failpoints import fail_point
 
 from .. import forks, locks
 from ..backends import contents
+from ..breaker import Breaker
 from ..digest import Digest
 from ..errors import (
     ArchiveClosedError,
@@ -29,7 +30,6 @@ from ..objects import Objects
 from ..outbox import Outbox
 from ..retry import Deadline
 from . import exits
-from .health import Gate
 from .queue import Ledger
 from .registration import Queued, Registration
 
@@ -40,10 +40,10 @@ _log = logging.getLogger("modelcache")
 class Carrier:
     """Brings objects of the cache at *root* to one backend. It starts its thread with the first of them."""
 
-    def __init__(self, root: str, registration: Registration, gate: Gate, ledger: Ledger) -> None:
+    def __init__(self, root: str, registration: Registration, breaker: Breaker, ledger: Ledger) -> None:
         assert isinstance(registration.policy, Queued)
         self._registration, self._policy = registration, registration.policy
-        self._backend, self._gate, self._ledger = registration.backend, gate, ledger
+        self._backend, self._breaker, self._ledger = registration.backend, breaker, ledger
         self._objects, self._outbox = Objects(root), Outbox(root, registration.name)
         forks.renew_after_fork(self)
 
@@ -108,8 +108,8 @@ class Carrier:
         self._wake(*self._outbox.all())  # What others have filed has to go, too.
         until = monotonic() + policy.wait_max
         with self._changed:
-            while len(self._asked) >= policy.capacity and monotonic() < until and self._gate.state != "down":
-                self._changed.wait(min(until - monotonic(), max(0.001, self._gate.hangs_in())))
+            while len(self._asked) >= policy.capacity and monotonic() < until and self._breaker.state != "down":
+                self._changed.wait(min(until - monotonic(), max(0.001, self._breaker.hangs_in())))
         if len(self._outbox.all()) < policy.capacity:
             return True
         if self._registration.is_required:
@@ -201,7 +201,7 @@ class Carrier:
             if closing:  # That was the last try.
                 return
             with self._changed:
-                rest = max(self._gate.closed_in(), self._registration.cooldown)
+                rest = max(self._breaker.closed_in(), self._registration.cooldown)
                 self._changed.wait_for(lambda: self._closed, rest)
                 self._awake = True
 
@@ -254,7 +254,7 @@ class Carrier:
             try:
                 fail_point("archive.carrier.before-bring")
                 found = stored
-                self._gate.call(
+                self._breaker.call(
                     lambda: contents.store(self._backend, found), patience=self._patience, probe=self._closed
                 )
                 self.dispatched += 1

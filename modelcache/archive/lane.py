@@ -1,4 +1,4 @@
-"""One registration at work: its gate, its writer, its carrier, and what they count."""
+"""One registration at work: its breaker, its writer, its carrier, and what they count."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from time import monotonic
 
 from ..backends import contents
 from ..backends.base import Backend
+from ..breaker import DOWN, Breaker
 from ..digest import Digest
 from ..errors import (
     ArchiveClosedError,
@@ -22,7 +23,7 @@ from ..errors import (
 from ..objects import Stored
 from ..retry import Deadline
 from .carrier import Carrier
-from .health import DOWN, BackendHealth, Gate
+from .health import BackendHealth
 from .queue import Item, Ledger
 from .registration import Queued, Registration
 from .writer import Writer, write_now
@@ -41,14 +42,18 @@ class Lane:
 
     def __init__(self, registration: Registration, root: str) -> None:
         self.registration, self.enabled, self.removed = registration, registration.enabled, False
-        self.gate, self.ledger = Gate(registration), Ledger()
+        self.ledger = Ledger()
+        self.breaker = Breaker(
+            registration.name, policy=registration.retry, cooldown=registration.cooldown,
+            cooldown_max=registration.cooldown_max, timeout=registration.timeout,
+        )  # fmt: skip
         self._direct = 0
         self._writer: Writer | None = None
         self._carrier: Carrier | None = None
         if isinstance(registration.policy, Queued):
-            self._writer = Writer(registration, self.gate, self.ledger)
+            self._writer = Writer(registration, self.breaker, self.ledger)
             if self.takes_objects:
-                self._carrier = Carrier(root, registration, self.gate, self.ledger)
+                self._carrier = Carrier(root, registration, self.breaker, self.ledger)
                 if self.enabled:
                     self._carrier.resume()
 
@@ -95,7 +100,7 @@ class Lane:
         assert self._writer is not None
         queue = self._writer.queue
         try:
-            taken = queue.wait(items, hopeless=lambda: self.gate.state == DOWN, look_in=self.gate.hangs_in)
+            taken = queue.wait(items, hopeless=lambda: self.breaker.state == DOWN, look_in=self.breaker.hangs_in)
         except ArchiveClosedError:
             if self.removed:
                 return
@@ -103,9 +108,9 @@ class Lane:
         rest = items[taken:]
         if not rest:
             return
-        is_down = self.gate.state == DOWN
+        is_down = self.breaker.state == DOWN
         if self.registration.is_required:
-            why = f"it is down ({self.gate.last_error})" if is_down else "no room came in time"
+            why = f"it is down ({self.breaker.last_error})" if is_down else "no room came in time"
             detail = f"{why}; {len(rest)} events were not accepted"
             policy = self.registration.policy
             assert isinstance(policy, Queued)
@@ -116,7 +121,7 @@ class Lane:
         """Write *items* of one call now; raise only if the backend is required."""
         try:
             self._check_hanging()
-            write_now(self.registration.backend, items, self.gate)
+            write_now(self.registration.backend, items, self.breaker)
         except ModelCacheError as error:
             self._forgive(error)
             for item in items:
@@ -138,7 +143,7 @@ class Lane:
             if self._carrier is None:
                 self._check_hanging()
                 backend, patience = self.registration.backend, Deadline(None, ref=self.name)
-                self.gate.call(lambda: contents.store(backend, stored), patience=patience)
+                self.breaker.call(lambda: contents.store(backend, stored), patience=patience)
                 self._direct += 1
             elif self._carrier.put(stored.digest) and self.registration.is_required:
                 self._await(self._carrier, stored.digest, until)
@@ -150,7 +155,7 @@ class Lane:
     def _await(self, carrier: Carrier, digest: Digest, until: float) -> None:
         """Wait until the backend has the object (I8), to the moment *until*; raise BackendError."""
         if not carrier.wait(digest, max(0.0, until - monotonic())):
-            detail, last = f"it did not take {digest} in the time allowed", self.gate.last_error
+            detail, last = f"it did not take {digest} in the time allowed", self.breaker.last_error
             raise BackendError(backend=self.name, detail=f"{detail}; last: {last}" if last else detail)
 
     def flush(self, until: float) -> bool:
@@ -193,9 +198,9 @@ class Lane:
         """Return how it is now."""
         writer, carrier = self._writer, self._carrier
         return BackendHealth(
-            state=self.gate.state,
-            last_error=self.gate.last_error,
-            consecutive_failures=self.gate.failures,
+            state=self.breaker.state,
+            last_error=self.breaker.last_error,
+            consecutive_failures=self.breaker.failures,
             depth=(writer.queue.depth if writer else 0) + (carrier.depth if carrier else 0),
             lag=max(writer.queue.lag if writer else 0.0, carrier.lag if carrier else 0.0),
             dropped=self.ledger.count,
@@ -212,8 +217,8 @@ class Lane:
 
     def _check_hanging(self) -> None:
         """Raise BackendDownError while another call hangs: this one would, too."""
-        if self.gate.is_hanging:
-            raise BackendDownError(backend=self.name, detail=self.gate.last_error or "", seconds=0.0)
+        if self.breaker.is_hanging:
+            raise BackendDownError(backend=self.name, detail=self.breaker.last_error or "", seconds=0.0)
 
     def _forgive(self, error: ModelCacheError) -> None:
         if self.registration.is_required:

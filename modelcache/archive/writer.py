@@ -14,10 +14,10 @@ from typing import Any
 
 from .. import forks
 from ..backends.base import Batch, LandsBatches
+from ..breaker import Breaker
 from ..errors import CancelledError, ModelCacheError
 from ..retry import Deadline
 from . import exits
-from .health import Gate
 from .queue import Item, Ledger, Queue
 from .registration import Queued, Registration
 
@@ -47,9 +47,9 @@ def coalesced(items: Sequence[Item]) -> list[Batch]:
 class Writer:
     """Writes the events of one registration. It starts its thread with the first of them."""
 
-    def __init__(self, registration: Registration, gate: Gate, ledger: Ledger) -> None:
+    def __init__(self, registration: Registration, breaker: Breaker, ledger: Ledger) -> None:
         assert isinstance(registration.policy, Queued)
-        self._name, self._backend, self._gate = registration.name, registration.backend, gate
+        self._name, self._backend, self._breaker = registration.name, registration.backend, breaker
         self._at_once = isinstance(registration.backend, LandsBatches)
         self._rest_s = registration.cooldown
         self.queue = Queue(registration.name, registration.policy, ledger)
@@ -110,7 +110,7 @@ class Writer:
             closing = self.queue.closed
             try:
                 landing = batches if self._at_once else batches[:1]
-                self._gate.call(lambda: self._write(landing), patience=self._patience, probe=closing)  # noqa: B023
+                self._breaker.call(lambda: self._write(landing), patience=self._patience, probe=closing)  # noqa: B023
             except CancelledError:
                 return False
             except ModelCacheError as error:
@@ -120,7 +120,7 @@ class Writer:
                     return False
                 level = logging.DEBUG if told else logging.WARNING  # Told once, until it is well.
                 _log.log(level, "%s: %d events wait: %s", self._name, self.queue.depth, error)
-                self.queue.pause(max(self._gate.closed_in(), self._rest_s))
+                self.queue.pause(max(self._breaker.closed_in(), self._rest_s))
                 continue
             self.error, self._failing = None, False
             count = sum(len(batch) for batch in landing)
@@ -138,7 +138,7 @@ class Writer:
             self._backend.append_events(batch.key, batch)
 
 
-def write_now(backend: Any, items: Sequence[Item], gate: Gate) -> None:
+def write_now(backend: Any, items: Sequence[Item], breaker: Breaker) -> None:
     """Write *items* of one call in this thread; raise BackendError."""
     (batch,) = coalesced(items)
-    gate.call(lambda: backend.append_events(batch.key, batch), patience=Deadline(None, ref=gate.name))
+    breaker.call(lambda: backend.append_events(batch.key, batch), patience=Deadline(None, ref=breaker.name))

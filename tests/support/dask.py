@@ -1,0 +1,111 @@
+"""A real dask cluster on this machine: a scheduler, and workers on several loopback addresses, each a host of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from pathlib import Path
+from typing import IO
+
+from modelcache.cluster.engine import Dask
+
+_LISTENS = re.compile(r"Scheduler at:\s+(\S+)")
+_JOINED = re.compile(r"Registered to:")
+
+
+class Process:
+    """A command of dask, whose words are read as it says them."""
+
+    def __init__(self, command: str, *arguments: str, **variables: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.{command}", *arguments, "--no-dashboard"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s", **variables},
+        )
+        self._said: deque[str] = deque(maxlen=500)
+        self._change = threading.Condition()
+        self._over = False
+        assert self.process.stderr is not None
+        threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True).start()
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            with self._change:
+                self._said.append(line)
+                self._change.notify_all()
+        with self._change:
+            self._over = True
+            self._change.notify_all()
+
+    def wait_to_say(self, pattern: re.Pattern[str], times: int = 1) -> str:
+        """Wait for the line that *pattern* is found in for the n-th time; return its group, if there is one."""
+
+        def found() -> list[re.Match[str]]:
+            return [match for line in self._said if (match := pattern.search(line))]
+
+        with self._change:
+            self._change.wait_for(lambda: len(found()) >= times or self._over, 30)
+            assert len(found()) >= times, "".join(self._said)
+        return found()[-1].group(found()[-1].re.groups)
+
+    def end(self) -> None:
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+
+
+class Cluster:
+    """A scheduler, and workers: *hosts* maps each address to how many it has. The cache of a host is below *place*."""
+
+    def __init__(self, place: Path, hosts: dict[str, int]) -> None:
+        self.place = place
+        self._processes: list[Process] = []
+        scheduler = self._begin("dask_scheduler", "--host", "127.0.0.1", "--port", "0")
+        self.address = scheduler.wait_to_say(_LISTENS)
+        self.workers = {host: self.join(host, count, wait=False) for host, count in hosts.items()}
+        for host, count in hosts.items():
+            self.workers[host].wait_to_say(_JOINED, count)
+
+    def root(self, host: str) -> Path:
+        return self.place / f"cache-{host}"
+
+    def join(self, host: str, count: int = 1, *, wait: bool = True, **variables: str) -> Process:
+        """Begin *count* workers on *host*; a nanny brings each of them back."""
+        process = self._begin(
+            "dask_worker", self.address, "--host", host, "--nworkers", str(count), "--nthreads", "1",
+            "--local-directory", str(self.place / f"scratch-{host}"),
+            **{"MODELCACHE_DIR": str(self.root(host)), "MODELCACHE_HTTP_RETRIES": "0", **variables},
+        )  # fmt: skip
+        if wait:
+            process.wait_to_say(_JOINED, count)
+        return process
+
+    def pids(self) -> dict[str, list[int]]:
+        """Return the processes of the workers of each host, without the nannies."""
+
+        async def ask() -> dict[str, list[int]]:
+            async with Dask(self.address, timeout=10, silence=10) as engine:
+                hosts = await engine.look()
+                found = await engine._client.run(os.getpid)
+            return {host: [found[worker] for worker in workers] for host, workers in hosts.items()}
+
+        return asyncio.run(ask())
+
+    def close(self) -> None:
+        for process in reversed(self._processes):
+            process.end()
+
+    def _begin(self, command: str, *arguments: str, **variables: str) -> Process:
+        self._processes.append(Process(command, *arguments, **variables))
+        return self._processes[-1]

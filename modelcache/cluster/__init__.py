@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from .. import reference, warmup
 from .. import manifest as manifests
+from .. import reference, warmup
 from ..config import is_seconds, is_whole
 from ..errors import HostsError, HostTimeoutError, ModelCacheError, NoWorkersError, SchedulerLostError, UsageError
 from .hosts import GoneError, HostReport, Patience, Roll, Warming
@@ -30,7 +30,7 @@ DEADLINE_S = 3600.0
 CONNECT_S = 10.0
 SILENCE_S = 120.0
 HEARTBEAT_S = 10.0
-_LOOK_S = 0.5  # At who is there; the more hosts, the rarer.
+_LOOK_S = 0.3  # At who is there; the more hosts, the rarer.
 _STOPPED_S = 10.0  # After who waits has given up.
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import struct
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from ..errors import (
@@ -27,7 +27,8 @@ from .hosts import GoneError, SilentError, UnfitError, Worker
 
 PORT = 8786
 _SCHEMES = {"dask": "tcp", "tcp": "tcp", "tls": "tls"}
-_LOOK_S = 3.0  # At what answers and is no scheduler.
+_NOT_FOUND = ("ModuleNotFoundError(", "ImportError(", "AttributeError(")
+_LOOK_S = 1.5  # At what answers and is no scheduler.
 
 
 def address_of(cluster: str) -> str:
@@ -73,12 +74,12 @@ class Dask:
         self.address, self._timeout, self._silence = address, timeout, silence
         self._client: Any = None
 
-    async def __aenter__(self) -> Dask:
+    async def __aenter__(self) -> Self:
         import distributed
 
         try:
             # It is told to give up by itself; something that takes a connection and says nothing makes it forget that.
-            async with asyncio.timeout(self._timeout + _LOOK_S):
+            async with asyncio.timeout(self._timeout + _LOOK_S / 2):
                 client: Any = distributed.Client  # Its constructor has no types.
                 self._client = client(
                     self.address, asynchronous=True, timeout=self._timeout, name="modelcache", set_as_default=False
@@ -143,7 +144,8 @@ class Dask:
         except Exception as error:
             raise GoneError(_said(error)) from error
         answer = found.get(worker, GoneError("the scheduler does not know its worker any more"))
-        if isinstance(answer, ImportError | AttributeError):
+        # What a worker cannot unpickle it tells as the text of the error, in an error without a type of its own.
+        if isinstance(answer, ImportError | AttributeError) or str(answer).startswith(_NOT_FOUND):
             raise UnfitError(f"modelcache is not installed there as it is here ({_said(answer)})")
         if isinstance(answer, BaseException):
             raise GoneError(_said(answer))
@@ -193,7 +195,7 @@ async def _what_is_there(host: str, port: int) -> str:
         return _said(error)
     try:
         # A part of dask speaks first: eight bytes, the number of its frames.
-        async with asyncio.timeout(_LOOK_S / 3):
+        async with asyncio.timeout(_LOOK_S / 2):
             (frames,) = struct.unpack("<Q", await reader.readexactly(8))
         return "dask" if frames < 1 << 16 else "other"
     except (OSError, TimeoutError, asyncio.IncompleteReadError):

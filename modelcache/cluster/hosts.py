@@ -25,7 +25,7 @@ from ..errors import (
 
 TRIES = 5
 _STOP_S = 2.0  # For saying that nobody wants it any more.
-_ASK_S_MIN, _ASK_S_MAX = 0.2, 5.0
+_ASK_S_MIN, _ASK_S_MAX = 0.1, 1.0
 _ASKS_PER_S = 100  # Of all hosts together: each goes through the scheduler.
 
 Worker = str
@@ -195,9 +195,12 @@ class Warming:
     async def _answer(self) -> dict[str, Any] | None:
         """Return what a worker has answered; None, with the reason in ``_why``, if none will."""
         while self._tries < TRIES:
-            worker = await self._roll.worker(self.host, but=self._gone, within=self._patience.back)
+            hangs = isinstance(self._why, HostTimeoutError)
+            # One that hangs is still there, so that none will come in its place: only what is there now counts.
+            within = 0 if hangs else self._patience.back
+            worker = await self._roll.worker(self.host, but=self._gone, within=within)
             if worker is None:
-                if self._why is None or not isinstance(self._why, HostTimeoutError):
+                if not hangs:
                     gone = f"its workers are gone, and none came back within {self._patience.back:g} s"
                     self._why = HostLostError(host=self.host, detail=gone)
                 return None

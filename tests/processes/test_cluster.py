@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from modelcache import cluster
 from modelcache.cluster import ClusterReport
 from modelcache.errors import (
+    ClusterTLSError,
     HostFailedError,
+    HostSetupError,
     HostTimeoutError,
     NoSchedulerError,
     NotASchedulerError,
@@ -98,26 +102,25 @@ def test_a_worker_killed_in_the_middle_is_replaced_and_the_download_goes_on(
         server.wait_for_requests(4)  # Of another worker: the nanny's, at another address.
         server.release()
 
+    assert server.seen()[3].headers["range"].startswith("bytes="), "what had arrived is not asked for again"
     (report,) = found
     assert states(report) == dict.fromkeys([FIRST, SECOND, THIRD], "ok")
     assert {host.host: host.tries for host in report.hosts} == {FIRST: 1, SECOND: 2, THIRD: 1}
 
 
-def test_a_host_that_hangs_times_out_and_holds_no_other_up(dask: Cluster, server: FaultServer, manifest: Path) -> None:
+def test_a_host_that_hangs_times_out_and_holds_no_other_up(dask: Cluster, manifest: Path) -> None:
+    told: list[str] = []
     frozen = dask.pids()[SECOND][0]
     os.kill(frozen, signal.SIGSTOP)
     try:
-        done = command(manifest, "--cluster", dask.address, "--deadline", "4", "--json")
-        stdout, stderr = done.communicate(timeout=60)
+        # It takes connections, as the kernel does that for it, and says nothing.
+        report = cluster.prewarm(manifest, dask.address, silence=3, on_host=lambda host: told.append(host.host))
     finally:
         os.kill(frozen, signal.SIGCONT)
 
-    lines = [json.loads(line) for line in stdout.splitlines()]
-    found = {host["host"]: host for host in lines[-1]["hosts"]}
-    assert done.returncode == 3, stderr
-    assert {host: facts["state"] for host, facts in found.items()} == {FIRST: "ok", SECOND: "timeout", THIRD: "ok"}
-    assert (found[SECOND]["error"], found[SECOND]["bytes"]) == ("HostTimeoutError", 0)
-    assert [line["host"] for line in lines[:-1]].index(SECOND) == 2, "the others were told as they were done"
+    assert states(report) == {FIRST: "ok", SECOND: "timeout", THIRD: "ok"}
+    assert isinstance(report.failures[SECOND], HostTimeoutError)
+    assert told[-1] == SECOND, "the others were done, and told, before it was given up"
 
 
 def test_a_deadline_ends_the_work_on_the_hosts_too(
@@ -129,9 +132,8 @@ def test_a_deadline_ends_the_work_on_the_hosts_too(
 
     assert set(states(report).values()) == {"timeout"}
     assert all(isinstance(error, HostTimeoutError) for error in report.failures.values())
-    server.release()
-    again = cluster.prewarm(manifest, dask.address)  # Nobody there holds a lock, or the partial.
-    assert set(states(again).values()) == {"ok"}
+    # The first requests are held to this day: whoever waits for them is gone, and so is its lock.
+    assert set(states(cluster.prewarm(manifest, dask.address, deadline=20)).values()) == {"ok"}
 
 
 def test_a_host_that_cannot_store_fails_alone_with_exit_code_3(
@@ -167,20 +169,24 @@ def test_a_host_with_some_of_the_models_is_partial(dask: Cluster, server: FaultS
     assert report.hosts[0].bytes == 600_000
 
 
-def test_a_host_that_joins_meanwhile_is_warmed_too(
+def test_a_host_that_joins_meanwhile_is_asked_and_one_without_our_modelcache_told_so(
     dask: Cluster, server: FaultServer, manifest: Path, tmp_path: Path
 ) -> None:
-    server.add(f"/{tmp_path.name}.onnx", CONTENT, faults=[Fault(hold_after=1000)] * 4)
-    with begun(manifest, dask) as found:
+    server.add(f"/{tmp_path.name}.onnx", CONTENT, faults=[Fault(hold_after=1000)] * 3)
+    older = tmp_path / "older" / "modelcache"
+    older.mkdir(parents=True)
+    (older / "__init__.py").touch()  # A modelcache from before there were clusters.
+    told = threading.Event()
+
+    with begun(manifest, dask, on_host=lambda _: told.set()) as found:
         server.wait_for_requests(3)
-        late = dask.join("127.0.0.5")
-        try:
-            server.wait_for_requests(4)
-        finally:
-            server.release()
+        late = dask.join("127.0.0.5", PYTHONPATH=str(older.parent))
+        assert told.wait(30)
+        server.release()
 
     late.end()
-    assert states(found[0]) == dict.fromkeys([FIRST, SECOND, THIRD, "127.0.0.5"], "ok")
+    assert states(found[0]) == {**dict.fromkeys([FIRST, SECOND, THIRD], "ok"), "127.0.0.5": "failed"}
+    assert isinstance(found[0].failures["127.0.0.5"], HostSetupError)
 
 
 def test_an_interrupt_ends_it_and_says_what_was_done(
@@ -195,9 +201,8 @@ def test_an_interrupt_ends_it_and_says_what_was_done(
 
     assert process.returncode == 130
     assert f"until then: {first['host']} ok" in stderr
-    server.release()
-    again = cluster.prewarm(manifest, dask.address)
-    assert set(states(again).values()) == {"ok"}, "what was interrupted holds nobody up"
+    again = cluster.prewarm(manifest, dask.address, deadline=20)
+    assert set(states(again).values()) == {"ok"}, "what was interrupted, and held by the server, holds nobody up"
 
 
 def test_where_no_scheduler_is_an_error_of_its_own_says_so(server: FaultServer, dask: Cluster, manifest: Path) -> None:
@@ -208,6 +213,18 @@ def test_where_no_scheduler_is_an_error_of_its_own_says_so(server: FaultServer, 
         cluster.prewarm(manifest, f"dask://127.0.0.1:{port}", connect_timeout=0.5)
     with pytest.raises(NotASchedulerError):
         cluster.prewarm(manifest, f"dask://127.0.0.1:{server.port}", connect_timeout=0.5)
+    with pytest.raises(NotASchedulerError):
+        cluster.prewarm(manifest, dask.worker_address(), connect_timeout=0.5)
+    with pytest.raises(ClusterTLSError):
+        cluster.prewarm(manifest, dask.address.replace("tcp://", "tls://"), connect_timeout=0.5)
+
+
+def test_a_scheduler_that_speaks_tls_alone_is_told(manifest: Path) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+
+    with FaultServer(tls=context) as secure, pytest.raises(ClusterTLSError, match="it speaks TLS"):
+        cluster.prewarm(manifest, f"tcp://127.0.0.1:{secure.port}", connect_timeout=0.5)
 
 
 def test_a_scheduler_without_workers_is_an_error(manifest: Path, tmp_path: Path) -> None:

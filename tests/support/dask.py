@@ -1,4 +1,4 @@
-"""A real dask cluster on this machine: a scheduler, and workers on several loopback addresses, each a host of its own."""
+"""A real dask cluster on this machine: workers on several loopback addresses, each of them a host of its own."""
 
 from __future__ import annotations
 
@@ -22,26 +22,29 @@ _JOINED = re.compile(r"Registered to:")
 class Process:
     """A command of dask, whose words are read as it says them."""
 
-    def __init__(self, command: str, *arguments: str, **variables: str) -> None:
+    def __init__(self, command: str, *arguments: str, place: Path, **variables: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"distributed.cli.{command}", *arguments, "--no-dashboard"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            cwd=place,  # Not where the tests run: `python -m` would find the package there, whatever its path says.
             env={**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s", **variables},
         )
         self._said: deque[str] = deque(maxlen=500)
         self._change = threading.Condition()
         self._over = False
         assert self.process.stderr is not None
-        threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True)
+        self._reader.start()
 
     def _read(self, stream: IO[str]) -> None:
-        for line in stream:
-            with self._change:
-                self._said.append(line)
-                self._change.notify_all()
+        with stream:
+            for line in stream:
+                with self._change:
+                    self._said.append(line)
+                    self._change.notify_all()
         with self._change:
             self._over = True
             self._change.notify_all()
@@ -63,6 +66,7 @@ class Process:
         except ProcessLookupError:
             pass
         self.process.wait()
+        self._reader.join()
 
 
 class Cluster:
@@ -102,10 +106,19 @@ class Cluster:
 
         return asyncio.run(ask())
 
+    def worker_address(self) -> str:
+        """Return the address of some worker."""
+
+        async def ask() -> str:
+            async with Dask(self.address, timeout=10, silence=10) as engine:
+                return next(iter((await engine.look()).values()))[0]
+
+        return asyncio.run(ask())
+
     def close(self) -> None:
         for process in reversed(self._processes):
             process.end()
 
     def _begin(self, command: str, *arguments: str, **variables: str) -> Process:
-        self._processes.append(Process(command, *arguments, **variables))
+        self._processes.append(Process(command, *arguments, place=self.place, **variables))
         return self._processes[-1]

@@ -8,6 +8,7 @@ the worker's event loop, and with it its heartbeat: so what is called only begin
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import struct
 from typing import Any, Self
@@ -173,7 +174,7 @@ class Dask:
         """Return what *error* means: what is at that address is looked at once more, more closely."""
         parts = urlsplit(self.address)
         assert parts.hostname is not None
-        there = await _what_is_there(parts.hostname, parts.port or PORT)
+        there = await asyncio.to_thread(_what_is_there, parts.hostname, parts.port or PORT)
         if there not in {"tls", "dask", "other"}:
             return NoSchedulerError(address=self.address, detail=there)
         if parts.scheme == "tls" and there == "dask":
@@ -182,38 +183,41 @@ class Dask:
             return ClusterTLSError(address=self.address, detail="it speaks TLS, and tcp:// does not")
         if parts.scheme == "tls" and there == "tls":
             return ClusterTLSError(address=self.address, detail=_said(error))
-        what = "it does not speak as dask does" if there == "other" else _said(error)
+        what = (
+            "it does not speak as dask does"
+            if there == "other"
+            else f"it is another part of dask, or of another time ({_said(error)})"
+        )
         return NotASchedulerError(address=self.address, detail=what)
 
 
-async def _what_is_there(host: str, port: int) -> str:
+def _what_is_there(host: str, port: int) -> str:
     """Return ``dask``, ``tls`` or ``other``, or why there is no connection."""
+    connected = False
     try:
-        async with asyncio.timeout(_LOOK_S):
-            reader, writer = await asyncio.open_connection(host, port)
-    except (OSError, TimeoutError) as error:
-        return _said(error)
-    try:
-        # A part of dask speaks first: eight bytes, the number of its frames.
-        async with asyncio.timeout(_LOOK_S / 2):
-            (frames,) = struct.unpack("<Q", await reader.readexactly(8))
-        return "dask" if frames < 1 << 16 else "other"
-    except (OSError, TimeoutError, asyncio.IncompleteReadError):
-        pass
-    finally:
-        writer.close()
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # Nothing is said; is it TLS at all?
-    try:
-        async with asyncio.timeout(_LOOK_S):
-            _, writer = await asyncio.open_connection(host, port, ssl=context)
-        writer.close()
+        with socket.create_connection((host, port), _LOOK_S) as plain:
+            connected = True
+            # A part of dask speaks first: eight bytes, the number of its frames.
+            plain.settimeout(_LOOK_S / 2)
+            try:
+                first = plain.recv(8, socket.MSG_WAITALL)
+            except OSError:
+                first = b""
+        if first:
+            return "dask" if len(first) == 8 and struct.unpack("<Q", first)[0] < 1 << 16 else "other"
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # Nothing is said; is it TLS at all?
+        with socket.create_connection((host, port), _LOOK_S) as plain, context.wrap_socket(plain):
+            return "tls"
     except ssl.SSLError as error:
         # It asked for our certificate, or refused us: that is TLS too.
         return "other" if error.reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", None} else "tls"
-    except (OSError, TimeoutError):
+    except ConnectionResetError:
         return "other"
-    return "tls"
+    except TimeoutError:
+        return "other" if connected else "no connection in time"
+    except OSError as error:
+        return _said(error)
 
 
 def _said(error: BaseException) -> str:

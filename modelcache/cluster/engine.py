@@ -183,11 +183,9 @@ class Dask:
             return ClusterTLSError(address=self.address, detail="it speaks TLS, and tcp:// does not")
         if parts.scheme == "tls" and there == "tls":
             return ClusterTLSError(address=self.address, detail=_said(error))
-        what = (
-            "it does not speak as dask does"
-            if there == "other"
-            else f"it is another part of dask, or of another time ({_said(error)})"
-        )
+        what = "it does not speak as dask does"
+        if there == "dask":
+            what = f"it is another part of dask, or of another time ({_said(error)})"
         return NotASchedulerError(address=self.address, detail=what)
 
 
@@ -210,8 +208,8 @@ def _what_is_there(host: str, port: int) -> str:
         with socket.create_connection((host, port), _LOOK_S) as plain, context.wrap_socket(plain):
             return "tls"
     except ssl.SSLError as error:
-        # It asked for our certificate, or refused us: that is TLS too.
-        return "other" if error.reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", None} else "tls"
+        # Whoever refuses us in the words of TLS speaks it: it asked for our certificate.
+        return "tls" if "ALERT" in (error.reason or "") else "other"
     except ConnectionResetError:
         return "other"
     except TimeoutError:

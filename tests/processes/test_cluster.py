@@ -211,9 +211,9 @@ def test_where_no_scheduler_is_an_error_of_its_own_says_so(server: FaultServer, 
 
     with pytest.raises(NoSchedulerError, match="nothing was begun"):
         cluster.prewarm(manifest, f"dask://127.0.0.1:{port}", connect_timeout=0.5)
-    with pytest.raises(NotASchedulerError):
+    with pytest.raises(NotASchedulerError, match="does not speak as dask does"):
         cluster.prewarm(manifest, f"dask://127.0.0.1:{server.port}", connect_timeout=0.5)
-    with pytest.raises(NotASchedulerError):
+    with pytest.raises(NotASchedulerError, match="another part of dask"):
         cluster.prewarm(manifest, dask.worker_address(), connect_timeout=0.5)
     with pytest.raises(ClusterTLSError):
         cluster.prewarm(manifest, dask.address.replace("tcp://", "tls://"), connect_timeout=0.5)

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import pytest
 
-from modelcache import cluster, errors
+from modelcache import cluster, errors, warmup
 from modelcache.cluster import _Run, hosts, onhost
 from modelcache.cluster.engine import address_of
 from modelcache.cluster.hosts import GoneError, HostReport, Patience, Roll, SilentError, UnfitError, Warming
@@ -164,7 +164,7 @@ class Crowd(Told):
         return None
 
     async def look(self) -> dict[str, tuple[str, ...]]:
-        found = {f"h{number}": (f"w{number}",) for number in range(self.hosts)}
+        found: dict[str, tuple[str, ...]] = {f"h{number}": (f"w{number}",) for number in range(self.hosts)}
         self.hosts = 21
         return found
 
@@ -288,9 +288,7 @@ def test_without_the_engine_the_extra_is_named(manifest: Path, monkeypatch: pyte
 
 
 def _order(manifest: Path, root: Path, **changed: Any) -> dict[str, Any]:
-    found = cluster._order(
-        cluster.warmup.read(manifest, locked=False), root=str(root), ready_file=None, jobs=None, options={}
-    )
+    found = cluster._order(warmup.read(manifest, locked=False), root=str(root), ready_file=None, jobs=None, options={})
     return {**found, "seconds": 60.0, **changed}
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from .. import cluster
 from ..config import parse_seconds
 from ..errors import HostsError
 from . import asking
 from .console import Console, duration, one_line, size
+
+if TYPE_CHECKING:  # It imports asyncio, which a prewarm of one machine has no use for.
+    from .. import cluster
 
 _HEADS = ("HOST", "STATE", "BYTES", "ORIGIN", "TIERS", "HERE", "SECONDS")
 
@@ -20,7 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--deadline",
         metavar="SPAN",
-        help=f"for all hosts together, such as 30min (default: {cluster.DEADLINE_S:.0f} s)",
+        help="for all hosts together, such as 30min (default: 1h)",
     )
     group.add_argument(
         "--at-once", type=int, metavar="N", help="hosts at a time, for the sake of the source (default: all)"
@@ -28,7 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--connect-timeout",
         metavar="SPAN",
-        help=f"longest wait for the scheduler, and for a first worker (default: {cluster.CONNECT_S:.0f} s)",
+        help="longest wait for the scheduler, and for a first worker (default: 10s)",
     )
 
 
@@ -42,6 +45,8 @@ def given(arguments: argparse.Namespace) -> str | None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Warm the hosts; with --json, one line a host on stdout as it is done, the last line being the report."""
+    from .. import cluster
+
     done: list[cluster.HostReport] = []
     waiting: tuple[str, ...] = ()
 

@@ -20,6 +20,7 @@ from modelcache.errors import (
     HostTimeoutError,
     ManifestError,
     MissingLibraryError,
+    SchedulerLostError,
     UsageError,
 )
 
@@ -104,10 +105,11 @@ def test_a_worker_that_hangs_is_left_for_another_of_its_host() -> None:
 def test_a_host_whose_only_worker_hangs_has_timed_out() -> None:
     engine = Told(a=[SilentError("no answer")])
 
-    report = warmed(engine, seconds=600, back=600)  # None will come in its place: that is not waited for.
+    report = warmed(engine, seconds=2, back=600)  # None will come in its place: that is not waited for.
 
     assert report.state == "timeout"
     assert isinstance(report.error, HostTimeoutError)
+    assert report.error.detail == "its worker hangs: no answer", "and not the deadline"
     assert engine.stopped == ["a"], "it may hear that nobody wants it any more"
 
 
@@ -199,6 +201,44 @@ def test_a_host_that_joins_meanwhile_is_warmed_too(monkeypatch: pytest.MonkeyPat
 
     assert "h20" in {host.host for host in found}
     assert {host.state for host in found} == {"ok"}
+
+
+def test_a_scheduler_that_goes_is_told_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Going(Crowd):
+        looks = 0
+
+        async def look(self) -> dict[str, tuple[str, ...]]:
+            self.looks += 1
+            if self.looks > 1:
+                raise GoneError("connection refused")
+            return {"h0": ("w0",)}
+
+        async def start(self, worker: str, token: str, order: dict[str, Any]) -> dict[str, Any]:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    engine = Going(1)
+    monkeypatch.setattr("modelcache.cluster._LOOK_S", 0.01)
+    monkeypatch.setattr("modelcache.cluster.engine.Dask", lambda *_, **__: engine)
+
+    with pytest.raises(SchedulerLostError, match="connection refused"):
+        asyncio.run(_Run("tcp://h:1", {"modelcache": "1"}, 30.0, None, 0.05, 5.0).run())
+    assert engine.stopped == ["w0"]
+
+
+def test_who_waits_is_told_for_whom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelcache.cluster.HEARTBEAT_S", 0.0)
+    monkeypatch.setattr("modelcache.cluster._LOOK_S", 0.001)
+    engine = Crowd(20)
+    monkeypatch.setattr("modelcache.cluster.engine.Dask", lambda *_, **__: engine)
+    run = _Run("tcp://h:1", {"modelcache": "1"}, 30.0, 1, 5.0, 5.0)
+
+    asyncio.run(run.run())
+
+    run.news.put(None)
+    waits = [news for news in iter(run.news.get, None) if isinstance(news, tuple)]
+    assert waits
+    assert all(set(hosts) <= {f"h{number}" for number in range(21)} for hosts in waits)
 
 
 @pytest.mark.parametrize(

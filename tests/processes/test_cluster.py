@@ -227,6 +227,39 @@ def test_a_scheduler_that_speaks_tls_alone_is_told(manifest: Path) -> None:
         cluster.prewarm(manifest, f"tcp://127.0.0.1:{secure.port}", connect_timeout=0.5)
 
 
+def test_a_cluster_with_certificates_is_one_for_who_has_them(
+    manifest: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if request.config.getoption("--crash-budget") != "large":
+        pytest.skip("a second cluster takes four seconds: --crash-budget=large")
+    authority, stranger = trustme.CA(), trustme.CA()
+    ours = authority.issue_cert("127.0.0.1", FIRST)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    stranger.cert_pem.write_to_path(str(tmp_path / "stranger.pem"))
+    ours.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "own.pem"))
+    ca, own = str(tmp_path / "ca.pem"), str(tmp_path / "own.pem")
+    files = ("--tls-ca-file", ca, "--tls-cert", own, "--tls-key", own)
+    secure = Cluster(tmp_path, {FIRST: 1}, options=("--protocol", "tls", *files))
+
+    def warmed(trusted: str) -> tuple[int, str]:
+        settings = {"CA_FILE": trusted, "CLIENT__CERT": own, "CLIENT__KEY": own}
+        environment = {f"DASK_DISTRIBUTED__COMM__TLS__{name}": value for name, value in settings.items()}
+        words = ["prewarm", str(manifest), "--cluster", secure.address, "--connect-timeout", "2"]
+        done = subprocess.run(
+            [sys.executable, "-m", "modelcache", *words],
+            env={**os.environ, **environment}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stderr
+
+    try:
+        assert secure.address.startswith("tls://")
+        assert warmed(ca)[0] == 0
+        code, said = warmed(str(tmp_path / "stranger.pem"))
+        assert (code, "certificate verify failed" in said) == (6, True)
+    finally:
+        secure.close()
+
+
 def test_a_scheduler_without_workers_is_an_error(manifest: Path, tmp_path: Path) -> None:
     empty = Cluster(tmp_path, {})
     try:

@@ -72,8 +72,9 @@ class Process:
 class Cluster:
     """A scheduler, and workers: *hosts* maps each address to how many it has. The cache of a host is below *place*."""
 
-    def __init__(self, place: Path, hosts: dict[str, int]) -> None:
+    def __init__(self, place: Path, hosts: dict[str, int], *, options: tuple[str, ...] = ()) -> None:
         self.place = place
+        self._options = options  # Of the scheduler and of each worker.
         self._processes: list[Process] = []
         scheduler = self._begin("dask_scheduler", "--host", "127.0.0.1", "--port", "0")
         self.address = scheduler.wait_to_say(_LISTENS)
@@ -120,5 +121,5 @@ class Cluster:
             process.end()
 
     def _begin(self, command: str, *arguments: str, **variables: str) -> Process:
-        self._processes.append(Process(command, *arguments, place=self.place, **variables))
+        self._processes.append(Process(command, *arguments, *self._options, place=self.place, **variables))
         return self._processes[-1]

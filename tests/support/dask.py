@@ -70,13 +70,16 @@ class Process:
 
 
 class Cluster:
-    """A scheduler, and workers: *hosts* maps each address to how many it has. The cache of a host is below *place*."""
+    """A scheduler, and workers: *hosts* maps each address to how many it has. The cache of a host is below *place*.
+
+    Should whoever runs the tests be killed, all of it ends by itself, after some minutes in which nobody asks.
+    """
 
     def __init__(self, place: Path, hosts: dict[str, int], *, options: tuple[str, ...] = ()) -> None:
         self.place = place
         self._options = options  # Of the scheduler and of each worker.
         self._processes: list[Process] = []
-        scheduler = self._begin("dask_scheduler", "--host", "127.0.0.1", "--port", "0")
+        scheduler = self._begin("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--idle-timeout", "300")
         self.address = scheduler.wait_to_say(_LISTENS)
         self.workers = {host: self.join(host, count, wait=False) for host, count in hosts.items()}
         for host, count in hosts.items():
@@ -89,6 +92,7 @@ class Cluster:
         """Begin *count* workers on *host*; a nanny brings each of them back."""
         process = self._begin(
             "dask_worker", self.address, "--host", host, "--nworkers", str(count), "--nthreads", "1",
+            "--death-timeout", "30",
             "--local-directory", str(self.place / f"scratch-{host}"),
             **{"MODELCACHE_DIR": str(self.root(host)), "MODELCACHE_HTTP_RETRIES": "0", **variables},
         )  # fmt: skip

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from .retry import Deadline
     from .sources import Source
     from .tiers import Tier, TierState
-    from .warmup import PrewarmReport
+    from .warmup import Documents, PrewarmReport
 
 
 class Cache(Maker):
@@ -367,7 +367,7 @@ class Cache(Maker):
 
     def prewarm(
         self,
-        manifest: RefLike,
+        manifest: RefLike | Documents,
         *,
         jobs: int | None = None,
         locked: bool = False,
@@ -376,7 +376,7 @@ class Cache(Maker):
         """Get every model of *manifest*, *jobs* at a time, pin those that it pins, and derive from them what it says.
 
         Args:
-            manifest: Path of a ``models.toml``.
+            manifest: Path of a ``models.toml``, or what `warmup.read` read of one.
             jobs: Models at a time. Default: ``MODELCACHE_CONCURRENCY``, then 8.
             locked: Accept exactly the bytes in the ``models.lock`` beside it.
             ready_file: Removed first, and written last if every model is here: what a readiness probe looks for.

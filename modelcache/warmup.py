@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 from . import commit, recipes, reference
@@ -27,6 +28,18 @@ from .policy import Policies
 from .question import question
 from .records import Entry
 from .retry import Deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """A manifest as text, and its lock file where that was asked for: read once, so that all that is made of it agrees.
+
+    ``file`` is the path of the manifest: relative paths in it start there, and errors name it.
+    """
+
+    file: str
+    text: str
+    lock: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +79,27 @@ class Warmed:
 
 @dataclass(frozen=True, slots=True)
 class PrewarmReport:
-    """What became of every model, in the manifest's order."""
+    """What became of every model, in the manifest's order.
+
+    Attributes:
+        models: One each.
+        bytes_from_origin: Bytes of content that came from sources meanwhile; of an archive, those of the archive.
+        bytes_from_tiers: Bytes that were copied from tiers meanwhile.
+    """
 
     models: tuple[Warmed, ...]
+    bytes_from_origin: int = 0
+    bytes_from_tiers: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """The sizes of all models that are ready, together."""
+        return sum(model.entry.size for model in self.models if model.entry is not None)
+
+    @property
+    def bytes_here(self) -> int:
+        """How many of these did not have to come: cached, resumed, shared, or brought by another process."""
+        return max(0, self.bytes - self.bytes_from_origin - self.bytes_from_tiers)
 
     @property
     def failures(self) -> dict[str, ModelCacheError]:
@@ -89,7 +120,7 @@ class PrewarmReport:
 
 def prewarm(
     getter: Getter,
-    manifest: str | os.PathLike[str],
+    manifest: str | os.PathLike[str] | Documents,
     *,
     jobs: int,
     locked: bool,
@@ -103,9 +134,11 @@ def prewarm(
     compiles takes all processors by itself.
     """
     if ready_file is not None:
-        remove_ready_file(ready_file, manifest)
-    items = wanted(manifest, locked=locked)
-    policies = _policies(getter, manifest)
+        remove_ready_file(ready_file, manifest.file if isinstance(manifest, Documents) else manifest)
+    documents = manifest if isinstance(manifest, Documents) else read(manifest, locked=locked)
+    items = wanted(documents)
+    policies = _policies(getter, documents)
+    before = copy(getter.counts())
     building = threading.Lock()
     for step in (step for item in items for step in item.derive):
         recipes.find(step.recipe)  # One that is not known is told before anything is fetched.
@@ -136,12 +169,17 @@ def prewarm(
                     deadline.check()
                     derived.append(derive(entry.key, step))
         except ModelCacheError as error:
-            told = as_drift(error, manifest) if locked else error
+            told = as_drift(error, documents.file) if locked else error
             return Warmed(key, "failed", error=told, seconds=time.monotonic() - started)
         return Warmed(key, state, entry, seconds=time.monotonic() - started, derived=tuple(derived))
 
     models = run_all(items, one, jobs=jobs, deadline=lambda item: getter.deadline(reference.parse(item.ref)))
-    report = PrewarmReport(tuple(models))
+    after = getter.counts()
+    report = PrewarmReport(
+        tuple(models),
+        bytes_from_origin=after.bytes_received - before.bytes_received,
+        bytes_from_tiers=after.bytes_promoted - before.bytes_promoted,
+    )
     if ready_file is not None and not report.failures:
         write_ready_file(ready_file, len(models))
     return report
@@ -152,8 +190,9 @@ def lock(
 ) -> tuple[manifests.LockedModel, ...]:
     """Do what `Cache.lock` says."""
     path = lock_path(manifest)
-    models = read_manifest(manifest)
-    policies = _policies(getter, manifest).for_resolving()
+    documents = read(manifest, locked=False)
+    models = manifests.parse_manifest(documents.text, file=documents.file)
+    policies = _policies(getter, documents).for_resolving()
 
     def one(model: manifests.Model, deadline: Deadline) -> Entry | ModelCacheError:
         try:
@@ -180,9 +219,19 @@ def lock(
     return locked
 
 
-def _policies(getter: Getter, manifest: str | os.PathLike[str]) -> Policies:
+def _policies(getter: Getter, manifest: Documents) -> Policies:
     """Return the policies in force for the models of *manifest*: the cache's, and its own."""
-    return getter.limits.policies.and_also(manifests.parse_policy(_text(manifest), file=os.fspath(manifest)))
+    return getter.limits.policies.and_also(manifests.parse_policy(manifest.text, file=manifest.file))
+
+
+def read(path: str | os.PathLike[str], *, locked: bool) -> Documents:
+    """Return the text of the manifest at *path*; *locked*, of its lock file too.
+
+    Raises:
+        ManifestError: One of them cannot be read.
+        UsageError: *locked*, and *path* is that of a lock file itself.
+    """
+    return Documents(os.fspath(path), _text(path), _text(lock_path(path)) if locked else None)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> tuple[manifests.Model, ...]:
@@ -208,21 +257,22 @@ def lock_path(path: str | os.PathLike[str]) -> str:
     return f"{stem}.lock"
 
 
-def wanted(path: str | os.PathLike[str], *, locked: bool) -> list[Wanted]:
-    """Return what the manifest at *path* asks for; *locked*, exactly the bytes in its lock file.
+def wanted(documents: Documents) -> list[Wanted]:
+    """Return what a manifest asks for; with a lock file, exactly the bytes in that.
 
     Raises:
-        ManifestError: One of the files has a mistake, or is missing.
+        ManifestError: One of the two has a mistake.
         LockDriftError: They disagree.
     """
-    models = read_manifest(path)
-    if not locked:
+    models = manifests.parse_manifest(documents.text, file=documents.file)
+    if documents.lock is None:
         return [
             Wanted(model.ref, model.digest, None, model.mirrors, model.pin, model.ttl, derive=model.derive)
             for model in models
         ]
-    lock = read_lock(lock_path(path))
-    manifests.check_drift(models, lock, file=lock_path(path))
+    file = lock_path(documents.file)
+    lock = manifests.parse_lock(documents.lock, file=file)
+    manifests.check_drift(models, lock, file=file)
     exactly = {reference.parse(model.ref).key: model for model in lock}
     both = [(model, exactly[reference.parse(model.ref).key]) for model in models]
     return [

@@ -13,7 +13,10 @@ PACKAGE = Path(modelcache.__file__).parent
 # DESIGN.md section 7, from the ground up. A module may import from every floor below its own.
 FLOORS = [
     {"errors.base"},
-    {"errors.archives", "errors.builds", "errors.calls", "errors.contents", "errors.places", "errors.storage"},
+    {
+        "errors.archives", "errors.builds", "errors.calls", "errors.clusters", "errors.contents", "errors.places",
+        "errors.storage",
+    },
     {"errors", "events", "eviction", "forks", "protobuf", "report", "workspace"},
     {"layout"},
     {"sealed"},
@@ -56,6 +59,9 @@ FLOORS = [
     {"keeper"},
     {"making"},
     {"cache"},
+    {"cluster.hosts", "cluster.onhost"},
+    {"cluster.engine"},
+    {"cluster"},
     {"api", "testing.server", "testing.victims", "cli.console", "coreml.library"},
     {"coreml.packages"},
     {"coreml.compiling"},
@@ -68,6 +74,7 @@ FLOORS = [
     {"onnx.sessions"},
     {"onnx"},
     {"cli.asking", "cli.each", "cli.sharing"},
+    {"cli.fanout"},
     {
         "cli.config", "cli.derive", "cli.doctor", "cli.du", "cli.export", "cli.gc", "cli.get", "cli.import_",
         "cli.info", "cli.init", "cli.lock", "cli.ls", "cli.path", "cli.pin", "cli.prewarm", "cli.remove", "cli.stats",
@@ -144,6 +151,7 @@ def test_only_commit_changes_the_file_system(name: str, path: Path) -> None:
         ("model_signing", {"signatures"}),
         ("tomllib", {"tomltext"}),
         ("onnxruntime", {"onnx.runtime"}),
+        ("distributed", {"cluster.engine"}),
         ("obstore", {"backends.objectstore"}),
         ("sqlite3", {"backends.sqlite"}),
     ],

@@ -7,9 +7,10 @@ import signal
 import threading
 
 from ..cache import Cache
+from ..errors import UsageError
 from ..events import Event
 from ..warmup import PrewarmReport
-from . import asking
+from . import asking, fanout
 from .console import Console, size
 
 
@@ -22,10 +23,17 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ready-file", metavar="FILE", help="written last, when every model is here")
     asking.add(parser)
+    fanout.add(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Warm the cache; with --json, one event a line on stdout, the last one being the report."""
+    if arguments.cluster is not None:
+        return fanout.run(arguments, console)
+    if (stray := fanout.given(arguments)) is not None:
+        raise UsageError(
+            problem=f"{stray} is given without --cluster", hint="For one machine there is MODELCACHE_DEADLINE"
+        )
 
     def on_event(event: Event) -> None:
         if not console.json:
@@ -45,11 +53,21 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         stats = cache.stats().as_dict()
     console.close()
     if console.json:
-        console.data_json({"event": "report", "models": [_row(model) for model in report.models], "stats": stats})
+        console.data_json({"event": "report", **_total(report), "stats": stats})
     elif not console.quiet:
         _show(report, console)
     report.check()
     return 0
+
+
+def _total(report: PrewarmReport) -> dict[str, object]:
+    return {
+        "models": [_row(model) for model in report.models],
+        "bytes": report.bytes,
+        "from_origin": report.bytes_from_origin,
+        "from_tiers": report.bytes_from_tiers,
+        "here": report.bytes_here,
+    }
 
 
 def _row(model: object) -> dict[str, object]:

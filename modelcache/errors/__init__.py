@@ -72,6 +72,18 @@
     ├── LeasedError (PermissionError)                      1  in use by a live process
     ├── ClosedError (RuntimeError)                         1
     ├── CancelledError                                     1  given up by its caller; what had arrived can be resumed
+    ├── ClusterError (ConnectionError)                     6  a cluster cannot be used; nothing was begun
+    │   ├── NoSchedulerError                                  nothing answers at that address
+    │   ├── NotASchedulerError                                something else does
+    │   ├── ClusterTLSError                                   one side speaks TLS, or does not trust the other
+    │   ├── NoWorkersError                                    the scheduler has none
+    │   └── SchedulerLostError                                it has gone meanwhile
+    ├── HostError                                          1  one host of a cluster is not ready
+    │   ├── HostSetupError                                    no modelcache there, or another version
+    │   ├── HostLostError                                     its workers died, or went
+    │   ├── HostTimeoutError (TimeoutError)                   not done in time, or it hangs
+    │   └── HostFailedError                                   what ran there failed
+    ├── HostsError                                         3  some hosts are not ready; each with its own error
     ├── BackendError                                      14  a backend of the archive failed, or refused
     │   ├── BackendDownError                                  it failed before, and is left alone for a while
     │   ├── BackendSetupError                                 it cannot be used at all: no bucket, no database
@@ -132,6 +144,18 @@ from .calls import UnknownSchemeError as UnknownSchemeError
 from .calls import UnsupportedArchiveError as UnsupportedArchiveError
 from .calls import UnsupportedPlatformError as UnsupportedPlatformError
 from .calls import UsageError as UsageError
+from .clusters import ClusterError as ClusterError
+from .clusters import ClusterTLSError as ClusterTLSError
+from .clusters import HostError as HostError
+from .clusters import HostFailedError as HostFailedError
+from .clusters import HostLostError as HostLostError
+from .clusters import HostsError as HostsError
+from .clusters import HostSetupError as HostSetupError
+from .clusters import HostTimeoutError as HostTimeoutError
+from .clusters import NoSchedulerError as NoSchedulerError
+from .clusters import NotASchedulerError as NotASchedulerError
+from .clusters import NoWorkersError as NoWorkersError
+from .clusters import SchedulerLostError as SchedulerLostError
 from .contents import ArchiveError as ArchiveError
 from .contents import ArchiveLimitError as ArchiveLimitError
 from .contents import BundleError as BundleError

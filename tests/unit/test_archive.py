@@ -951,8 +951,10 @@ def test_a_required_backend_that_holds_no_objects_is_refused_before_anything_is_
 
 
 def test_the_names_load_only_what_they_need() -> None:
+    # tenacity imports tornado, and with it asyncio, where that is installed: it comes with the extra `fleet`.
     code = (
-        "import sys, modelcache.archive; alone = [m for m in sys.modules if m.startswith('modelcache')]; "
+        "import sys; sys.modules['tornado'] = None; import modelcache.archive; "
+        "alone = [m for m in sys.modules if m.startswith('modelcache')]; "
         "from modelcache.archive import Archivist, Direct, MemoryBackend, Queued, Registration; "
         "print(alone, [m for m in ('sqlite3', 'obstore', 'urllib3') if m in sys.modules])"
     )

@@ -62,6 +62,7 @@ def get(
         if root is not None and hit.format_is_known(root):
             found = hit.look(root, reference.parse(ref).key, recently=True)
             if found is not None:
+                _count(root, ref, found)
                 return found.path
     return default_cache().get(
         ref,
@@ -73,6 +74,13 @@ def get(
         verify=verify,
         ttl=ttl,
     )
+
+
+def _count(root: str, ref: "RefLike", found: "hit.Hit") -> None:
+    if configfiles.LOOKS_COUNT.get(os.environ.get("MODELCACHE_USAGE", "")):
+        from . import looks
+
+        looks.add(root, reference.parse(ref).key, found.size)
 
 
 async def aget(ref: "RefLike", **options: "Any") -> str:

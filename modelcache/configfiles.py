@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PROJECT, PYPROJECT, USER = "modelcache.toml", "pyproject.toml", "config.toml"
 _MARK = b"[tool.modelcache"  # Only a pyproject.toml with these bytes is worth parsing.
 _BYTES_MAX = 4 << 20
+LOOKS_COUNT = {"": False, "0": False, "1": True}  # What `MODELCACHE_USAGE` may say without a parser.
 _PLAIN_MODES = {"", "cache-first", "offline"}
 
 
@@ -33,7 +34,8 @@ def plain(environ: "Mapping[str, str]") -> bool:
 def root_for_a_look(environ: "Mapping[str, str]") -> "str | None":
     """Return the root from which a look alone may serve what is cached; None where a `Cache` has to decide.
 
-    That is so where the source is asked each time, where a policy is in force, and where there is a mistake to tell.
+    That is so where a file says that usage is counted, where the source is asked each time, where a policy is in force,
+    and where there is a mistake to tell.
 
     Raises:
         RootError: Nothing says where the root is.
@@ -41,6 +43,8 @@ def root_for_a_look(environ: "Mapping[str, str]") -> "str | None":
     from .layout import default_root
 
     if plain(environ):
+        if environ.get("MODELCACHE_USAGE_ARCHIVE") or environ.get("MODELCACHE_USAGE", "") not in LOOKS_COUNT:
+            return None
         return default_root(environ)
     from .errors import UsageError
 
@@ -48,7 +52,7 @@ def root_for_a_look(environ: "Mapping[str, str]") -> "str | None":
         settings, _, policies = load(environ)
     except UsageError:
         return None
-    return None if policies or settings.mode == "refresh" else root_of(settings, environ)
+    return None if policies or settings.mode == "refresh" or settings.usage else root_of(settings, environ)
 
 
 def found(environ: "Mapping[str, str]") -> "Iterator[str]":
@@ -93,7 +97,9 @@ def load(environ: "Mapping[str, str]", **given: "Any") -> "tuple[Settings, dict[
     # A file of the working directory may be a stranger's: it limits the cache that it names, and no other one.
     ours = [layer for layer in layers if not _is_foreign(layer, origins["dir"])]
     if len(ours) < len(layers):
-        settings, origins = resolve(layer if layer in ours else layer.without("capacity", "grace") for layer in layers)
+        settings, origins = resolve(
+            layer if layer in ours else layer.without("capacity", "grace", "usage", "usage_archive") for layer in layers
+        )
     return settings, origins, tuple(policies)
 
 

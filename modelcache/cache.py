@@ -79,7 +79,7 @@ class Cache(Maker):
             Default: ``MODELCACHE_TIERS``, else none.
         usage: Count how models are used, on record in the cache: docs/usage.md. Default: ``MODELCACHE_USAGE``, else no.
         usage_archive: Backends that get these counts too: ``s3://bucket/prefix``, ``sqlite:///path``,
-            ``directory:///path``. Default: ``MODELCACHE_USAGE_ARCHIVE``, else none.
+            ``directory:///path``; then *usage* is on. Default: ``MODELCACHE_USAGE_ARCHIVE``, else none.
         archive_limits: What an archive may unpack to, for `get_tree` and `put_tree`.
         on_event: Called with each `Event`, in the thread that caused it.
 
@@ -151,7 +151,7 @@ class Cache(Maker):
         )
         archives = settings.usage_archive if usage_archive is None else _locations(usage_archive)
         super().__init__(root, limits, on_event)
-        if settings.usage if usage is None else usage:
+        if (settings.usage or bool(archives)) if usage is None else usage:
             from .usage.recorder import Recorder
 
             self._recorder = Recorder(root, self._warm, archives)

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 PROJECT, PYPROJECT, USER = "modelcache.toml", "pyproject.toml", "config.toml"
 _MARK = b"[tool.modelcache"  # Only a pyproject.toml with these bytes is worth parsing.
 _BYTES_MAX = 4 << 20
+# What a file in the working directory, perhaps a stranger's, may say of no cache but the one that it names.
+_OF_ONE_CACHE = {
+    "capacity": "limits",
+    "grace": "limits",
+    "usage": "counts the use of",
+    "usage_archive": "sends elsewhere what is used of",
+}
 LOOKS_COUNT = {"": False, "0": False, "1": True}  # What `MODELCACHE_USAGE` may say without a parser.
 _PLAIN_MODES = {"", "cache-first", "offline"}
 
@@ -52,7 +59,8 @@ def root_for_a_look(environ: "Mapping[str, str]") -> "str | None":
         settings, _, policies = load(environ)
     except UsageError:
         return None
-    return None if policies or settings.mode == "refresh" or settings.usage else root_of(settings, environ)
+    counted = settings.usage or settings.usage_archive
+    return None if policies or settings.mode == "refresh" or counted else root_of(settings, environ)
 
 
 def found(environ: "Mapping[str, str]") -> "Iterator[str]":
@@ -97,9 +105,7 @@ def load(environ: "Mapping[str, str]", **given: "Any") -> "tuple[Settings, dict[
     # A file of the working directory may be a stranger's: it limits the cache that it names, and no other one.
     ours = [layer for layer in layers if not _is_foreign(layer, origins["dir"])]
     if len(ours) < len(layers):
-        settings, origins = resolve(
-            layer if layer in ours else layer.without("capacity", "grace", "usage", "usage_archive") for layer in layers
-        )
+        settings, origins = resolve(layer if layer in ours else layer.without(*_OF_ONE_CACHE) for layer in layers)
     return settings, origins, tuple(policies)
 
 
@@ -143,9 +149,11 @@ def _read(path: str, *, project: bool) -> "tuple[Layer, Policy | None]":
     table = FileTable(document, path, name, lambda inside, key: tomltext.line_of(text, inside, key))
     policy = from_table(table.inside("policy")) if "policy" in table.values else None
     layer = in_file(table, project=project)
-    for key in ("capacity", "grace"):
-        if project and key in layer.values and "dir" not in layer.values:
-            raise table.error(key, "limits the cache that this file names: give dir as well, or set it elsewhere")
+    for name, does in _OF_ONE_CACHE.items():
+        key = name.replace("_", "-")
+        if project and name in layer.values and "dir" not in layer.values:
+            problem = f"{does} the cache that this file names: give dir as well, or set it elsewhere"
+            raise table.error(key, problem)
     return layer, policy
 
 

@@ -118,7 +118,7 @@ class Recorder:
                     self._write()  # What could not be written yesterday; later, others may have folded that day.
                 self._day, self._today = day, {}
                 self._name = f"{day}.{process.token()}"
-                self._fold()
+                store.fold_if_many(self._root)
             tally.add(self._today, fresh)
             self._unwritten = not self._write()
             if self._archive is not None and fresh:
@@ -200,12 +200,6 @@ class Recorder:
                 _log.warning("usage of %s cannot be recorded, and is dropped while that is so: %s", self._root, error)
             return False
         return True
-
-    def _fold(self) -> None:
-        try:
-            store.fold_if_many(self._root)
-        except (OSError, ModelCacheError):
-            return  # The next process tries.
 
 
 _HEARD = {"received", "fetched", "derived", "coalesced", "evicted", "quarantined", "failed"}

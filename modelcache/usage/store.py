@@ -32,6 +32,7 @@ KEEP_DAYS = 90
 EARLIER = "0000-00-00"  # The day of all days that are older.
 FOLD_AT = 32  # Files of processes that are gone; so many are no burden to a reader.
 LOOKS_BYTES_MAX = 1 << 20
+_TAKEN = ".taken"
 _SETTLED_S = 60.0  # Who had the file open when it was taken has written by then.
 _DAY_S = 86_400
 _TRIES = 10
@@ -49,20 +50,23 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file of the bucket, by its name: ``<day>.<owner>``, and ``.looks`` behind it."""
+    """A file of the bucket, by its name: ``<day>.<owner>``, behind it ``.looks``, and ``.taken`` while it is folded."""
 
     name: str
     day: str
     owner: str
     is_looks: bool
+    is_taken: bool
 
     @classmethod
     def of(cls, name: str) -> _File | None:
         day, _, owner = name.partition(".")
+        is_taken = owner.endswith(_TAKEN)
+        owner = owner.removesuffix(_TAKEN)
         is_looks = owner.endswith(looks.SUFFIX)
         owner = owner.removesuffix(looks.SUFFIX)
         known = len(day) == len(EARLIER) and day[4:5] == day[7:8] == "-" and owner and "." not in owner
-        return cls(name, day, owner, is_looks) if known else None
+        return cls(name, day, owner, is_looks, is_taken) if known else None
 
     @property
     def is_live(self) -> bool:
@@ -115,7 +119,15 @@ def read(root: str) -> list[Part]:
 def fold_if_many(root: str) -> None:
     """Fold if that is worth while: the first write of each process looks."""
     if len(_names(root)) > FOLD_AT:
+        fold_quietly(root)
+
+
+def fold_quietly(root: str) -> None:
+    """Fold as far as that can be done: what cannot be folded, or written, waits for the next time."""
+    try:
         fold(root)
+    except (OSError, ModelCacheError):
+        return
 
 
 def fold(root: str, *, now: float | None = None) -> int:
@@ -129,9 +141,12 @@ def fold(root: str, *, now: float | None = None) -> int:
     groups: dict[str, list[_File]] = {}
     for file in _names(root):
         path = f"{root}/{layout.USAGE}/{file.name}"
-        if file.is_looks:
+        if file.is_taken:
+            if not _is_abandoned(file, path):
+                continue
+        elif file.is_looks:
             if file.is_live and file.day <= today and (file.day < today or _size(path) > LOOKS_BYTES_MAX):
-                _take(root, file)  # To be folded when all who had it open have written.
+                _rename(root, file, looks.SUFFIX)  # To be folded when all who had it open have written.
                 continue
             if file.is_live or files.age(path) < _SETTLED_S:
                 continue
@@ -177,13 +192,27 @@ def _fold(root: str, day: str, group: list[_File]) -> int:
 
 def _take(root: str, file: _File) -> _File | None:
     """Give *file* a name of ours, so that nobody else folds it; None if somebody else was faster."""
-    name = f"{file.day}.{process.token()}{looks.SUFFIX if file.is_looks else ''}"
     fail_point("usage.store.before-take")
+    return _rename(root, file, f"{looks.SUFFIX if file.is_looks else ''}{_TAKEN}")
+
+
+def _rename(root: str, file: _File, suffix: str) -> _File | None:
+    name = f"{file.day}.{process.token()}{suffix}"
     try:
         commit.rename(f"{root}/{layout.USAGE}/{file.name}", f"{root}/{layout.USAGE}/{name}")
     except FileNotFoundError:
         return None
     return _File.of(name)
+
+
+def _is_abandoned(file: _File, path: str) -> bool:
+    """Tell whether who took *file* does not fold it any more; of another machine's process time alone tells."""
+    try:
+        age = abs(time.time() - os.lstat(path).st_ctime)  # A rename sets it.
+    except OSError:
+        return False
+    dead = process.is_dead(file.owner)
+    return dead is True or (dead is None and age > _DAY_S)
 
 
 def _contents(root: str) -> dict[str, _Content]:

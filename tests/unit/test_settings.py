@@ -31,6 +31,8 @@ grace = "2h"
 max-bandwidth = "20MB"
 tiers = ["one", "/two"]
 verify-derived = true
+usage = true
+usage-archive = ["sqlite:///srv/usage.db"]
 progress = "plain"
 """
 
@@ -106,6 +108,8 @@ def test_a_file_can_say_everything(here: Path) -> None:
         max_bandwidth=20_000_000,
         tiers=(str(here / "one"), "/two"),
         verify_derived=True,
+        usage=True,
+        usage_archive=("sqlite:///srv/usage.db",),
         progress="plain",
     )
     assert {setting.key for setting in TABLE} - {"offline"} == set(re.findall(r"^([\w-]+) =", EVERYTHING, re.MULTILINE))

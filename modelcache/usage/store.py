@@ -146,7 +146,9 @@ def fold(root: str, *, now: float | None = None) -> int:
                 continue
         elif file.is_looks:
             if file.is_live and file.day <= today and (file.day < today or _size(path) > LOOKS_BYTES_MAX):
-                _rename(root, file, looks.SUFFIX)  # To be folded when all who had it open have written.
+                # To be folded when all who had it open have written. Durable: its old name will be another file's.
+                if _rename(root, file, looks.SUFFIX) is not None:
+                    commit.sync_directory(f"{root}/{layout.USAGE}")
                 continue
             if file.is_live or files.age(path) < _SETTLED_S:
                 continue
@@ -168,7 +170,8 @@ def fold(root: str, *, now: float | None = None) -> int:
 def _fold(root: str, day: str, group: list[_File]) -> int:
     """Put what is in the files *group* into one file of *day*; return how many there were."""
     directory = f"{root}/{layout.USAGE}"
-    taken = [one for one in (_take(root, file) for file in group) if one is not None]
+    moved = [(file.name, one) for file in group if (one := _take(root, file)) is not None]
+    taken = [file for _, file in moved]
     if not taken:
         return 0
     sums: dict[str, Tally] = {}
@@ -181,7 +184,13 @@ def _fold(root: str, day: str, group: list[_File]) -> int:
         for host, counted in content.hosts.items():
             tally.add(sums.setdefault("" if day == EARLIER else host, {}), counted)
     names = [file.name for file in taken]
-    facts = {"version": 1, "of": names + left, "hosts": {host: _as_dict(counted) for host, counted in sums.items()}}
+    # By their old names too: a power cut may take the renames back, which nobody has synced.
+    before = [name for name, _ in moved]
+    facts = {
+        "version": 1,
+        "of": names + before + left,
+        "hosts": {host: _as_dict(counted) for host, counted in sums.items()},
+    }
     fail_point("usage.store.before-fold")
     commit.commit_record(f"{root}/{layout.STAGING}", f"{directory}/{day}.{process.token()}", seal(facts))
     fail_point("usage.store.before-forget")

@@ -310,7 +310,7 @@ class Keeper(ABC):
         if archive is not None:
             from .usage import archive as archives
 
-            parts = archives.read(archive, since=since or 0.0)
+            parts = archives.read(archive, since=0.0 if since is None else since - since % 86_400)
         else:
             if self._recorder is not None:
                 self._recorder.flush()

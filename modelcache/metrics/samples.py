@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from ..usage.summary import UsageReport, most_used
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 COUNTER, GAUGE = "counter", "gauge"
 MODELS_MAX = 1_000
+_DISK_S = 30.0
 Values = dict[tuple[str, ...], float]
 _STATES = ("healthy", "degraded", "down")
 
@@ -62,6 +64,8 @@ class Sampler:
         self._cache, self._archivist, self._models = cache, archivist, models
         self._guard = threading.Lock()
         self._most: dict[tuple[str, ...], float] = {}
+        self._disk: list[Metric] = []
+        self._disk_until = 0.0
 
     def read(self) -> list[Metric]:
         """Return all metrics as they are now."""
@@ -87,8 +91,16 @@ class Sampler:
             metric.values[labels] = self._most[name] = max(value, self._most.get(name, 0.0))
 
     def _of_disk(self) -> list[Metric]:
+        """Return what is on disk, as it was half a minute ago at most: all objects are walked for that."""
+        failures = self._cache.stats().usage_failures
+        told = _one("modelcache_usage_failures", COUNTER, "Writes of usage by this process that failed", failures)
+        with self._guard:
+            if not self._disk or monotonic() >= self._disk_until:
+                self._disk, self._disk_until = self._walked(), monotonic() + _DISK_S
+            return [*self._disk, told]
+
+    def _walked(self) -> list[Metric]:
         disk = self._cache.disk_usage()
-        counts = self._cache.stats()
         return [
             _one("modelcache_entries", GAUGE, "Refs that are on record", disk.entries),
             _one("modelcache_pinned", GAUGE, "Entries that are pinned", disk.pinned),
@@ -97,12 +109,6 @@ class Sampler:
             _one("modelcache_partial_bytes", GAUGE, "Bytes that can be resumed", disk.partial_bytes, "bytes"),
             _one("modelcache_quarantined_objects", GAUGE, "Corrupt contents that were set aside", disk.quarantined),
             _one("modelcache_free_bytes", GAUGE, "Bytes free on the disk, for this user", disk.free_bytes, "bytes"),
-            _one(
-                "modelcache_usage_failures",
-                COUNTER,
-                "Times that this process could not record its usage",
-                counts.usage_failures,
-            ),
         ]
 
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from .. import exits
 from ..backends import locations
 from ..backends.base import KEY_CHARACTERS_MAX
 from ..errors import ModelCacheError
@@ -70,13 +71,9 @@ class Sender:
                 )
             except ModelCacheError as error:
                 self._warn(place, error)
-        if len(found) == len(self._places):
+        if found:  # Those that can be had get it; the others are tried again by the next process.
             self._archivist = Archivist(found, root=self._root)
-            return self._archivist
-        if not found:
-            return None
-        # Those that can be had get it; the others are tried again with the next process.
-        self._archivist = Archivist(found, root=self._root)
+            exits.forget(self._archivist)  # It ends after the recorder's last counts: `close`.
         return self._archivist
 
     def _warn(self, place: str, error: ModelCacheError) -> None:

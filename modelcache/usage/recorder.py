@@ -170,7 +170,8 @@ class Recorder:
             with self._guard:
                 if not self._fresh:
                     self._thread = None
-                    exits.forget(self)
+                    if self._archive is None:  # Else what its queue holds is written at the end.
+                        exits.forget(self)
                     return
         with self._guard:
             if self._thread is threading.current_thread():

@@ -9,15 +9,15 @@ import sys
 
 TYPE_CHECKING = False  # typing takes 10 ms to import; type checkers take this name for its constant.
 if TYPE_CHECKING:
-    from .hit import Hit
+    from collections.abc import Callable
 
 
 def main() -> int:
     """Run the command line on ``sys.argv``; return its exit code."""
     if len(sys.argv) == 3 and sys.argv[1] in {"path", "get"}:
         found = _cached(sys.argv[2])
-        if found is not None and _printed(os.fsencode(found[1].path) + b"\n"):
-            _count(*found)
+        if found is not None and _printed(os.fsencode(found[0]) + b"\n"):
+            found[1]()
             # Nothing was opened and nothing is buffered: to take the interpreter apart would double the cost.
             os._exit(0)
     from .cli import run
@@ -25,29 +25,36 @@ def main() -> int:
     return run(sys.argv[1:])
 
 
-def _cached(ref: str) -> "tuple[str, Hit, str] | None":
-    """Return root, hit and key of *ref* if it is cached and its use need not be stamped; None: ask the command."""
-    from .configfiles import root_for_a_look
+def _cached(ref: str) -> "tuple[str, Callable[[], None]] | None":
+    """Return the path of *ref*, and what counts its use, if it is cached and its use need not be stamped.
+
+    None leaves all to the command.
+    """
+    from .configfiles import place_for_a_look
     from .hit import format_is_known, look
     from .reference import parse
 
     if ref[:1] == "-":
         return None
     try:
-        key, root = parse(ref).key, root_for_a_look(os.environ)
+        key, place = parse(ref).key, place_for_a_look(os.environ)
     except (ValueError, OSError):  # The command says it in its own words.
         return None
-    found = look(root, key, recently=True) if root is not None and format_is_known(root) else None
-    return None if root is None or found is None else (root, found, key)
+    if place is None or not format_is_known(place[0]):
+        return None
+    root, counts = place
+    found = look(root, key, recently=True)
+    if found is None:
+        return None
+    size = found.size
 
+    def count() -> None:
+        if counts:
+            from .looks import add
 
-def _count(root: str, found: "Hit", key: str) -> None:
-    from .configfiles import LOOKS_COUNT
+            add(root, key, size)
 
-    if LOOKS_COUNT.get(os.environ.get("MODELCACHE_USAGE", "")):
-        from .looks import add
-
-        add(root, key, found.size)
+    return found.path, count
 
 
 def _printed(line: bytes) -> bool:

@@ -4,8 +4,8 @@ Read are, nearest first: ``modelcache.toml`` in the working directory, ``[tool.m
 there, and ``$XDG_CONFIG_HOME/modelcache/config.toml``. With ``MODELCACHE_CONFIG`` that file is read and no other one;
 empty, or a device such as ``/dev/null``, none.
 
-A warm hit in a new process asks `root_for_a_look` and nothing else here: without a file, that is three failed looks. No
-parser is imported unless there is a file to parse.
+A warm hit in a new process asks `place_for_a_look` and nothing else here: without a file, that is three failed looks.
+No parser is imported unless there is a file to parse.
 """
 
 import os
@@ -26,10 +26,20 @@ _BYTES_MAX = 4 << 20
 _OF_ONE_CACHE = {
     "capacity": "limits",
     "grace": "limits",
-    "usage": "counts the use of",
     "usage_archive": "sends elsewhere what is used of",
 }
-LOOKS_COUNT = {"": False, "0": False, "1": True}  # What `MODELCACHE_USAGE` may say without a parser.
+# Forms of a flag that need no parser.
+_FLAG = {
+    "": False,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+}
 _PLAIN_MODES = {"", "cache-first", "offline"}
 
 
@@ -38,11 +48,11 @@ def plain(environ: "Mapping[str, str]") -> bool:
     return environ.get("MODELCACHE_MODE", "") in _PLAIN_MODES and next(found(environ), None) is None
 
 
-def root_for_a_look(environ: "Mapping[str, str]") -> "str | None":
-    """Return the root from which a look alone may serve what is cached; None where a `Cache` has to decide.
+def place_for_a_look(environ: "Mapping[str, str]") -> "tuple[str, bool] | None":
+    """Return the root from which a look alone may serve what is cached, and whether it is counted (`looks`).
 
-    That is so where a file says that usage is counted, where the source is asked each time, where a policy is in force,
-    and where there is a mistake to tell.
+    None where a `Cache` has to decide: where the source is asked each time, where a policy is in force, where an
+    archive gets the counts, and where there is a mistake to tell.
 
     Raises:
         RootError: Nothing says where the root is.
@@ -50,17 +60,29 @@ def root_for_a_look(environ: "Mapping[str, str]") -> "str | None":
     from .layout import default_root
 
     if plain(environ):
-        if environ.get("MODELCACHE_USAGE_ARCHIVE") or environ.get("MODELCACHE_USAGE", "") not in LOOKS_COUNT:
+        counts = _FLAG.get(environ.get("MODELCACHE_USAGE", ""))
+        if counts is None or environ.get("MODELCACHE_USAGE_ARCHIVE"):
             return None
-        return default_root(environ)
+        return default_root(environ), counts
     from .errors import UsageError
 
     try:
         settings, _, policies = load(environ)
     except UsageError:
         return None
-    counted = settings.usage or settings.usage_archive
-    return None if policies or settings.mode == "refresh" or counted else root_of(settings, environ)
+    if policies or settings.mode == "refresh" or settings.usage_archive:
+        return None
+    return root_of(settings, environ), settings.usage
+
+
+def root_for_a_look(environ: "Mapping[str, str]") -> "str | None":
+    """Return the root from which a look alone may serve what is cached, where nobody counts it; else None.
+
+    Raises:
+        RootError: Nothing says where the root is.
+    """
+    place = place_for_a_look(environ)
+    return place[0] if place is not None and not place[1] else None
 
 
 def found(environ: "Mapping[str, str]") -> "Iterator[str]":

@@ -42,7 +42,6 @@ RECIPE, VERSION = "onnx-optimize", "1"
 _PROBE_S, _START_S = 600.0, 60.0
 # What keeps a product from being made or had; the model may be as good as ever.
 _NO_PRODUCT = (DerivationError, LockTimeoutError, NoInterpreterError, NoSpaceError, StorageError)
-_LEFT_TO_A_CACHE = ("MODELCACHE_VERIFY_DERIVED", "MODELCACHE_USAGE")
 _seen = Seen()
 
 
@@ -124,7 +123,7 @@ def warm(request: Request) -> str | None:
 def _root(cache: Cache | None) -> str | None:
     """Return the root from which records alone may answer; None where the cache has to be asked."""
     if cache is None:
-        if configfiles.plain(os.environ) and all(os.environ.get(name, "0") in {"", "0"} for name in _LEFT_TO_A_CACHE):
+        if configfiles.plain(os.environ) and os.environ.get("MODELCACHE_VERIFY_DERIVED", "0") in {"", "0"}:
             root = configfiles.root_for_a_look(os.environ)
             return root if root is not None and hit.format_is_known(root) else None
         cache = api.default_cache()

@@ -146,7 +146,7 @@ def test_a_cache_takes_what_the_files_say_and_an_argument_wins(here: Path, tmp_p
 def test_a_file_of_the_working_directory_limits_the_cache_that_it_names_and_no_other(
     here: Path, user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for key, value in (("capacity", '"1kB"'), ("grace", "0")):
+    for key, value in (("capacity", '"1kB"'), ("grace", "0"), ("usage-archive", '["s3://elsewhere"]')):
         (here / "modelcache.toml").write_text(f"{key} = {value}\n")
         with pytest.raises(ConfigFileError, match=r"modelcache.toml:1: .*give dir as well"):
             load()

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .. import exits
 from ..backends import locations
 from ..backends.base import KEY_CHARACTERS_MAX
 from ..errors import ModelCacheError
@@ -73,7 +72,6 @@ class Sender:
                 self._warn(place, error)
         if found:  # Those that can be had get it; the others are tried again by the next process.
             self._archivist = Archivist(found, root=self._root)
-            exits.forget(self._archivist)  # It ends after the recorder's last counts: `close`.
         return self._archivist
 
     def _warn(self, place: str, error: ModelCacheError) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from modelcache import Cache, process
 from modelcache.testing import FaultServer
-from modelcache.usage import store
+from modelcache.usage import archive, store
 from modelcache.usage.tally import Usage
 
 CONTENT = b"x" * 1000
@@ -58,6 +58,23 @@ def test_programs_that_end_without_closing_count_all_they_used(used: Path) -> No
     assert [one.wait(60) for one in running] == [0] * 4
     found = total(used)  # The first of each is a look, on record in another way.
     assert (found.hits, found.hit_bytes, found.misses) == (4 * EACH, 4 * EACH * len(CONTENT), 0)
+
+
+def test_a_program_that_ends_without_closing_sends_its_last_counts_to_the_archive(used: Path, tmp_path: Path) -> None:
+    """They are counted after the archivist was made, and must land before it ends."""
+    place = f"sqlite://{tmp_path}/usage.db"
+    code = f"""
+from modelcache import Cache
+cache = Cache({str(used)!r}, usage_archive=[{place!r}])
+cache.get("m")
+cache.usage()
+for _ in range({EACH}):
+    cache.get("m")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+    (part,) = archive.read(place)
+    assert part.tally["m"].hits == EACH + 1
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

@@ -84,7 +84,7 @@ class Getter:
 
     def entry(self, ask: Ask, deadline: Deadline) -> Entry:
         """Return the answer: a hit, or what a fetch brings."""
-        with self._failing(ask):
+        with self.failing(ask):
             return self.look(ask) or self.fetched(ask, deadline)
 
     def fetched(self, ask: Ask, deadline: Deadline) -> Entry:
@@ -99,7 +99,7 @@ class Getter:
 
     async def aentry(self, ask: Ask, deadline: Deadline) -> Entry:
         """Do what `entry` does without blocking the event loop."""
-        with self._failing(ask):
+        with self.failing(ask):
             return await self._aentry(ask, deadline)
 
     async def _aentry(self, ask: Ask, deadline: Deadline) -> Entry:
@@ -124,7 +124,7 @@ class Getter:
         return entry
 
     @contextmanager
-    def _failing(self, ask: Ask) -> Iterator[None]:
+    def failing(self, ask: Ask) -> Iterator[None]:
         """Count an error that the block raises."""
         try:
             yield

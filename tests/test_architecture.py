@@ -14,7 +14,7 @@ PACKAGE = Path(modelcache.__file__).parent
 FLOORS = [
     {"errors.base"},
     {"errors.archives", "errors.builds", "errors.calls", "errors.contents", "errors.places", "errors.storage"},
-    {"errors", "events", "eviction", "exits", "forks", "protobuf", "report", "workspace"},
+    {"errors", "events", "eviction", "forks", "protobuf", "report", "workspace"},
     {"eventlog"},
     {"layout"},
     {"sealed"},
@@ -47,7 +47,7 @@ FLOORS = [
     {"fetch"},
     {"question"},
     {"measuring"},
-    {"archive.reading", "archive.registration"},
+    {"archive.exits", "archive.reading", "archive.registration"},
     {"archive.health"},
     {"archive.queue"},
     {"archive.carrier", "archive.writer"},

@@ -13,7 +13,7 @@ from time import time as clock
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from .. import configfiles, exits, forks, layout, roots
+from .. import configfiles, forks, layout, roots
 from ..backends import contents
 from ..backends.base import KEY_CHARACTERS_MAX, Archived, encode
 from ..backends.contents import Manifest
@@ -28,6 +28,7 @@ from ..errors import (
 )
 from ..objects import Objects
 from ..retry import Deadline
+from . import exits
 from .health import DOWN, BackendHealth, Dropped
 from .lane import Lane
 from .queue import Item

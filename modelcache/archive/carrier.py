@@ -13,7 +13,7 @@ from time import monotonic
 
 from failpoints import fail_point
 
-from .. import exits, forks, locks
+from .. import forks, locks
 from ..backends import contents
 from ..digest import Digest
 from ..errors import (
@@ -28,6 +28,7 @@ from ..errors import (
 from ..objects import Objects
 from ..outbox import Outbox
 from ..retry import Deadline
+from . import exits
 from .health import Gate
 from .queue import Ledger
 from .registration import Queued, Registration

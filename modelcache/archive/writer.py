@@ -12,10 +12,11 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from .. import exits, forks
+from .. import forks
 from ..backends.base import Batch, LandsBatches
 from ..errors import CancelledError, ModelCacheError
 from ..retry import Deadline
+from . import exits
 from .health import Gate
 from .queue import Item, Ledger, Queue
 from .registration import Queued, Registration

@@ -23,7 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail if models.lock would change")
     parser.add_argument("--from-usage", action="store_true", help="write the manifest: the models that are used most")
     parser.add_argument("--top", type=int, metavar="N", help="with --from-usage: how many models")
-    parser.add_argument("--since", metavar="TIME", help="with --from-usage: used then or later: 30d ago, or a date")
+    parser.add_argument("--since", metavar="TIME", help="with --from-usage: of the last 30d, say, or since a date")
     parser.add_argument("--from", dest="archive", metavar="LOCATION", help="with --from-usage: read it there: s3://…")
 
 

@@ -17,7 +17,7 @@ _ROWS = 20
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--since", metavar="TIME", help="usage of that day and later: 30d ago, or a date (2026-11-01)")
+    parser.add_argument("--since", metavar="TIME", help="usage of the last 30d, say, or since a date (2026-11-01)")
     parser.add_argument("--by", choices=BY, default="model", help="what the rows of usage are by (default: model)")
     parser.add_argument("--top", type=int, default=_ROWS, metavar="N", help=f"rows of usage (default: {_ROWS})")
     parser.add_argument(

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import time
 
-from .. import exits, layout, process
+from .. import layout, process
+from ..archive import exits
 from ..errors import ModelCacheError
 from ..events import Event
 from ..forks import renew_after_fork

@@ -191,7 +191,7 @@ def test_a_thread_writes_while_there_is_something_and_ends_by_itself(
 
 
 def test_a_cache_that_nobody_closed_is_not_kept_for_ever(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from modelcache import exits
+    from modelcache.archive import exits
 
     monkeypatch.setattr(recorder, "FLUSH_S", 0.01)
     before = len(exits._live)

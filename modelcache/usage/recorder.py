@@ -47,7 +47,8 @@ class Recorder:
 
     def renew_guard(self) -> None:
         """See `forks`. The child's first hit of each model is a look: that begins its thread, and its end."""
-        self._guard, self._writing = threading.Lock(), threading.Lock()
+        # Of one thread both may be taken twice: a signal handler of the program may get a model.
+        self._guard, self._writing = threading.RLock(), threading.RLock()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._fresh: Tally = {}

@@ -7,6 +7,7 @@ import errno
 import gc
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from modelcache import Cache, RetryPolicy, Workspace, commit, errors, layout, lo
 from modelcache.archive import Archivist, Registration, SqliteBackend
 from modelcache.backends import locations
 from modelcache.testing import Fault, FaultServer
-from modelcache.usage import archive, recorder, store
+from modelcache.usage import archive, recorder, store, tally
 from modelcache.usage.summary import summed
 from modelcache.usage.tally import KEYS_MAX, OTHERS, SAMPLES_MAX, Tally, Usage, add, of, thinned
 
@@ -188,6 +189,30 @@ def test_a_thread_writes_while_there_is_something_and_ends_by_itself(
     cache.get("m")  # It begins anew.
     cache.close()
     assert counted(root)["m"].hits == 2
+
+
+def test_a_handler_of_a_signal_may_get_a_model_while_another_get_is_counted(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_a_tally, raised = tally.of, list[bool]()
+
+    def interrupted(counts: Tally, key: str) -> Usage:
+        if not raised:
+            raised.append(True)
+            signal.raise_signal(signal.SIGUSR1)
+        return of_a_tally(counts, key)
+
+    monkeypatch.setattr(tally, "of", interrupted)
+    with Cache(root, usage=True) as cache:
+        cache.put(CONTENT, name="m")
+        cache.put(CONTENT, name="n")
+        before = signal.signal(signal.SIGUSR1, lambda *_: cache.get("n"))
+        try:
+            cache.get("m")
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+    assert (counted(root)["m"].hits, counted(root)["n"].hits) == (1, 1)
 
 
 def test_a_cache_that_nobody_closed_is_not_kept_for_ever(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

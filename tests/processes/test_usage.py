@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import threading
+import urllib.request
 import warnings
 from pathlib import Path
 from typing import Any
@@ -168,3 +170,46 @@ def test_who_folds_and_who_reads_at_once_count_each_once(used: Path) -> None:
     assert max(seen) <= 60
     assert total(used).hits == 60
     assert len(os.listdir(used / "usage-v1")) <= 4
+
+
+APP = """
+import os
+import re
+from modelcache import Cache, metrics
+cache = Cache(os.environ["MODELCACHE_DIR"], usage=True)
+cache.get("m")  # Before the workers are forked.
+
+def app(environ, start):
+    body = b""
+    if environ["PATH_INFO"] == "/metrics":
+        body = metrics.text(cache).encode()
+    else:
+        cache.get("m")
+    start("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+
+def test_workers_of_gunicorn_count_all_they_used_and_any_of_them_tells_of_all(used: Path, tmp_path: Path) -> None:
+    (tmp_path / "served.py").write_text(APP)
+    command = [sys.executable, "-m", "gunicorn", "--preload", "-w", "2", "-b", "127.0.0.1:0", "served:app"]
+    environ = {**os.environ, "MODELCACHE_DIR": str(used)}
+    # Its log goes to a file, so that nobody has to read on.
+    with open(tmp_path / "log", "wb") as log:
+        running = subprocess.Popen(command, cwd=tmp_path, env=environ, stderr=log)
+    try:
+        while not (found := re.search(r"Listening at: (http\S+)", (tmp_path / "log").read_text())):
+            assert running.poll() is None, (tmp_path / "log").read_text()
+            os.sched_yield()
+        for _ in range(EACH):
+            with urllib.request.urlopen(f"{found[1]}/", timeout=30) as answer:  # Our own server.
+                assert answer.status == 200
+        with urllib.request.urlopen(f"{found[1]}/metrics", timeout=30) as answer:
+            told = re.search(rb"(?m)^modelcache_hits_total (\S+)", answer.read())
+    finally:
+        running.terminate()
+        assert running.wait(60) == 0
+
+    assert told is not None
+    assert 1 <= float(told[1]) <= EACH + 1
+    assert total(used).hits == EACH + 1

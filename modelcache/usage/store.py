@@ -33,6 +33,7 @@ EARLIER = "0000-00-00"  # The day of all days that are older.
 FOLD_AT = 32  # Files of processes that are gone; so many are no burden to a reader.
 LOOKS_BYTES_MAX = 1 << 20
 _TAKEN = ".taken"
+_VERSION = 1
 _SETTLED_S = 60.0  # Who had the file open when it was taken has written by then.
 _DAY_S = 86_400
 _TRIES = 10
@@ -76,10 +77,11 @@ class _File:
 
 @dataclass(slots=True)
 class _Content:
-    """What is in a file."""
+    """What is in a file; one of a later modelcache ``is_later``, counts for nothing here, and is left to that."""
 
     hosts: dict[str, Tally] = field(default_factory=dict)
     of: tuple[str, ...] = ()
+    is_later: bool = False
 
 
 def day_of(now: float) -> str:
@@ -94,7 +96,7 @@ def write(root: str, name: str, host: str, counted: Tally) -> None:
         OSError
     """
     commit.ensure_bucket(f"{root}/{layout.USAGE}", durable=False)
-    data = seal({"version": 1, "hosts": {host: _as_dict(counted)}})
+    data = seal({"version": _VERSION, "hosts": {host: _as_dict(counted)}})
     fail_point("usage.store.before-write")
     commit.replace_hint(f"{root}/{layout.STAGING}", f"{root}/{layout.USAGE}/{name}", data)
 
@@ -156,12 +158,14 @@ def fold(root: str, *, now: float | None = None) -> int:
             continue
         groups.setdefault(file.day if file.day >= old else EARLIER, []).append(file)
     # Looked for after it was seen that their owners are gone: who dies has written its fold by then, or never will.
-    held = {name for content in _contents(root).values() for name in content.of}
+    contents = _contents(root)
+    held = {name for content in contents.values() for name in content.of}
+    later = {name for name, content in contents.items() if content.is_later}
     for name in held:
         commit.remove_quietly(f"{root}/{layout.USAGE}/{name}")  # A fold that was cut off had come so far.
     folded = 0
     for day, group in groups.items():
-        mine = [file for file in group if file.name not in held]
+        mine = [file for file in group if file.name not in held | later]
         if len(mine) > 1 or any(file.is_looks or file.day != day for file in mine):
             folded += _fold(root, day, mine)
     return folded
@@ -187,7 +191,7 @@ def _fold(root: str, day: str, group: list[_File]) -> int:
     # By their old names too: a power cut may take the renames back, which nobody has synced.
     before = [name for name, _ in moved]
     facts = {
-        "version": 1,
+        "version": _VERSION,
         "of": names + before + left,
         "hosts": {host: _as_dict(counted) for host, counted in sums.items()},
     }
@@ -251,7 +255,11 @@ def _read(root: str, file: _File) -> _Content | None:
             one.hits, one.hit_bytes, one.size = one.hits + 1, one.hit_bytes + size, size
         return content
     facts = unseal(data)
-    if facts is None or facts.get("version") != 1 or not isinstance(facts.get("hosts"), dict):
+    if facts is None:
+        return None
+    if facts.get("version") != _VERSION:
+        return _Content(is_later=True)
+    if not isinstance(facts.get("hosts"), dict):
         return None
     of = facts.get("of", [])
     content.of = tuple(str(name) for name in of if _File.of(str(name))) if isinstance(of, list) else ()

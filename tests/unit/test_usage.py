@@ -19,6 +19,7 @@ import pytest
 from modelcache import Cache, RetryPolicy, Workspace, commit, errors, layout, looks, process
 from modelcache.archive import Archivist, Registration, SqliteBackend
 from modelcache.backends import locations
+from modelcache.sealed import seal
 from modelcache.testing import Fault, FaultServer
 from modelcache.usage import archive, recorder, store, tally
 from modelcache.usage.summary import summed
@@ -366,6 +367,18 @@ def test_a_file_that_a_fold_holds_is_not_counted_beside_it(store_root: str) -> N
     store.fold(store_root)
     assert [part.tally["m"].hits for part in store.read(store_root)] == [2]
     assert len(names(Path(store_root))) == 1
+
+
+def test_what_a_later_modelcache_wrote_is_left_to_it(store_root: str) -> None:
+    path = Path(store_root, layout.USAGE, write(store_root, "2020-01-01", 3))
+    path.write_bytes(seal({"version": 2, "hosts": {"host": {}}}))
+    for _ in range(2):
+        write(store_root, "2020-01-01", 4)
+
+    store.fold(store_root)
+
+    assert path.exists()
+    assert [part.tally["m"].hits for part in store.read(store_root)] == [8]
 
 
 def test_gc_folds(store_root: str) -> None:

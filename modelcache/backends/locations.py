@@ -46,7 +46,9 @@ def opened(location: str, *, reading: bool = False) -> Backend:
     if parts.scheme not in {"sqlite", "directory"}:
         from .objectstore import ObjectStoreBackend
 
-        return ObjectStoreBackend(location, check=not reading)
+        # Options of ours keep obstore from reading this one of the environment.
+        plain = os.environ.get("AWS_ALLOW_HTTP", "").strip().lower() in {"1", "true"}
+        return ObjectStoreBackend(location, client_options={"allow_http": True} if plain else None, check=not reading)
     path = unquote(parts.path)
     if reading and not os.path.exists(path):
         raise BackendSetupError(backend=location, detail="it is not there")

@@ -14,6 +14,7 @@ import pytest
 
 from modelcache import Cache
 from modelcache.testing import FaultServer
+from tests.support.buckets import s3_server
 
 CONTENT = b"x" * 5000
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -111,6 +112,22 @@ def test_an_archive_tells_what_other_nodes_use_and_makes_a_manifest(
     assert written.stdout == f"{url}\n"
     assert warmed.returncode == 0, warmed.stderr
     assert Cache(tmp_path / "new").lookup(url) is not None
+
+
+def test_a_bucket_is_an_archive_with_credentials_from_the_variables_of_its_provider(root: Path, run: Run) -> None:
+    place = "s3://models/usage"
+    with s3_server() as endpoint:
+        variables = {
+            "AWS_ENDPOINT": endpoint, "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1",
+        }  # fmt: skip
+        Cache(root).put(CONTENT, name="m")
+        for _ in range(2):
+            assert run("get", "m", MODELCACHE_USAGE_ARCHIVE=place, **variables).returncode == 0
+        done = run("stats", "--from", place, "--json", **variables)
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["usage"]["total"]["hits"] == 2
 
 
 def test_metrics_are_printed_and_written_for_node_exporter(url: str, run: Run, tmp_path: Path) -> None:

@@ -58,10 +58,16 @@ def get(
     if not _asked and digest is None and max_age is None and not force_download and verify == "stat" and ttl is None:
         # The first get of a process, as a rule its only one: a hit needs no Cache, which takes 20 ms to import.
         _asked = True
-        root = configfiles.root_for_a_look(os.environ)
-        if root is not None and hit.format_is_known(root):
-            found = hit.look(root, reference.parse(ref).key, recently=True)
+        place = configfiles.place_for_a_look(os.environ)
+        if place is not None and hit.format_is_known(place[0]):
+            root, counts = place
+            key = reference.parse(ref).key
+            found = hit.look(root, key, recently=True)
             if found is not None:
+                if counts:
+                    from . import looks
+
+                    looks.add(root, key, found.size)
                 return found.path
     return default_cache().get(
         ref,

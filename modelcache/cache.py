@@ -77,6 +77,9 @@ class Cache(Maker):
             cache of huggingface_hub. They are never written to. What the first has is served where it is, that of the
             second is copied; ``",promote"`` or ``",in-place"`` after the path says it otherwise, as `Tier` does.
             Default: ``MODELCACHE_TIERS``, else none.
+        usage: Count how models are used, on record in the cache: docs/usage.md. Default: ``MODELCACHE_USAGE``, else no.
+        usage_archive: Backends that get these counts too: ``s3://bucket/prefix``, ``sqlite:///path``,
+            ``directory:///path``; then *usage* is on. Default: ``MODELCACHE_USAGE_ARCHIVE``, else none.
         archive_limits: What an archive may unpack to, for `get_tree` and `put_tree`.
         on_event: Called with each `Event`, in the thread that caused it.
 
@@ -105,11 +108,14 @@ class Cache(Maker):
         capacity: int | str | None = None,
         grace: float | None = None,
         tiers: Iterable[RefLike | Tier] | None = None,
+        usage: bool | None = None,
+        usage_archive: Iterable[str] | None = None,
         archive_limits: ArchiveLimits | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
         _check_kind("offline", offline, bool)
         _check_kind("policy", policy, Policy)
+        _check_kind("usage", usage, bool)
         if root is not None and not os.fspath(root):
             raise UsageError(problem="root is empty: give a directory, or leave it out for the default one")
         given = None if root is None else os.fspath(root)
@@ -143,9 +149,13 @@ class Cache(Maker):
             verify_derived=settings.verify_derived,
             archives=archive_limits or ArchiveLimits(),
         )
+        archives = settings.usage_archive if usage_archive is None else _locations(usage_archive)
         super().__init__(root, limits, on_event)
-        self._getter = Getter(root, limits, _sources(sources), self._tell)
-        self._hits = 0  # Those answered from memory.
+        if (settings.usage or bool(archives)) if usage is None else usage:
+            from .usage.recorder import Recorder
+
+            self._recorder = Recorder(root, self._warm, archives)
+        self._getter = Getter(root, limits, _sources(sources), self._tell, self._recorder)
 
     # -- getting ---------------------------------------------------------------------------------------------------
 
@@ -202,7 +212,7 @@ class Cache(Maker):
                 pass
             else:
                 if found.st_mtime_ns == warm.mtime_ns and found.st_size == warm.size:
-                    self._hits += 1
+                    warm.uses += 1  # Which costs the same whether somebody looks at it or not (`usage`).
                     return warm.path
         self._check_open()
         ask = question(self._limits, ref, digest, mirrors, max_age, local_files_only, force_download, verify, ttl=ttl)
@@ -493,7 +503,13 @@ class Cache(Maker):
     def stats(self) -> Stats:
         """Return what this object has counted so far. Hits are counted without a lock: threads may lose a few."""
         getter = self._getter
-        return Stats(hits=self._hits + getter.hits, misses=getter.misses, **asdict(getter.counts()))
+        recorder = self._recorder
+        return Stats(
+            hits=self._warm.uses + getter.hits,
+            misses=getter.misses,
+            usage_failures=0 if recorder is None else recorder.failures,
+            **asdict(getter.counts()),
+        )
 
     # -- lifetime --------------------------------------------------------------------------------------------------
 
@@ -502,6 +518,8 @@ class Cache(Maker):
         self._closed = True
         self._warm.clear()
         self._getter.close()
+        if self._recorder is not None:
+            self._recorder.close()
 
     def __enter__(self) -> Self:
         return self
@@ -549,7 +567,7 @@ class Cache(Maker):
         warm = self._warm.standing(ask.ref.key, ask.digest)
         if warm is None or not warm.digest.is_tree:
             return None
-        self._hits += 1
+        warm.uses += 1
         return warm.path
 
     def _tree_path(self, ask: Ask, entry: Entry) -> str:
@@ -602,6 +620,14 @@ def _tiers(tiers: object) -> tuple[Tier, ...]:
     from .tiers import Tier
 
     return tuple(Tier.parse(text, os.environ) for text in texts)
+
+
+def _locations(places: object) -> tuple[str, ...]:
+    if isinstance(places, str) or not isinstance(places, Iterable):
+        raise UsageError(problem=f"usage_archive is a list of locations, not a single {type(places).__name__}")
+    from .backends.locations import check
+
+    return tuple(check(str(place)) for place in places)
 
 
 def _ref(ref: RefLike) -> RefLike:

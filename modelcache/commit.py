@@ -383,13 +383,18 @@ def publish_once(staged: str, final: str) -> bool:
     return made
 
 
-def replace_hint(staging: str, final: str, data: bytes) -> None:
-    """Replace the small file *final* atomically, not durably: for facts that only save work and die with the boot."""
+def replace_hint(staging: str, final: str, data: bytes, *, mode: int | None = None) -> None:
+    """Replace the small file *final* atomically, not durably: for facts that a power cut may take.
+
+    With *mode* it is a file outside the root, for whoever that lets read it.
+    """
     staged = f"{staging}/{process.token()}"
     try:
         descriptor = create_file(staged)
         try:
             write(descriptor, data)
+            if mode is not None:
+                os.fchmod(descriptor, mode)
         finally:
             os.close(descriptor)
         fail_point("commit.before-rename-hint")

@@ -4,8 +4,8 @@ Read are, nearest first: ``modelcache.toml`` in the working directory, ``[tool.m
 there, and ``$XDG_CONFIG_HOME/modelcache/config.toml``. With ``MODELCACHE_CONFIG`` that file is read and no other one;
 empty, or a device such as ``/dev/null``, none.
 
-A warm hit in a new process asks `root_for_a_look` and nothing else here: without a file, that is three failed looks. No
-parser is imported unless there is a file to parse.
+A warm hit in a new process asks `place_for_a_look` and nothing else here: without a file, that is three failed looks.
+No parser is imported unless there is a file to parse.
 """
 
 import os
@@ -22,6 +22,24 @@ if TYPE_CHECKING:
 PROJECT, PYPROJECT, USER = "modelcache.toml", "pyproject.toml", "config.toml"
 _MARK = b"[tool.modelcache"  # Only a pyproject.toml with these bytes is worth parsing.
 _BYTES_MAX = 4 << 20
+# What a file in the working directory, perhaps a stranger's, may say of no cache but the one that it names.
+_OF_ONE_CACHE = {
+    "capacity": "limits",
+    "grace": "limits",
+    "usage_archive": "sends elsewhere what is used of",
+}
+# Forms of a flag that need no parser.
+_FLAG = {
+    "": False,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+}
 _PLAIN_MODES = {"", "cache-first", "offline"}
 
 
@@ -30,10 +48,11 @@ def plain(environ: "Mapping[str, str]") -> bool:
     return environ.get("MODELCACHE_MODE", "") in _PLAIN_MODES and next(found(environ), None) is None
 
 
-def root_for_a_look(environ: "Mapping[str, str]") -> "str | None":
-    """Return the root from which a look alone may serve what is cached; None where a `Cache` has to decide.
+def place_for_a_look(environ: "Mapping[str, str]") -> "tuple[str, bool] | None":
+    """Return the root from which a look alone may serve what is cached, and whether it is counted (`looks`).
 
-    That is so where the source is asked each time, where a policy is in force, and where there is a mistake to tell.
+    None where a `Cache` has to decide: where the source is asked each time, where a policy is in force, where an
+    archive gets the counts, and where there is a mistake to tell.
 
     Raises:
         RootError: Nothing says where the root is.
@@ -41,14 +60,29 @@ def root_for_a_look(environ: "Mapping[str, str]") -> "str | None":
     from .layout import default_root
 
     if plain(environ):
-        return default_root(environ)
+        counts = _FLAG.get(environ.get("MODELCACHE_USAGE", ""))
+        if counts is None or environ.get("MODELCACHE_USAGE_ARCHIVE"):
+            return None
+        return default_root(environ), counts
     from .errors import UsageError
 
     try:
         settings, _, policies = load(environ)
     except UsageError:
         return None
-    return None if policies or settings.mode == "refresh" else root_of(settings, environ)
+    if policies or settings.mode == "refresh" or settings.usage_archive:
+        return None
+    return root_of(settings, environ), settings.usage
+
+
+def root_for_a_look(environ: "Mapping[str, str]") -> "str | None":
+    """Return the root from which a look alone may serve what is cached, where nobody counts it; else None.
+
+    Raises:
+        RootError: Nothing says where the root is.
+    """
+    place = place_for_a_look(environ)
+    return place[0] if place is not None and not place[1] else None
 
 
 def found(environ: "Mapping[str, str]") -> "Iterator[str]":
@@ -93,7 +127,7 @@ def load(environ: "Mapping[str, str]", **given: "Any") -> "tuple[Settings, dict[
     # A file of the working directory may be a stranger's: it limits the cache that it names, and no other one.
     ours = [layer for layer in layers if not _is_foreign(layer, origins["dir"])]
     if len(ours) < len(layers):
-        settings, origins = resolve(layer if layer in ours else layer.without("capacity", "grace") for layer in layers)
+        settings, origins = resolve(layer if layer in ours else layer.without(*_OF_ONE_CACHE) for layer in layers)
     return settings, origins, tuple(policies)
 
 
@@ -137,9 +171,11 @@ def _read(path: str, *, project: bool) -> "tuple[Layer, Policy | None]":
     table = FileTable(document, path, name, lambda inside, key: tomltext.line_of(text, inside, key))
     policy = from_table(table.inside("policy")) if "policy" in table.values else None
     layer = in_file(table, project=project)
-    for key in ("capacity", "grace"):
-        if project and key in layer.values and "dir" not in layer.values:
-            raise table.error(key, "limits the cache that this file names: give dir as well, or set it elsewhere")
+    for name, does in _OF_ONE_CACHE.items():
+        key = name.replace("_", "-")
+        if project and name in layer.values and "dir" not in layer.values:
+            problem = f"{does} the cache that this file names: give dir as well, or set it elsewhere"
+            raise table.error(key, problem)
     return layer, policy
 
 

@@ -131,7 +131,7 @@ class Builder:
                     sweep(self._root)
                 return self._built(spec, known, deadline)
             except ModelCacheError as error:
-                self._tell(Event("failed", ref, detail=error.summary))
+                self._tell(Event("failed", ref, detail=error.summary, error=type(error).__name__))
                 if held is not None and notes.is_for_all(error):
                     held.leave_note(notes.note(error, [ref]))
                 raise

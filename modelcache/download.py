@@ -440,6 +440,8 @@ class Download:
             else:
                 self._means.counts.bytes_received += came
             self._reached = max(self._reached, partial.length)
+            if came:
+                self._tell("received", done=came, detail="tier" if self._below else "source")
         return not transfer.slow
 
     def _receive_in_parallel(self, first: Stream, request: Request, partial: Partial) -> None:

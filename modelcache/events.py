@@ -24,12 +24,14 @@ class Event:
             ``failed``, ``quarantined``, ``stale`` (what is cached is served, because the source could not be asked),
             ``building`` (of what is derived: ``detail`` says in what it differs from what is here), ``derived`` (built,
             durable, visible), ``evicted`` (by gc; ``done`` bytes are free by that), ``exported``, ``imported``,
-            ``verified`` (what was to be read).
+            ``verified`` (what was to be read), ``received`` (a connection has ended by which ``done`` bytes came;
+            ``detail`` is ``source`` or ``tier``), ``coalesced`` (another process has brought what was asked for).
         ref: The key of the model, or the path of a bundle or a root; never holds credentials.
         done: Bytes of the content that are here.
         total: Size of the content in bytes, None while it is not known.
         seconds: A duration: of the whole transfer, or until the next try.
         detail: One sentence for a person.
+        error: The name of the class of what was raised, of ``failed``.
     """
 
     kind: str
@@ -38,6 +40,7 @@ class Event:
     total: int | None = None
     seconds: float | None = None
     detail: str = ""
+    error: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the event as a JSON-ready dict, without the fields that say nothing."""

@@ -100,6 +100,7 @@ class Fetcher:
         with self._turn(job, deadline) as (held, seen):
             entry = seen or self._arrived(job)
             if entry is not None:
+                self._tell(job, "coalesced", total=entry.size)
                 return entry
             if held is not None and held.note:
                 raise notes.error_in(held.note)
@@ -111,7 +112,7 @@ class Fetcher:
                 return work()
             except ModelCacheError as error:
                 self.means.counts.failed += 1
-                self._tell(job, "failed", detail=error.summary)
+                self._tell(job, "failed", detail=error.summary, error=type(error).__name__)
                 if held is not None and notes.is_for_all(error):
                     held.leave_note(notes.note(error, self._asked(job)))
                 raise

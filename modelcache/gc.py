@@ -35,6 +35,7 @@ from .objects import Objects
 from .pins import Pins
 from .records import Entries
 from .sweep import needed, sweep
+from .usage import store
 
 PARTIAL_S = 7 * 86_400.0  # A partial that nobody has resumed for so long is given up.
 USED_SINCE = "used since it was planned"
@@ -231,6 +232,7 @@ class Collector:
                     for key in item.keys:
                         self._tell(Event("evicted", key, done=item.size, detail=item.reason))
             sweep(self._root)
+            store.fold_quietly(self._root)
         return Collected(tuple(removed), stayed)
 
     @contextmanager

@@ -10,7 +10,8 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -44,15 +45,24 @@ if TYPE_CHECKING:
     from .retry import Deadline
     from .sources import Source
     from .tiers import Tiers
+    from .usage.recorder import Recorder
 
 _THREADS_MAX = 64
+_Work = Callable[["Deadline"], Entry]
 
 
 class Getter:
     """Answers the gets of one cache."""
 
-    def __init__(self, root: str, limits: Limits, sources: tuple[Source, ...], tell: Callable[[Event], object]) -> None:
-        self.root, self.limits = root, limits
+    def __init__(
+        self,
+        root: str,
+        limits: Limits,
+        sources: tuple[Source, ...],
+        tell: Callable[[Event], object],
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.root, self.limits, self._recorder = root, limits, recorder
         self.hits = self.misses = 0
         self._sources, self._tell = sources, tell
         self._entries = Entries(root)
@@ -74,18 +84,25 @@ class Getter:
 
     def entry(self, ask: Ask, deadline: Deadline) -> Entry:
         """Return the answer: a hit, or what a fetch brings."""
-        return self.look(ask) or self.fetched(ask, deadline)
+        with self.failing(ask):
+            return self.look(ask) or self.fetched(ask, deadline)
 
     def fetched(self, ask: Ask, deadline: Deadline) -> Entry:
         """Return what a fetch brings; `look` came to nothing."""
         try:
-            entry = self._admitted(ask, self._flights().run(ask.flight, self._work(ask), deadline))
+            with self._led(ask) as led:
+                found = self._flights().run(ask.flight, led(self._work(ask)), deadline)
+            entry = self._admitted(ask, found)
         except (NetworkError, StorageError, NoSpaceError) as error:
             entry = self._stale(ask, error)
         return self._wanted_for(ask, entry)
 
     async def aentry(self, ask: Ask, deadline: Deadline) -> Entry:
         """Do what `entry` does without blocking the event loop."""
+        with self.failing(ask):
+            return await self._aentry(ask, deadline)
+
+    async def _aentry(self, ask: Ask, deadline: Deadline) -> Entry:
         if self._is_quick(ask):
             entry = self.look(ask)
         else:
@@ -95,7 +112,8 @@ class Getter:
         if entry is not None:
             return entry
         try:
-            entry = await self._flights().arun(ask.flight, self._work(ask), deadline, self.threads())
+            with self._led(ask) as led:
+                entry = await self._flights().arun(ask.flight, led(self._work(ask)), deadline, self.threads())
         except (NetworkError, StorageError, NoSpaceError) as error:
             entry = self._stale(ask, error, admit=False)
         if ask.policies or self._changes(ask, entry):
@@ -104,6 +122,36 @@ class Getter:
             # It may have to read all of it, and to sync a record.
             return await to_thread(lambda: self._wanted_for(ask, self._admitted(ask, entry)))
         return entry
+
+    @contextmanager
+    def failing(self, ask: Ask) -> Iterator[None]:
+        """Count an error that the block raises."""
+        try:
+            yield
+        except ModelCacheError as error:
+            if self._recorder is not None:
+                self._recorder.error(ask.ref.key, type(error).__name__)
+            raise
+
+    @contextmanager
+    def _led(self, ask: Ask) -> Iterator[Callable[[_Work], _Work]]:
+        """Give what stands for some work, and count it if, at the end of the block, another thread has done it."""
+        led = False
+
+        def leading(work: _Work) -> _Work:
+            def do(deadline: Deadline) -> Entry:
+                nonlocal led
+                led = True
+                return work(deadline)
+
+            return do
+
+        if self._recorder is None:
+            yield _same
+            return
+        yield leading
+        if not led:
+            self._recorder.coalesced(ask.ref.key)
 
     def _wanted_for(self, ask: Ask, entry: Entry) -> Entry:
         """Return *entry* with the time that *ask* wants it for on record; a tier's keeps its own."""
@@ -156,10 +204,14 @@ class Getter:
                     reason="force_download needs a connection, but the cache is offline",
                 )
             self.hits += 1
+            if self._recorder is not None:
+                self._recorder.hit(entry.key, entry.digest, entry.size)
             if 0 < entry.expires <= time():
                 self._tell_over(ask, entry)
             return self._wanted_for(ask, self._admitted(ask, entry))
         self.misses += 1
+        if self._recorder is not None:
+            self._recorder.miss(ask.ref.key)
         if ask.offer is not None and not (ask.force and ask.local):
             return None  # It is promoted.
         if named:
@@ -373,8 +425,7 @@ class Getter:
             return
         self._told_over.add(entry.key)
         why = "the cache is offline" if ask.ref.scheme else "it was put here, so that no source can be asked"
-        logging.getLogger("modelcache").warning("the time of %s is over, and it is served: %s", entry.key, why)
-        self._tell(Event("stale", entry.key, detail=why))
+        self._tell(Event("stale", entry.key, detail=f"its time is over, and it is served: {why}"))
 
     def _stale(self, ask: Ask, error: ModelCacheError, *, admit: bool = True) -> Entry:
         """Return what is cached where only its age asked for a fetch that failed; else raise *error*."""
@@ -383,8 +434,7 @@ class Getter:
             ask.known = self._find(ask)
         if ask.known is None or ask.force:
             raise error
-        logging.getLogger("modelcache").warning("%s; the cached content of %s is served", error.summary, ask.ref.key)
-        self._tell(Event("stale", ask.ref.key, detail=error.summary))
+        self._tell(Event("stale", ask.ref.key, detail=f"{error.summary}; the cached content is served"))
         return self._admitted(ask, ask.known) if admit else ask.known
 
     def _flights(self) -> Flights[Entry]:
@@ -429,6 +479,10 @@ class Getter:
                 pool = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="modelcache-fetch")
                 self._executor = os.getpid(), pool
             return self._executor[1]
+
+
+def _same(work: _Work) -> _Work:
+    return work
 
 
 def _found(path: str) -> os.stat_result | None:

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from . import reference
+from . import eventlog, reference
 from .config import Capacity, is_whole, span
 from .digest import Digest
 from .errors import ClosedError, EntryNotFoundError, UsageError
@@ -19,7 +19,7 @@ from .events import Event
 from .memory import Memory
 from .question import Limits, RefLike
 from .records import Entries, Entry
-from .report import Health, ModelUsage, Usage
+from .report import DiskUsage, Health, ModelDiskUsage
 
 if TYPE_CHECKING:
     from .exporting import ExportReport
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .importing import ImportReport
     from .leases import Leases
     from .reference import Ref
+    from .usage.recorder import Recorder
+    from .usage.summary import UsageReport
     from .verification import Finding, Report
 
 
@@ -46,6 +48,7 @@ class Keeper(ABC):
         self._entries = Entries(root)
         self._warm = Memory(keeps=not limits.refresh and not limits.policies.ask_for_digests)
         self._leases_here: Leases | None = None
+        self._recorder: Recorder | None = None
         self._closed = False
 
     def remove(self, ref: RefLike, *, force: bool = False) -> bool:
@@ -147,8 +150,7 @@ class Keeper(ABC):
         from .verification import verify
 
         self._check_open()
-        if since is not None and not (isinstance(since, int | float) and math.isfinite(since)):
-            raise UsageError(problem=f"since={since!r} makes no sense: a time in Unix seconds")
+        _check_moment(since)
         entries = [self._recorded(ref) for ref in refs] if refs else self.entries()
         entries = [entry for entry in entries if since is None or entry.created >= since]
         done, total = 0, sum(entry.size for entry in entries)
@@ -272,17 +274,77 @@ class Keeper(ABC):
             self._warm.forget(model.ref)
         return report
 
-    def usage(self) -> Usage:
+    def disk_usage(self) -> DiskUsage:
         """Return what is on disk, counted; bytes that several names share are counted once."""
-        from .usage import measure
+        from .measuring import measure
 
         return measure(self.root)
 
-    def usage_by_model(self) -> tuple[list[ModelUsage], int]:
+    def disk_usage_by_model(self) -> tuple[list[ModelDiskUsage], int]:
         """Return what each object takes of the disk, the largest first, and the bytes of all, each counted once."""
-        from .usage import measure_models
+        from .measuring import measure_models
 
         return measure_models(self.root)
+
+    def usage(self, *, since: float | None = None, by: str = "model", archive: str | None = None) -> UsageReport:
+        """Return how models were used, by all processes that counted it: docs/usage.md.
+
+        What this process has counted and not written yet is written first.
+
+        Args:
+            since: Of the day of that time, in Unix seconds, and later; None for all that is on record.
+            by: What the rows are by: ``model``, ``host`` or ``day``.
+            archive: Read it from there, such as ``sqlite:///srv/usage.db``, in place of the cache.
+
+        Raises:
+            UsageError: An argument makes no sense.
+            BackendError: The archive cannot be read.
+        """
+        from .usage import store
+        from .usage.summary import BY, summed
+
+        self._check_open()
+        if by not in BY:
+            raise UsageError(problem=f"by={by!r} makes no sense: one of {', '.join(BY)}")
+        _check_moment(since)
+        if archive is not None:
+            from .usage import archive as archives
+
+            parts = archives.read(archive, since=0.0 if since is None else since - since % 86_400)
+        else:
+            if self._recorder is not None:
+                self._recorder.flush()
+            parts = store.read(self.root)
+        return summed(parts, by=by, since=None if since is None else store.day_of(since))
+
+    def usage_manifest(
+        self, path: RefLike, *, top: int, since: float | None = None, archive: str | None = None
+    ) -> list[str]:
+        """Write a manifest of the *top* most used models that have a source, for a new node to warm; return their refs.
+
+        Used most is what was asked for, and came to something, most often. Their digests are in it, and, if these are
+        known of all, a lock file is written beside it. Names that were put, paths and what was derived are left out.
+
+        Args:
+            path: Of the manifest, such as ``models.toml``; replaced whole.
+            top: How many models.
+            since: See `usage`.
+            archive: See `usage`.
+
+        Raises:
+            UsageError: An argument makes no sense; or no model with a source was used.
+            StorageError: It cannot be written.
+            BackendError: The archive cannot be read.
+        """
+        from .usage import wanted
+
+        if not (is_whole(top) and top >= 1):
+            raise UsageError(problem=f"top={top!r} makes no sense: a whole number from 1")
+        target = _path("path", path)
+        used = self.usage(since=since, archive=archive).models
+        chosen = wanted.models(used, top, self._entries.read)
+        wanted.write(target, chosen)
+        return [model.ref for model, _ in chosen]
 
     def health(self) -> Health:
         """Return whether the cache can do its work; nothing is written."""
@@ -330,6 +392,9 @@ class Keeper(ABC):
         return jobs or self._limits.concurrency
 
     def _tell(self, event: Event) -> None:
+        if self._recorder is not None:
+            self._recorder.hear(event)
+        eventlog.log(event)
         if self._listener is None:
             return
         try:
@@ -342,6 +407,11 @@ class Keeper(ABC):
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(root=self.root)
+
+
+def _check_moment(since: object) -> None:
+    if since is not None and not (isinstance(since, int | float) and math.isfinite(since)):
+        raise UsageError(problem=f"since={since!r} makes no sense: a time in Unix seconds")
 
 
 def _path(name: str, value: RefLike) -> str:

@@ -37,6 +37,7 @@ FAILURES = "failures-v1"
 PINS = "pins-v1"
 PARTIALS = "partial-v1"
 OUTBOX = "outbox-v1"
+USAGE = "usage-v1"
 STAGING = "staging"
 TRASH = "trash"
 LISTING = ".listing"  # In the directory of a tree object, beside the tree.

@@ -134,10 +134,10 @@ class Maker(Keeper):
 
     @property
     def is_plain(self) -> bool:
-        """Whether records that stand are an answer: no policy, no source that is asked each time, no second build."""
+        """Whether records that stand are an answer: no policy, no source asked each time, no count."""
         self._check_open()
         limits = self._limits
-        return not (limits.policies or limits.refresh or limits.verify_derived)
+        return not (limits.policies or limits.refresh or limits.verify_derived or self._recorder)
 
     def explain(self, ref: RefLike) -> Derivation:
         """Return all that a derived artefact depends on, and how it was made.

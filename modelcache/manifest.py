@@ -168,6 +168,18 @@ def render_lock(models: Iterable[LockedModel], *, file: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def render(models: Iterable[Model]) -> str:
+    """Return the text of a manifest for *models*, whose refs are URLs; the patterns of a tree are in its ref."""
+    lines = ["# Written by `modelcache lock --from-usage`: the models that are used most, first the most used."]
+    for model in models:
+        lines += ["", "[[model]]", f"ref = {_quoted(model.ref)}"]
+        if model.digest is not None:
+            lines.append(f"digest = {_quoted(model.digest)}")
+        if model.mirrors:
+            lines.append(f"mirrors = [{', '.join(map(_quoted, model.mirrors))}]")
+    return "\n".join(lines) + "\n"
+
+
 def check_drift(manifest: Iterable[Model], lock: Iterable[LockedModel], *, file: str) -> None:
     """Check that the lock file *file* describes the manifest: the same models, and no digest that contradicts.
 

@@ -19,9 +19,9 @@ _REFS_MAX = 65_536
 
 
 class Warm:
-    """A hit in memory. ``pinned_digest`` is what the caller asked for, if it was the full text."""
+    """A hit in memory: a slot. ``uses`` is how often it was one, ``told`` how many of these are on record."""
 
-    __slots__ = ("digest", "follow", "key", "mtime_ns", "path", "size", "until")
+    __slots__ = ("content_bytes", "digest", "follow", "key", "mtime_ns", "path", "size", "told", "until", "uses")
 
     def __init__(self, entry: Entry) -> None:
         self.key, self.digest, self.path = entry.key, entry.digest, entry.path
@@ -31,6 +31,16 @@ class Warm:
         self.mtime_ns = entry.mtime_ns
         left = MEMORY_S if entry.ttl is None else min(MEMORY_S, entry.expires - time())
         self.until = monotonic() + left
+        self.uses = self.told = 0
+        self.content_bytes = entry.size
+
+    def renewed(self, by: Warm) -> bool:
+        """Trust it as long as *by*, if that is the same; another thread may be counting a use of it at this moment."""
+        mine = self.key, self.digest, self.path, self.follow, self.size, self.mtime_ns
+        if mine != (by.key, by.digest, by.path, by.follow, by.size, by.mtime_ns):
+            return False
+        self.until = by.until
+        return True
 
 
 class Memory(dict[RefLike, Warm]):
@@ -39,6 +49,27 @@ class Memory(dict[RefLike, Warm]):
     def __init__(self, *, keeps: bool = True) -> None:
         super().__init__()
         self._keeps = keeps
+        self._uses = 0  # Of slots that are not here any more.
+        self._leaving: list[Warm] | None = None
+
+    @property
+    def uses(self) -> int:
+        """How many hits there were."""
+        return self._uses + sum(slot.uses for slot in list(self.values()))
+
+    def keep_leaving(self) -> None:
+        """Keep slots that leave until `slots` has shown them: somebody records their uses."""
+        self._leaving = []
+
+    def slots(self) -> list[Warm]:
+        """Return the slots, and those that have left since the last time."""
+        leaving, self._leaving = self._leaving or [], []
+        return [*list(self.values()), *leaving]
+
+    def distrust(self) -> None:
+        """Look for each at its next hit; the uses until now are another process's to record."""
+        for slot in self.slots():
+            slot.told, slot.until = slot.uses, 0.0
 
     def remember(self, ref: RefLike, entry: Entry) -> str:
         """Remember that *ref* is *entry*; return its path."""
@@ -49,7 +80,11 @@ class Memory(dict[RefLike, Warm]):
             return entry.path  # What it means changes with the working directory, or with HOME.
         if len(self) >= _REFS_MAX:
             self.clear()
-        self[ref] = Warm(entry)
+        new = Warm(entry)
+        slot = self.setdefault(ref, new)  # One slot for all threads, or some count where nobody looks.
+        if slot is not new and not slot.renewed(new):
+            self[ref] = new
+            self._leave(slot)
         return entry.path
 
     def standing(self, ref: RefLike, digest: str | None) -> Warm | None:
@@ -67,7 +102,21 @@ class Memory(dict[RefLike, Warm]):
     def forget(self, key: str) -> None:
         """Forget every ref of *key*."""
         for ref in [ref for ref, warm in tuple(self.items()) if warm.key == key]:
-            self.pop(ref, None)
+            slot = self.pop(ref, None)
+            if slot is not None:
+                self._leave(slot)
+
+    def clear(self) -> None:
+        """Forget all."""
+        for ref in list(self):
+            slot = self.pop(ref, None)
+            if slot is not None:
+                self._leave(slot)
+
+    def _leave(self, slot: Warm) -> None:
+        self._uses += slot.uses
+        if self._leaving is not None:
+            self._leaving.append(slot)
 
 
 def _directory_size(path: str) -> int:

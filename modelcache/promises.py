@@ -24,7 +24,7 @@ from .records import Entries, Entry
 
 _BUCKETS = {
     layout.OBJECTS, layout.ENTRIES, layout.DERIVED, layout.FAILURES, layout.PINS, layout.PARTIALS,
-    layout.STAGING, layout.TRASH, layout.QUARANTINE, layout.OUTBOX,
+    layout.STAGING, layout.TRASH, layout.QUARANTINE, layout.OUTBOX, layout.USAGE,
     layout.LOCKS, layout.BACKOFF, layout.LEASES, "format", "CACHEDIR.TAG", sharing.CONFIG,
 }  # fmt: skip
 

@@ -38,10 +38,12 @@ class Stats(Counts):
     Attributes:
         hits: Gets answered from the cache.
         misses: Gets that had to fetch, or failed to.
+        usage_failures: Times that usage could not be written: what was counted waits for the next time.
     """
 
     hits: int = 0
     misses: int = 0
+    usage_failures: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Return the counts as a JSON-ready dict."""
@@ -49,7 +51,7 @@ class Stats(Counts):
 
 
 @dataclass(frozen=True, slots=True)
-class ModelUsage:
+class ModelDiskUsage:
     """What one object takes of the disk.
 
     Attributes:
@@ -96,7 +98,7 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class DiskUsage:
     """What a cache holds on disk. Bytes that several names share are counted once.
 
     Attributes:

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from failpoints import fail_point
@@ -261,6 +262,8 @@ class TreeDownload:
 
     def _hear(self, file: RemoteFile, event: Event) -> None:
         """Pass on what a file tells: progress as that of the whole tree, all else as it is."""
+        if event.kind == "received":  # That counts for the tree.
+            event = replace(event, ref=self._job.ref.key)
         if event.kind not in {"started", "progress"}:
             self._means.emit(event)
             return

@@ -93,6 +93,17 @@ def _tiers(value: object, setting: str, base: str) -> tuple[str, ...]:
     return tuple(part if part in words else _path(part, setting, base) for part in stripped)
 
 
+def _locations(value: object, setting: str, base: str) -> tuple[str, ...]:
+    """Return locations of backends; `backends.locations` says what they are, when one is opened."""
+    del base
+    parts = value.split() if isinstance(value, str) else value
+    if not isinstance(parts, list) or not all(isinstance(part, str) and "://" in part for part in parts):
+        raise ConfigurationError(setting=setting, value="…", expected="locations, such as sqlite:///srv/usage.db")
+    if any("@" in part.partition("://")[2].partition("/")[0] for part in parts):
+        raise ConfigurationError(setting=setting, value="…", expected="locations without credentials")
+    return tuple(parts)
+
+
 def _flag(value: object, setting: str, base: str) -> bool:
     del base
     known = {"0": False, "false": False, "no": False, "off": False, "1": True, "true": True, "yes": True, "on": True}
@@ -180,6 +191,8 @@ class Settings:
     grace: float = _setting(GRACE_S, _span, _AMOUNT, "MODELCACHE_GRACE", "grace", "3600", "for how long (seconds, or `30min`, `12h`) a path that `get` returned is not evicted")
     tiers: tuple[str, ...] = _setting((), _tiers, (list,), "MODELCACHE_TIERS", "tiers", "none", "directories that are asked before any source, nearest first; in the variable with `:` between them; [tiers.md](tiers.md)")
     verify_derived: bool = _setting(False, _flag, (bool,), "MODELCACHE_VERIFY_DERIVED", "`derive(verify=\"rebuild\")`", "0", "build again what is derived, each time, and compare: finds builds that depend on more than their key; [derive.md](derive.md)")
+    usage: bool = _setting(False, _flag, (bool,), "MODELCACHE_USAGE", "usage", "0", "count how models are used, on record in the cache; [usage.md](usage.md)")
+    usage_archive: tuple[str, ...] = _setting((), _locations, (list,), "MODELCACHE_USAGE_ARCHIVE", "usage_archive", "none", "backends that get these counts too (`s3://bucket/prefix`, `sqlite:///path`, `directory:///path`); in the variable with spaces between them")
     progress: str = _setting("auto", _one_of(*PROGRESS), (str,), "MODELCACHE_PROGRESS", "`--progress`", "auto", "how the command line shows progress: `auto`, `bar`, `plain`, `json`, `none`")
 # fmt: on
 

@@ -30,7 +30,7 @@ CONFIG = "config.toml"
 BUCKETS = (
     layout.OBJECTS, layout.ENTRIES, layout.DERIVED, layout.FAILURES, layout.PARTIALS,
     layout.STAGING, layout.LOCKS, layout.TRASH, layout.PINS,
-    layout.QUARANTINE, layout.BACKOFF, layout.LEASES, layout.OUTBOX,
+    layout.QUARANTINE, layout.BACKOFF, layout.LEASES, layout.OUTBOX, layout.USAGE,
 )  # fmt: skip
 _NAMES = frozenset(BUCKETS)
 _BYTES_MAX = 1 << 16

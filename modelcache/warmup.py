@@ -158,9 +158,10 @@ def prewarm(
                 policies=policies,
                 revision=item.revision,
             )
-            entry = getter.look(ask)
-            state = "cached" if entry is not None else "fetched"
-            entry = entry or getter.fetched(ask, deadline)
+            with getter.failing(ask):
+                entry = getter.look(ask)
+                state = "cached" if entry is not None else "fetched"
+                entry = entry or getter.fetched(ask, deadline)
             if item.pin:
                 pin(entry.key)
             derived = []

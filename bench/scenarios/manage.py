@@ -70,7 +70,7 @@ def _look(context: Context, result: Result, root: str, label: str, count: int) -
             {
                 "scandir and stat of all": partial(_timed, partial(_walk, root)),
                 "ls": partial(_timed, cache.entries),
-                "du": partial(_timed, cache.usage_by_model),
+                "du": partial(_timed, cache.disk_usage_by_model),
                 "plan_gc": partial(_timed, cache.plan_gc),
             },
             context.turns(9),

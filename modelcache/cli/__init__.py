@@ -7,6 +7,7 @@ returns an exit code. What they share (root, output, progress, signals) is in `c
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -70,6 +71,8 @@ def run(argv: Sequence[str]) -> int:
     """Run the command in *argv* and return its exit code. No exception leaves, whatever *argv* holds."""
     console = Console()
     previous = signal.signal(signal.SIGTERM, _terminate)
+    log = logging.getLogger("modelcache")
+    log.addFilter(_is_no_event)
     try:
         arguments = _parse(argv)
         console = Console(json=arguments.json, quiet=arguments.quiet)
@@ -93,6 +96,12 @@ def run(argv: Sequence[str]) -> int:
         return _unprinted(console, error)
     finally:
         signal.signal(signal.SIGTERM, previous)
+        log.removeFilter(_is_no_event)
+
+
+def _is_no_event(record: logging.LogRecord) -> bool:
+    """Tell whether *record* is none of an event: those are shown by `Console`, once."""
+    return not hasattr(record, "modelcache")
 
 
 def _unprinted(console: Console, error: OSError) -> int:

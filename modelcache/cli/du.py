@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     """Print a line for each object, with the entries that name it."""
     keys = [parse(ref).key for ref in arguments.refs]
     with Cache(arguments.root) as cache:
-        found, total = cache.usage_by_model()
+        found, total = cache.disk_usage_by_model()
         missing = set(keys) - {key for one in found for key in one.refs}
         if missing:
             raise EntryNotFoundError(ref=min(missing), root=cache.root)

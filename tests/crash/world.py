@@ -41,6 +41,8 @@ from modelcache.outbox import Outbox
 from modelcache.promises import check_cache
 from modelcache.sweep import sweep
 from modelcache.testing import Fault, FaultServer
+from modelcache.usage import store
+from modelcache.usage.tally import Usage
 from tests.support.state import leftovers
 
 OLD = random.Random(20).randbytes(90_000)
@@ -170,6 +172,7 @@ class World:
 
 
 Act = Callable[[Log], None]
+USED = 5  # Hits on record in days that are over, in two files, before `use` folds them.
 Operation = Callable[[World], Act]
 
 
@@ -609,6 +612,30 @@ def replicate(world: World) -> Act:
     return act
 
 
+def use(world: World) -> Act:
+    """What is used is counted, and what others counted is folded."""
+    world.put(OLD, "kept")
+
+    def act(log: Log) -> None:
+        log.expect("kept", digest_of(OLD))
+        for day, hits in (("2020-01-01", 2), ("2020-01-02", USED - 2)):
+            store.write(str(world.root), f"{day}.{process.token()}", "host", {"kept": Usage(hits=hits)})
+        with Cache(world.root, usage=True) as cache:
+            cache.get("kept")
+        store.fold_quietly(str(world.root))
+
+    return act
+
+
+def broken_usage(root: Path) -> list[str]:
+    """Return what is wrong with the usage on record: some may be lost, nothing is there twice, nor made up."""
+    store.fold_quietly(str(root))
+    parts = store.read(str(root))
+    old = sum(usage.hits for part in parts if part.day == store.EARLIER for usage in part.tally.values())
+    new = sum(usage.hits for part in parts if part.day != store.EARLIER for usage in part.tally.values())
+    return [] if old in {0, 2, USED - 2, USED} and new <= 2 else [f"corrupt: usage of {old} and {new} hits"]
+
+
 def broken_replicas(world: World, root: Path, expected: dict[str, frozenset[str | None]]) -> list[str]:
     """Return what is wrong with the tier beside *root*; what waits for it is delivered by the next process."""
     if not world.replicas:
@@ -739,7 +766,7 @@ OPERATIONS: list[Operation] = [
     cold_get, resumed_get, interrupted_get, refresh, put, put_again, put_what_is_here, hit_by_digest, remove,
     remove_one_of_two_names, pin_and_unpin, leased, collect, collect_for_room, repair, two_at_once, two_processes,
     share, shared_get, put_tree, put_tree_again, second_name_of_a_tree, remove_tree, promote, let_in,
-    put_archive, import_folder, import_file, export_folder, export_file, derived, collect_derived, replicate,
+    put_archive, import_folder, import_file, export_folder, export_file, derived, collect_derived, replicate, use,
 ]  # fmt: skip
 
 
@@ -760,6 +787,7 @@ def judge(world: World, root: Path, expected: dict[str, frozenset[str | None]], 
         wrong = [str(v) for v in checked if v.kind != "garbage" and not (damaged and v.promise in {"I1", "I2"})]
         wrong += broken_exports(world, root, expected)
         wrong += broken_replicas(world, root, expected)
+        wrong += broken_usage(root)
         wrong += _offline(world, root, expected)
         wrong += _online(world, root)
         sweep(str(root))

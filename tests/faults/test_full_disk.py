@@ -94,3 +94,20 @@ def test_hits_need_no_space(small_disk: Path, server: FaultServer) -> None:
 
     with Cache(small_disk / "cache") as cache:
         assert Path(cache.get(url)).read_bytes() == CONTENT[:1000]
+
+
+def test_usage_that_finds_no_room_costs_no_get_and_is_on_record_when_there_is_some(
+    small_disk: Path, server: FaultServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = server.add("/m.onnx", CONTENT[:1000])
+    with Cache(small_disk / "cache", usage=True) as cache:
+        cache.get(url)
+        ballast = fill(small_disk, leave=0)
+        cache.get(url)
+        cache.usage()
+        assert cache.stats().usage_failures == 1
+        cache.usage()
+        assert caplog.text.count("cannot be recorded") == 1
+        assert os.listdir(small_disk / "cache" / "staging") == []
+        ballast.unlink()
+        assert cache.usage().total.usage.hits == 1

@@ -325,7 +325,7 @@ def test_events_tell_the_story_of_a_download(server: FaultServer, root: Path) ->
         cache.get(url)
 
     kinds = [event.kind for event in events if event.kind != "progress"]
-    assert kinds == ["started", "retry", "started", "fetched"]
+    assert kinds == ["started", "received", "retry", "started", "received", "fetched"]
     assert events[-1].done == len(CONTENT)
 
 
@@ -437,7 +437,7 @@ def test_reading_calls_make_no_root(root: Path) -> None:
     cache = Cache(root)
     cache.lookup("http://host/m")
     cache.entries()
-    cache.usage()
+    cache.disk_usage()
     cache.health()
     cache.verify()
     cache.remove("http://host/m")
@@ -455,7 +455,7 @@ def test_removing_one_of_two_names_keeps_the_shared_content(root: Path) -> None:
         assert Path(cache.get("two.onnx")).read_bytes() == CONTENT
         assert cache.remove("two.onnx")
 
-        assert cache.usage().objects == 0
+        assert cache.disk_usage().objects == 0
         assert not cache.remove("two.onnx")
 
 

@@ -158,7 +158,7 @@ def test_a_broken_pin_is_written_anew_by_a_repair(root: Path, entry: Entry) -> N
 
     assert not cache.verify().ok
     assert cache.verify(repair=True).ok
-    assert cache.usage().pinned == 1
+    assert cache.disk_usage().pinned == 1
     assert check_cache(root) == []
 
 

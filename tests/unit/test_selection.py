@@ -80,7 +80,7 @@ def test_what_models_share_is_counted_once(root: Path, tmp_path: Path) -> None:
     cache.put(b"f" * 500, name="file")
     cache.put(b"f" * 500, name="again")
 
-    models, total = cache.usage_by_model()
+    models, total = cache.disk_usage_by_model()
 
     assert {one.refs: (one.own_bytes, one.shared_bytes) for one in models} == {
         ("one",): (3000 + listing_bytes(root, "one"), 70_000),
@@ -88,7 +88,7 @@ def test_what_models_share_is_counted_once(root: Path, tmp_path: Path) -> None:
         ("again", "file"): (500, 0),
     }
     assert total == 70_000 + 2 * 3000 + 500 + listing_bytes(root, "one") + listing_bytes(root, "two")
-    assert total == cache.usage().object_bytes
+    assert total == cache.disk_usage().object_bytes
     assert [one.refs for one in models][-1] == ("again", "file")
 
 

@@ -31,6 +31,8 @@ grace = "2h"
 max-bandwidth = "20MB"
 tiers = ["one", "/two"]
 verify-derived = true
+usage = true
+usage-archive = ["sqlite:///srv/usage.db"]
 progress = "plain"
 """
 
@@ -106,6 +108,8 @@ def test_a_file_can_say_everything(here: Path) -> None:
         max_bandwidth=20_000_000,
         tiers=(str(here / "one"), "/two"),
         verify_derived=True,
+        usage=True,
+        usage_archive=("sqlite:///srv/usage.db",),
         progress="plain",
     )
     assert {setting.key for setting in TABLE} - {"offline"} == set(re.findall(r"^([\w-]+) =", EVERYTHING, re.MULTILINE))
@@ -142,7 +146,7 @@ def test_a_cache_takes_what_the_files_say_and_an_argument_wins(here: Path, tmp_p
 def test_a_file_of_the_working_directory_limits_the_cache_that_it_names_and_no_other(
     here: Path, user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for key, value in (("capacity", '"1kB"'), ("grace", "0")):
+    for key, value in (("capacity", '"1kB"'), ("grace", "0"), ("usage-archive", '["s3://elsewhere"]')):
         (here / "modelcache.toml").write_text(f"{key} = {value}\n")
         with pytest.raises(ConfigFileError, match=r"modelcache.toml:1: .*give dir as well"):
             load()

@@ -266,7 +266,7 @@ def test_a_touched_object_is_hashed_once_and_served(
     with cache(root, below) as upper:
         assert upper.get(url) == str(path)
         assert upper.get(url) == str(path)
-        assert upper._hits == 1  # From memory, by its stat.
+        assert upper._warm.uses == 1  # From memory, by its stat.
         upper._warm.clear()
         assert upper.get(url) == str(path)
     assert reads == [str(path)]

@@ -9,14 +9,14 @@ from .objects import Objects
 from .partials import Partials
 from .pins import Pins
 from .records import Entries
-from .report import ModelUsage, Usage
+from .report import DiskUsage, ModelDiskUsage
 
 
-def measure(root: str) -> Usage:
+def measure(root: str) -> DiskUsage:
     """Return what is under *root*; bytes that several names share are counted once."""
     objects = list(Objects(root).all())
     partials, partial_bytes = Partials(root).size()
-    return Usage(
+    return DiskUsage(
         root=root,
         entries=sum(1 for _ in Entries(root).all()),
         pinned=len(Pins(root).all()),
@@ -29,7 +29,7 @@ def measure(root: str) -> Usage:
     )
 
 
-def measure_models(root: str) -> tuple[list[ModelUsage], int]:
+def measure_models(root: str) -> tuple[list[ModelDiskUsage], int]:
     """Return what each object under *root* takes, the largest first, and the bytes of all."""
     refs: dict[str, list[str]] = {}
     names: dict[str, str] = {}
@@ -50,6 +50,6 @@ def measure_models(root: str) -> tuple[list[ModelUsage], int]:
     models = []
     for name, (alone, inodes) in found.items():
         own = alone + sum(size for inode, size in inodes.items() if owners[inode] == 1)
-        models.append(ModelUsage(name, tuple(sorted(refs.get(name, ()))), own, alone + sum(inodes.values()) - own))
+        models.append(ModelDiskUsage(name, tuple(sorted(refs.get(name, ()))), own, alone + sum(inodes.values()) - own))
     models.sort(key=lambda one: (-one.own_bytes - one.shared_bytes, one.refs, one.object))
     return models, total

@@ -65,15 +65,27 @@ class Outbox:
     def all(self) -> list[Digest]:
         """Return what waits, what came first before the others. A broken record is of the object that its name says."""
         waiting = []
+        for digest in self.digests():
+            content = files.content(self._path(digest))
+            if content is None:
+                continue  # Delivered this moment; or no file, and nothing of ours.
+            facts = unseal(content) or {}
+            since = facts.get("time")
+            waiting.append((since if isinstance(since, int) else 0, digest))
+        return [digest for _, digest in sorted(waiting)]
+
+    def digests(self) -> set[Digest]:
+        """Return what waits; no record is read."""
+        found = set()
         for name in files.listing(self._directory):
             try:
                 digest = Digest.parse(name.replace("-", ":", 1))
             except InvalidDigestError:
                 continue  # Nothing of ours.
-            facts = unseal(files.content(f"{self._directory}/{name}") or b"") or {}
-            since = facts.get("time")
-            waiting.append((since if isinstance(since, int) else 0, digest))
-        return [digest for _, digest in sorted(waiting)]
+            # Another spelling of a digest is nothing of ours either: it would never be removed.
+            if layout.object_name(digest) == name:
+                found.add(digest)
+        return found
 
     def _path(self, digest: Digest) -> str:
         return f"{self._directory}/{layout.object_name(digest)}"

@@ -1,4 +1,4 @@
-"""The suite on a real S3 server. `make test` has none: it is collected with ``--s3-endpoint`` alone (docs/testing.md)."""
+"""The suite on a real S3 server: collected with ``--s3-endpoint`` alone, as `make test` has none (docs/testing.md)."""
 
 from __future__ import annotations
 

@@ -114,12 +114,16 @@ def install() -> None:
             f"Ceph is not installed ({', '.join(missing)}), and there is no apt-get. {by_hand}", code=UNAVAILABLE
         )
     if os.geteuid() != 0:
-        raise SetupError(f"Ceph is not installed ({', '.join(missing)}), and you are not root. {by_hand}", code=UNAVAILABLE)
+        raise SetupError(
+            f"Ceph is not installed ({', '.join(missing)}), and you are not root. {by_hand}", code=UNAVAILABLE
+        )
     say(f"installing {', '.join(PACKAGES)} (about 200 MB)")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]):
         try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_INSTALL_S, check=False)
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=_INSTALL_S, check=False
+            )
         except subprocess.TimeoutExpired as error:
             raise SetupError(f"{' '.join(command)} took more than {_INSTALL_S:g} s", code=UNAVAILABLE) from error
         if done.returncode:
@@ -199,7 +203,11 @@ class Cluster:
         program, *arguments = command
         try:
             done = subprocess.run(
-                [program, "-c", str(self._conf), *arguments], capture_output=True, text=True, timeout=_STEP_S, check=False
+                [program, "-c", str(self._conf), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=_STEP_S,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             return ""

@@ -28,7 +28,7 @@ _given: list[str] = []
 
 
 def use(endpoint: str) -> None:
-    """Take the server at *endpoint*, which has the bucket, and the credentials of the environment, in place of moto's."""
+    """Take the server at *endpoint*, which has the bucket, in place of moto's; the environment has its credentials."""
     _given[:] = [endpoint.rstrip("/")]
     KEYS.update(access_key_id=os.environ["AWS_ACCESS_KEY_ID"], secret_access_key=os.environ["AWS_SECRET_ACCESS_KEY"])
 

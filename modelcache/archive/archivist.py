@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
+from sys import getsizeof
 from time import monotonic
 from time import time as clock
 from types import TracebackType
@@ -367,7 +368,8 @@ class Archivist:
         for event in events:
             # Encoded here, once for all backends: what cannot be archived is told to whoever wrote it.
             identity = f"{self._origin}.{next(self._numbers)}"
-            items.append(Item(key, event, encode(event), identity, now, since, starts))
+            line = encode(event)
+            items.append(Item(key, event, line, identity, now, since, starts, getsizeof(line)))
             starts = False
         if not items:
             return []

@@ -7,10 +7,10 @@ take again, and who is in here already is never held back.
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -27,7 +27,10 @@ _log = logging.getLogger("modelcache")
 
 
 class Item(NamedTuple):
-    """An event on its way. ``since``: by the monotonic clock. ``starts``: it is the first one of a call."""
+    """An event on its way. ``since``: by the monotonic clock. ``starts``: it is the first one of a call.
+
+    ``size``: the bytes that its text takes in memory.
+    """
 
     key: str
     event: Any
@@ -36,11 +39,7 @@ class Item(NamedTuple):
     time: float
     since: float
     starts: bool
-
-    @property
-    def size(self) -> int:
-        """The bytes that its text takes in memory."""
-        return sys.getsizeof(self.line)
+    size: int
 
 
 class Ledger:
@@ -126,18 +125,19 @@ class Queue:
             QueueFullError: None was taken.
             ArchiveClosedError: The same.
         """
-        me = threading.get_ident()
-        outermost = me not in self._inside
-        self._inside.add(me)
+        me, inside = threading.get_ident(), self._inside
+        if me in inside:
+            with self._lock:
+                return self._offer(items)
+        inside.add(me)
         try:
             with self._lock:
-                self._check_open()
                 return self._offer(items)
         finally:
-            if outermost:
-                self._inside.discard(me)
+            inside.discard(me)
 
     def _offer(self, items: Sequence[Item]) -> int:
+        self._check_open()
         overflow, waiting = self._policy.overflow, self._waiting
         if overflow == "block" and self._line:
             return 0  # Nobody overtakes who waits already.
@@ -238,10 +238,13 @@ class Queue:
                     break
                 self._ready.wait(left)
             waiting = self._waiting
-            size, goal = 0, min(len(waiting), self._policy.batch_max)
-            while len(self._under_way) < goal and (not size or size + waiting[0].size <= BATCH_BYTES_MAX):
-                size += waiting[0].size
-                self._under_way.append(self._popped())
+            count = size = 0
+            for item in islice(waiting, self._policy.batch_max):
+                if count and size + item.size > BATCH_BYTES_MAX:
+                    break
+                count, size = count + 1, size + item.size
+            self._under_way = [waiting.popleft() for _ in range(count)]
+            self._bytes -= size
             self._taken += 1
             self._room.notify_all()
             return self._under_way

@@ -137,6 +137,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def tied() -> list[str]:
+    """Return what stands before a command that is to end with this process, also when that is killed."""
+    return ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+
+
 class Cluster:
     """Three daemons in the directory *top*. Each ends with this process, or after *seconds*, whatever happens."""
 
@@ -188,9 +193,7 @@ class Cluster:
         return self._top / "ceph.conf"
 
     def _daemon(self, program: str, *arguments: str) -> None:
-        limit = ["timeout", "--kill-after=10", str(int(self._seconds))]
-        if shutil.which("setpriv"):
-            limit = ["setpriv", "--pdeathsig", "TERM", *limit]  # A SIGKILL of this process ends them too.
+        limit = [*tied(), "timeout", "--kill-after=10", str(int(self._seconds))]
         with (self._top / f"{program}.out").open("wb") as out:
             daemon = subprocess.Popen(
                 [*limit, program, "-f", "-c", str(self._conf), *arguments],
@@ -296,7 +299,8 @@ def main(arguments: list[str]) -> int:
         with gateway(seconds=given.minutes * 60, keep=given.keep) as endpoint:
             began = time.monotonic()
             keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
-            command = [sys.executable, "-m", "pytest", "-q", f"--s3-endpoint={endpoint}", *(given.pytest or WHAT)]
+            pytest = [sys.executable, "-m", "pytest", "-q", f"--s3-endpoint={endpoint}"]
+            command = [*tied(), *pytest, *(given.pytest or WHAT)]
             code = subprocess.call(command, cwd=HERE.parent.parent, env={**os.environ, **keys})
             say(f"pytest ended with {code} after {time.monotonic() - began:.1f} s")
             return code

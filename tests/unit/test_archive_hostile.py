@@ -50,7 +50,7 @@ from tests.unit.test_archive import LONG_S, QUICK, Caller, registered
 
 
 def item(event: Any) -> Item:
-    return Item("k", event, encode(event), f"id.{event}", 0.0, time.monotonic(), True)
+    return Item("k", event, encode(event), f"id.{event}", 0.0, time.monotonic(), True, 50)
 
 
 def a_queue(**options: Any) -> Queue:

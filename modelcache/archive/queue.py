@@ -138,22 +138,24 @@ class Queue:
 
     def _offer(self, items: Sequence[Item]) -> int:
         self._check_open()
-        overflow, waiting = self._policy.overflow, self._waiting
+        policy, overflow, waiting = self._policy, self._policy.overflow, self._waiting
         if overflow == "block" and self._line:
             return 0  # Nobody overtakes who waits already.
-        fitting = self._fitting(items, 0)
-        if fitting == len(items):
+        size = items[0].size if len(items) == 1 else sum([item.size for item in items])
+        if len(waiting) + len(items) <= policy.capacity and self._bytes + size <= policy.capacity_bytes:
             self._told = False
-        elif overflow == "error":
+            self._add(items, size)
+            return len(items)
+        fitting = self._fitting(items, 0)
+        if overflow == "error" and fitting < len(items):
             detail = f"{len(items)} more were to be written, and there is room for {fitting}"
             raise QueueFullError(backend=self._name, capacity=self._policy.capacity, detail=detail)
-        elif overflow == "drop-oldest":
-            self._add(items)
-            policy = self._policy
+        if overflow == "drop-oldest":
+            self._add(items, size)
             while len(waiting) > policy.capacity or (self._bytes > policy.capacity_bytes and len(waiting) > 1):
                 self._drop(self._popped(), "full")
             return len(items)
-        self._add(items[:fitting])
+        self._add(items[:fitting], sum([item.size for item in items[:fitting]]))
         if overflow == "drop-newest":
             for item in items[fitting:]:
                 self._drop(item, "full")
@@ -196,7 +198,8 @@ class Queue:
             self._check_open()
             fitting = self._fitting(items, taken) if self._line[0] is turn else 0
             if fitting:
-                self._add(items[taken : taken + fitting])
+                fits = items[taken : taken + fitting]
+                self._add(fits, sum([item.size for item in fits]))
                 taken += fitting
                 continue
             now = monotonic()
@@ -318,9 +321,9 @@ class Queue:
             count += 1
         return count
 
-    def _add(self, items: Sequence[Item]) -> None:
+    def _add(self, items: Sequence[Item], size: int) -> None:
         self._waiting.extend(items)
-        self._bytes += sum([item.size for item in items])
+        self._bytes += size
         now = len(self._waiting)
         was = now - len(items)
         # The writer waits for the first event, then for as many as it takes at once, or for its window.

@@ -122,10 +122,10 @@ class Writer:
     def _land(self, items: list[Item]) -> bool:
         """Write *items*; False if that failed and there is no more time."""
         most, doubts = len(items), 0
+        batches: list[Batch] = []
         while items:
-            closing, landing = self.queue.closed, coalesced(items[:most])
-            if not self._at_once:
-                del landing[1:]
+            batches = batches or coalesced(items[:most])
+            closing, landing = self.queue.closed, batches if self._at_once else batches[:1]
             count = sum(map(len, landing))
             try:
                 self._breaker.call(partial(self._write, landing), patience=self._patience, probe=closing)
@@ -135,7 +135,7 @@ class Writer:
                 if count == 1:
                     self._leave_out(items[:1], error)
                     items = items[1:]
-                most = count // 2 or len(items)  # The halves are tried apart, until the one is found.
+                most, batches = count // 2 or len(items), []  # The halves are tried apart, until the one is found.
             except ModelCacheError as error:
                 told, self._failing = self._failing, True
                 self._owe(error)
@@ -148,12 +148,12 @@ class Writer:
                     continue  # It was not asked.
                 doubts = doubts + 1 if isinstance(error.__cause__, _ABOUT_DATA) else 0
                 if doubts >= _DOUBTS:
-                    most = 1
+                    most, batches = 1, []
                 if doubts > _DOUBTS and count == 1:
                     items = self._sifted(items, doubts - _DOUBTS)
             else:
                 self._landed(items[:count])
-                items, doubts = items[count:], 0
+                items, batches, doubts = items[count:], batches[len(landing) :], 0
         return True
 
     def _sifted(self, items: list[Item], number: int) -> list[Item]:

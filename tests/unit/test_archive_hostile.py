@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import pickle
 import shutil
@@ -35,6 +36,9 @@ from modelcache.archive import (
 )
 from modelcache.archive import (
     queue as queues,
+)
+from modelcache.archive import (
+    writer as writers,
 )
 from modelcache.archive.lane import Lane
 from modelcache.archive.queue import Item, Ledger, Queue
@@ -109,6 +113,27 @@ def test_one_event_with_more_bytes_than_the_queue_may_hold_is_taken_alone(root: 
         assert backend.events == ["x" * 1000]
 
 
+def test_a_batch_of_many_keys_is_coalesced_once_however_many_calls_it_takes(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    coalesced = writers.coalesced
+
+    def counting(items: Sequence[Item]) -> list[Batch]:
+        seen.append(len(items))
+        return coalesced(items)
+
+    monkeypatch.setattr(writers, "coalesced", counting)
+    backend = MemoryBackend()
+    with Archivist([registered("m", backend)], root=root) as archivist:
+        for number in range(1000):
+            archivist.append_events(f"k{number % 2}", [number])
+        assert archivist.flush(LONG_S)
+
+    assert len(backend.calls) == 1000
+    assert sum(seen) == 1000
+
+
 def test_what_is_remembered_of_what_was_dropped_is_bounded_by_bytes() -> None:
     ledger = Ledger()
 
@@ -167,15 +192,14 @@ def test_who_waits_for_room_is_told_once_for_whom(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(queues, "_TOLD_S", 0.001)
-    queue = a_queue(capacity=1, wait_max=0.02)
+    queue, looks = a_queue(capacity=1, wait_max=LONG_S), itertools.count(1)
     queue.offer([item(0)])
 
     for number in range(3):
-        queue._in_vain = -1
-        queue.wait([item(number)], hopeless=never, look_in=lambda: 1.0)
+        queue.wait([item(number)], hopeless=lambda: next(looks) % 20 == 0, look_in=lambda: 1.0)
 
     assert [record.getMessage() for record in caplog.records] == [
-        "q: its queue is full, and a write waits for room, 0.02 s at most"
+        "q: its queue is full, and a write waits for room, 60 s at most"
     ]
 
 
@@ -362,7 +386,7 @@ def no_hang() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_hang")
-@pytest.mark.parametrize("place", ["_offer", "_fitting", "_add"])
+@pytest.mark.parametrize("place", ["_offer", "_check_open", "_add"])
 def test_a_signal_handler_may_append_while_the_queue_is_locked_by_its_thread(
     root: Path, monkeypatch: pytest.MonkeyPatch, interrupt: Any, place: str
 ) -> None:

@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from .reference import Ref
     from .retry import Deadline
     from .sources import Source
-    from .tiers import Tier, TierState
+    from .tier import Tier
+    from .tiers import TierState
     from .warmup import PrewarmReport
 
 
@@ -137,7 +138,7 @@ class Cache(Maker):
             bandwidth=settings.max_bandwidth if max_bandwidth is None else max_bandwidth,
             capacity=settings.capacity if capacity is None else Capacity.parse(capacity),
             grace=settings.grace if grace is None else span("grace", grace),
-            tiers=_tiers(settings.tiers if tiers is None else tiers),
+            tiers=_tiers(settings.tiers if tiers is None else tiers, root),
             refresh=settings.mode == "refresh",
             policies=Policies(policies).and_also(policy),
             verify_derived=settings.verify_derived,
@@ -593,15 +594,20 @@ def _sources(sources: object) -> tuple[Source, ...]:
     return tuple(sources)
 
 
-def _tiers(tiers: object) -> tuple[Tier, ...]:
+def _tiers(tiers: object, root: str) -> tuple[Tier, ...]:
     if isinstance(tiers, str | os.PathLike) or not isinstance(tiers, Iterable):
         raise UsageError(problem=f"tiers is a list of tiers, not a single {type(tiers).__name__}")
     texts = list(tiers)
     if not texts:
         return ()
-    from .tiers import Tier
+    from .tier import Tier
 
-    return tuple(Tier.parse(text, os.environ) for text in texts)
+    found: list[Tier] = []
+    for text in texts:
+        tier = Tier.parse(text, os.environ)
+        tier.check_with(found, root)
+        found.append(tier)
+    return tuple(found)
 
 
 def _ref(ref: RefLike) -> RefLike:

@@ -18,7 +18,8 @@ from .reference import Ref
 
 if TYPE_CHECKING:
     from .patterns import Patterns
-    from .tiers import Offer, Tier
+    from .tier import Tier
+    from .tiers import Offer
 
 VERIFY = ("stat", "sample", "full")
 RefLike = str | os.PathLike[str]

@@ -15,76 +15,26 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TypeVar
 
 from . import files, hit, hubcache, layout, reference, trees
-from .config import is_seconds
 from .digest import Digest
-from .errors import ModelCacheError, UsageError
+from .errors import ModelCacheError
 from .hubcache import HubFile, Snapshot
 from .objects import Objects
 from .records import Entries, Entry
 from .reference import HubPlace, Ref
 from .sources.base import RemoteFile, RemoteListing
+from .tier import Tier
 
-HUB = "huggingface"
-_PROMOTE, _IN_PLACE = ",promote", ",in-place"
 _DOWN_S = 60.0  # A tier that has not answered is left alone for so long.
 _log = logging.getLogger("modelcache")
 _complained: set[tuple[str, str]] = set()
 T = TypeVar("T")
 _Found = Callable[[], "Offer | None"]  # Looks at the content, as far as it must, and says what is offered then.
-
-
-@dataclass(frozen=True, slots=True)
-class Tier:
-    """A directory that is asked before any source.
-
-    Attributes:
-        path: Of it, absolute.
-        promote: Whether what it has is copied here when it is first asked for. None: what another modelcache holds is
-            served in place, what huggingface_hub holds is promoted.
-        timeout: How long it may take to say whether it has something, in seconds.
-    """
-
-    path: str
-    promote: bool | None = None
-    timeout: float = 5.0
-
-    def __post_init__(self) -> None:
-        if not (isinstance(self.path, str) and os.path.isabs(self.path) and "\0" not in self.path):
-            raise UsageError(problem=f"the tier {self.path!r} makes no sense: the absolute path of a directory")
-        if not (is_seconds(self.timeout) and self.timeout > 0):
-            raise UsageError(problem=f"timeout={self.timeout!r} of {self.path} makes no sense: seconds above 0")
-        if self.promote not in {None, True, False}:
-            raise UsageError(problem=f"promote={self.promote!r} of {self.path} makes no sense: True, False or None")
-
-    @classmethod
-    def parse(cls, text: object, environ: Mapping[str, str]) -> Tier:
-        """Return the tier that *text* says: a directory, or ``huggingface``; then ``,promote`` or ``,in-place``.
-
-        Raises:
-            UsageError: It makes no sense.
-        """
-        if isinstance(text, Tier):
-            return text
-        if not isinstance(text, str | os.PathLike):
-            raise UsageError(problem=f"a tier is a Tier or a path, not {type(text).__name__}")
-        path, promote = str(os.fspath(text)), None
-        for ending, value in ((_PROMOTE, True), (_IN_PLACE, False)):
-            if path.endswith(ending):
-                path, promote = path.removesuffix(ending), value
-        if not path.strip():
-            raise UsageError(problem="a tier is empty: name a directory")
-        if path == HUB:
-            return cls(hubcache.default_directory(environ), promote)
-        return cls(os.path.abspath(os.path.expanduser(path)), promote)
-
-    def __str__(self) -> str:
-        return self.path + {None: "", True: _PROMOTE, False: _IN_PLACE}[self.promote]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from . import hit, layout, locks, notes, roots
 from .config import ArchiveLimits, RetryPolicy, Timeout
-from .download import Download, Job, Means, reason
+from .download import BELOW, Download, Job, Means, reason
 from .errors import (
     CancelledError,
     DeadlineError,
@@ -68,7 +68,8 @@ class Fetcher:
 
         def promote(job: Job, offer: Offer) -> Entry:
             assert offer.entry is not None
-            return Download(self.means, job, parse(offer.entry.path), self._policy, deadline, below=True).run()
+            place = offer.place or parse(offer.entry.path)
+            return Download(self.means, job, place, BELOW, deadline, below=True).run()
 
         return self._once(job, deadline, lambda: self._promoted(job, promote, lambda job: self._fetch(job, deadline)))
 
@@ -189,13 +190,37 @@ class Fetcher:
         except (CancelledError, StorageError, NoSpaceError):
             raise
         except ModelCacheError as error:
-            if job.local:
-                raise
-            self._tell(job, "mirror", detail=f"{reason(error)}; {job.ref.key} is asked")
-            return ask(replace(job, offer=None))
+            return self._from_the_next(job, promote, ask, error)
         if job.local or not job.refresh:
             return found
         return ask(replace(job, offer=None, known=found, unless_changed=True))
+
+    def _from_the_next(
+        self,
+        job: Job,
+        promote: Callable[[Job, Offer], Entry],
+        ask: Callable[[Job], Entry],
+        error: ModelCacheError,
+    ) -> Entry:
+        """Return what the next tier has, or what *ask* brings: a tier's offer could not be promoted, for *error*."""
+        assert job.offer is not None
+        tiers, failed = self.means.tiers, job.offer.tier
+        offer = None
+        if tiers is not None:
+            wrong = tiers.failed(failed, job.ref.key, error)
+            told = job.offer.entry
+            if wrong and told is not None:
+                job.wrong.append((failed.name, told.digest))
+            offer = tiers.find(job.ref, job.digest, local=job.local, after=failed)
+            if offer is not None and offer.in_place:
+                offer = None if offer.entry is None else replace(offer, in_place=False)
+        if offer is not None:
+            self._tell(job, "mirror", detail=f"{reason(error)}; the tier {offer.tier.name} is asked")
+            return self._promoted(replace(job, offer=offer), promote, ask)
+        if job.local:
+            raise error
+        self._tell(job, "mirror", detail=f"{reason(error)}; {job.ref.key} is asked")
+        return ask(replace(job, offer=None))
 
     def _check_origin(self, job: Job, entry: Entry | None) -> None:
         """Ask the policies of where a tier has had *entry* from; raise PolicyError."""

@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable
 
-from .. import forks
+from .. import forks, reference
 from ..backends import contents, refs
 from ..backends.base import Backend
 from ..backends.refs import RefRecord
@@ -110,8 +110,7 @@ class BucketLevel(Level):
         refs.read(
             self.backend(), "modelcache tiers"
         )  # A miss, of which the bucket must know; and no list of thousands.
-        how = "" if not self.tier.write else "direct" if self.tier.is_direct else "queued"
-        return TierState(self.tier.path, self.kind, promote=True, problem="", name=self.name, write=how)
+        return TierState(self.tier.path, self.kind, promote=True, problem="", name=self.name)
 
     @property
     def kind(self) -> str:
@@ -189,3 +188,14 @@ class BucketLevel(Level):
 def is_shared(ref: Ref) -> bool:
     """Tell whether *ref* means the same on every machine: a path does not, nor what was derived for this one."""
     return ref.scheme != "file" and not ref.is_derived
+
+
+def record_of(entry: Entry) -> RefRecord | None:
+    """Return what a bucket is to have on record for *entry*; None if its ref is this machine's own."""
+    if not is_shared(reference.parse(entry.key)):
+        return None
+    source = entry.source if not entry.source.startswith("file:") else "put"
+    return RefRecord(
+        key=entry.key, digest=entry.digest, name=entry.name, size=entry.size, source=source, checked=entry.checked,
+        etag=entry.etag, last_modified=entry.last_modified, revision=entry.revision, mirrors=entry.mirrors,
+    )  # fmt: skip

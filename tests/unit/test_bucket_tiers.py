@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from modelcache import Cache, Event, Tier, errors
-from modelcache.archive import DirectoryBackend, MemoryBackend
-from modelcache.backends import contents, refs
+from modelcache import Cache, Event, Tier, Timeout, errors
+from modelcache.archive import DirectoryBackend, MemoryBackend, Queued
+from modelcache.backends import ahead, contents, refs
 from modelcache.digest import Digest
-from modelcache.levels import base
+from modelcache.levels import base, health
 from modelcache.outbox import Outbox
 from modelcache.promises import check_cache
 from modelcache.reference import parse
@@ -134,9 +134,7 @@ def test_a_tree_comes_from_the_bucket_and_shares_what_is_here(
     whole(root)
 
 
-def test_offline_no_bucket_beyond_a_connection_is_asked(
-    root: Path, bucket: MemoryBackend, server: FaultServer
-) -> None:
+def test_offline_no_bucket_beyond_a_connection_is_asked(root: Path, bucket: MemoryBackend, server: FaultServer) -> None:
     url = server.add("/model.onnx", CONTENT)
     filled(bucket, root, url)
 
@@ -151,9 +149,7 @@ def test_offline_no_bucket_beyond_a_connection_is_asked(
         assert Path(looking.get(url)).read_bytes() == CONTENT
 
 
-def test_a_path_of_this_machine_is_no_name_that_others_know(
-    root: Path, bucket: MemoryBackend, tmp_path: Path
-) -> None:
+def test_a_path_of_this_machine_is_no_name_that_others_know(root: Path, bucket: MemoryBackend, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(CONTENT)
     with cache(root.parent / "first", tier(bucket, write="direct")) as first:
         first.get(tmp_path / "m.onnx")
@@ -178,7 +174,7 @@ def test_the_source_confirms_what_came_from_the_bucket_without_its_bytes(
     assert (stats.bytes_promoted, stats.bytes_received, stats.unchanged) == (len(CONTENT), 0, 1)
 
 
-# -- what is wrong is refused, asked for elsewhere, and healed -----------------------------------------------------------
+# -- what is wrong is refused, asked for elsewhere, and healed ---------------------------------------------------------
 
 
 def damage(bucket: MemoryBackend, url: str, what: str) -> None:
@@ -197,9 +193,7 @@ def damage(bucket: MemoryBackend, url: str, what: str) -> None:
         bucket.alter(manifest, b"torn")
 
 
-@pytest.mark.parametrize(
-    "what", ["blob", "truncated blob", "missing blob", "record", "record of another", "manifest"]
-)
+@pytest.mark.parametrize("what", ["blob", "truncated blob", "missing blob", "record", "record of another", "manifest"])
 @pytest.mark.parametrize("given", [None, DIGEST])
 def test_what_is_damaged_in_a_bucket_is_never_served_and_healed_by_who_has_it_whole(
     root: Path, bucket: MemoryBackend, server: FaultServer, what: str, given: str | None, caplog: Any
@@ -376,8 +370,6 @@ def test_private_content_goes_only_where_it_was_asked_for(root: Path, server: Fa
 def test_an_outbox_that_is_full_takes_no_more_and_a_required_tier_says_so(
     root: Path, bucket: MemoryBackend, server: FaultServer, caplog: Any
 ) -> None:
-    from modelcache.archive import Queued
-
     urls = [server.add(f"/{n}.onnx", OTHER * (n + 1)) for n in range(3)]
     bucket.fail_next(10_000)
     with cache(root, tier(bucket, write=Queued(capacity=1), timeout=0.5)) as first:
@@ -385,9 +377,9 @@ def test_an_outbox_that_is_full_takes_no_more_and_a_required_tier_says_so(
             first.get(url)
         assert first.waiting() == {"b": 1}
     assert "so many objects wait" in caplog.text
-    with cache(root, tier(bucket, write=Queued(capacity=1), failure="required", timeout=0.5)) as second:
-        with pytest.raises(errors.QueueFullError):
-            second.get(server.add("/more.onnx", CONTENT))
+    required = tier(bucket, write=Queued(capacity=1), failure="required", timeout=0.5)
+    with cache(root, required) as second, pytest.raises(errors.QueueFullError):
+        second.get(server.add("/more.onnx", CONTENT))
 
 
 def test_an_older_content_does_not_take_the_place_of_a_newer_one(root: Path, bucket: MemoryBackend) -> None:
@@ -467,8 +459,6 @@ def test_what_one_process_has_found_dead_the_next_one_does_not_ask(
 def test_a_tier_that_answers_again_is_asked_again_and_nobody_waited_for_it(
     root: Path, bucket: MemoryBackend, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from modelcache.levels import health
-
     monkeypatch.setattr(health, "COOLDOWN_S", 0.001)
     url, other = server.add("/model.onnx", CONTENT), server.add("/other.onnx", OTHER)
     filled(bucket, root, url)
@@ -486,9 +476,6 @@ def test_a_tier_that_answers_again_is_asked_again_and_nobody_waited_for_it(
 def test_a_tier_that_stalls_in_the_middle_is_left_for_the_source_which_goes_on(
     root: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from modelcache import Timeout
-    from modelcache.backends import ahead
-
     monkeypatch.setattr(ahead, "PIECE_BYTES", 100_000)
     release = threading.Event()
 
@@ -516,8 +503,6 @@ def test_a_tier_that_stalls_in_the_middle_is_left_for_the_source_which_goes_on(
 def test_a_wrong_beginning_of_a_tier_is_never_gone_on_with_to_a_whole(
     root: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from modelcache.backends import ahead
-
     monkeypatch.setattr(ahead, "PIECE_BYTES", 100_000)
 
     class Lying(MemoryBackend):
@@ -608,8 +593,6 @@ def test_an_option_of_a_tier_that_makes_no_sense_is_refused(options: dict[str, A
 
 
 def test_a_required_tier_with_a_policy_that_drops_is_refused() -> None:
-    from modelcache.archive import Queued
-
     with pytest.raises(errors.UsageError, match="drop-oldest"):
         Tier("s3://b/p", write=Queued(overflow="drop-oldest"), failure="required")
 
@@ -698,3 +681,83 @@ def test_a_directory_as_a_bucket_is_shared_by_caches(root: Path, tmp_path: Path,
     assert isinstance(DirectoryBackend(tmp_path / "shared"), DirectoryBackend)
     assert os.listdir(tmp_path / "shared/staging") == []
     assert logging.getLogger("modelcache").level == 0
+
+
+# -- copied on request -------------------------------------------------------------------------------------------------
+
+
+def test_sync_brings_what_is_missing_and_nothing_twice(root: Path, bucket: MemoryBackend, server: FaultServer) -> None:
+    urls = [server.add(f"/{n}.onnx", OTHER * (n + 1)) for n in range(4)]
+    with Cache(root) as alone:
+        for url in urls:
+            alone.get(url)
+
+    with cache(root, tier(bucket, write=True)) as upper:
+        planned = upper.sync_tiers(dry_run=True)
+        assert list(bucket.names()) == []
+        first = upper.sync_tiers(urls[0], urls[1])
+        second = upper.sync_tiers()
+
+    assert planned.counts() == {
+        "copied": 0, "missing": 4, "there": 0, "other": 0, "failed": 0, "bytes": 10 * len(OTHER),
+    }  # fmt: skip
+    assert (first.counts()["copied"], first.counts()["bytes"]) == (2, 3 * len(OTHER))
+    assert (second.counts()["copied"], second.counts()["there"], second.counts()["bytes"]) == (2, 2, 7 * len(OTHER))
+    with cache(root.parent / "other", tier(bucket)) as other:
+        pulled = other.sync_tiers(from_="b")
+        assert (pulled.counts()["copied"], pulled.counts()["bytes"]) == (4, 10 * len(OTHER))
+        assert other.sync_tiers(from_="b").counts()["there"] == 4
+        assert [entry.key for entry in other.entries()] == sorted(urls)
+        assert other.stats().requests == 0
+    whole(root.parent / "other")
+
+
+def test_sync_leaves_alone_what_stands_for_another_content(root: Path, bucket: MemoryBackend) -> None:
+    with cache(root, tier(bucket, write=True)) as upper:
+        upper.put(CONTENT, name="m")
+        assert upper.flush(60)
+    with cache(root.parent / "other", tier(bucket, write=True)) as other:
+        with Cache(other.root) as alone:
+            alone.put(OTHER, name="m")
+        assert [one.state for one in other.sync_tiers(to="b").refs] == ["other"]
+        assert [one.state for one in other.sync_tiers(from_="b").refs] == ["other"]
+        assert Path(other.get("m")).read_bytes() == OTHER
+    assert base_record(bucket, "m").digest == DIGEST
+
+
+def test_what_sync_cannot_copy_is_told_and_the_rest_is_copied(
+    root: Path, bucket: MemoryBackend, server: FaultServer
+) -> None:
+    urls = [server.add(f"/{n}.onnx", OTHER * (n + 1)) for n in range(3)]
+    with cache(root, tier(bucket, write=True)) as upper:
+        for url in urls:
+            upper.get(url)
+        assert upper.flush(60)
+    blob = contents.blob_name(Digest.of_bytes([OTHER]))
+    bucket.alter(blob, bucket.read(blob)[1:] + b"x")
+    bucket.alter(refs.record_name(urls[1]), b"torn")
+
+    with cache(root.parent / "other", tier(bucket)) as other:
+        report = other.sync_tiers(from_="b")
+
+    assert report.counts()["copied"] == 1
+    assert sorted(type(one.error).__name__ for one in report.failures) == ["DamagedReplicaError", "DigestMismatchError"]
+    whole(root.parent / "other")
+
+
+@pytest.mark.parametrize("options", [{"to": "b"}, {"to": "x"}, {"from_": "x"}, {"to": "b", "from_": "b"}, {}])
+def test_a_sync_that_makes_no_sense_is_refused(root: Path, bucket: MemoryBackend, options: dict[str, str]) -> None:
+    with cache(root, tier(bucket)) as upper, pytest.raises(errors.UsageError):
+        upper.sync_tiers(**options)  # type: ignore[arg-type]
+    with Cache(root) as none, pytest.raises(errors.UsageError):
+        none.sync_tiers(to="b")
+
+
+def test_a_project_s_file_cannot_have_what_is_fetched_brought_anywhere(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "modelcache.toml").write_text('tiers = ["s3://b/p,name=x,write"]\n')
+
+    with pytest.raises(errors.ConfigFileError, match="stranger"):
+        Cache(root)

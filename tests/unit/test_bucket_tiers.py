@@ -740,7 +740,7 @@ def test_what_sync_cannot_copy_is_told_and_the_rest_is_copied(
     with cache(root.parent / "other", tier(bucket)) as other:
         report = other.sync_tiers(from_="b")
 
-    assert report.counts()["copied"] == 1
+    assert report.counts()["copied"] == 1, report
     assert sorted(type(one.error).__name__ for one in report.failures) == ["DamagedReplicaError", "DigestMismatchError"]
     whole(root.parent / "other")
 
@@ -757,6 +757,8 @@ def test_a_project_s_file_cannot_have_what_is_fetched_brought_anywhere(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MODELCACHE_CONFIG")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     (tmp_path / "modelcache.toml").write_text('tiers = ["s3://b/p,name=x,write"]\n')
 
     with pytest.raises(errors.ConfigFileError, match="stranger"):

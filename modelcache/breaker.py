@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from . import forks, retry
 from .config import RetryPolicy
-from .errors import BackendAccessError, BackendDownError, BackendError, DamagedReplicaError, ModelCacheError
+from .errors import BackendAccessError, BackendDownError, BackendError, ModelCacheError
 from .retry import Deadline
 
 T = TypeVar("T")
@@ -86,7 +86,6 @@ class Breaker:
 
         Raises:
             BackendDownError: It was not asked.
-            DamagedReplicaError: What it has is damaged; that it is down is something else.
             BackendError: It failed; or what else of modelcache *work* raises, which says nothing of the backend.
             CancelledError
         """
@@ -108,8 +107,6 @@ class Breaker:
                 progress=lambda: 0,
                 on_retry=lambda _error, _seconds: None,
             )
-        except DamagedReplicaError:
-            raise  # It has answered, and what it has is another matter.
         except BackendError:
             self._open()
             raise
@@ -131,9 +128,7 @@ class Breaker:
         try:
             result = work()
         except ModelCacheError as error:
-            if isinstance(error, DamagedReplicaError):
-                self._succeeded()
-            elif isinstance(error, BackendError):
+            if isinstance(error, BackendError):
                 self._failed(error)
             raise
         except Exception as error:
@@ -142,12 +137,9 @@ class Breaker:
             raise found from error
         finally:
             self._under_way.pop(number, None)
-        self._succeeded()
-        return result
-
-    def _succeeded(self) -> None:
         with self._guard:
             self._failures, self._cooldown, self._until = 0, 0.0, 0.0
+        return result
 
     def _failed(self, error: BackendError) -> None:
         with self._guard:

@@ -113,7 +113,9 @@ class Sync:
         entries = Entries(self._root)
 
         def one(name: str) -> Synced | None:
-            record = self._breaker(level).call(lambda: refs.read_file(level.backend(), name), patience=_patience())
+            record = self._breaker(level).call(lambda: _record(level, name), patience=_patience())
+            if isinstance(record, DamagedReplicaError):
+                raise record
             if record is None or not wanted(record.key):
                 return None
             here = entries.read(record.key)
@@ -193,3 +195,11 @@ class Sync:
 
 def _patience() -> Deadline:
     return Deadline(None, ref="tiers sync")
+
+
+def _record(level: BucketLevel, name: str) -> RefRecord | DamagedReplicaError | None:
+    """Return the record in the file *name*, or what is wrong with it: that is no sign of a tier that is down."""
+    try:
+        return refs.read_file(level.backend(), name)
+    except DamagedReplicaError as error:
+        return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from modelcache.digest import Digest
 from modelcache.levels import base
 from modelcache.promises import check_cache
 from modelcache.testing import FaultServer
+from tests.crash.world import forked
 from tests.support.buckets import KEYS, needs_obstore, s3_server
 from tests.support.state import leftovers
 
@@ -207,4 +209,23 @@ def test_a_bucket_that_stops_in_the_middle_of_a_content_is_left_for_the_source(
 
     assert (stats.bytes_promoted, stats.bytes_received) == (600_000, len(CONTENT) - 600_000)
     assert refs.read(backend_of(tier), url) is not None
+    whole(root)
+
+
+def test_in_a_forked_child_a_bucket_is_passed_over_and_its_writes_wait_for_others(
+    root: Path, s3: str, server: FaultServer, tmp_path: Path
+) -> None:
+    url, other = server.add("/model.onnx", CONTENT), server.add("/other.onnx", CONTENT[::-1])
+    tier = bucket(s3, tmp_path.name, write=True)
+    with Cache(root, tiers=[tier]) as upper:
+        upper.get(url)
+        assert upper.flush(60)
+
+        def work() -> None:
+            assert Path(upper.get(other)).read_bytes() == CONTENT[::-1]
+
+        assert os.waitstatus_to_exitcode(os.waitpid(forked(work), 0)[1]) == 0
+        assert upper.flush(60)
+
+    assert refs.read(backend_of(tier), other) is not None
     whole(root)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from time import monotonic
+from typing import Any
 
 from failpoints import fail_point
 
 from .. import forks, locks
-from ..backends import contents
+from ..backends import contents, refs
 from ..breaker import DOWN, Breaker
 from ..digest import Digest
 from ..errors import (
@@ -32,7 +33,8 @@ from ..errors import (
     storage_error,
 )
 from ..objects import Objects, Stored
-from ..outbox import Outbox
+from ..outbox import Filing, Outbox
+from ..records import Entries
 from ..retry import Deadline
 from . import exits
 from .queue import Ledger
@@ -50,7 +52,7 @@ class Carrier:
         assert isinstance(registration.policy, Queued)
         self._registration, self._policy = registration, registration.policy
         self._backend, self._breaker, self._ledger = registration.backend, breaker, ledger
-        self._objects, self._outbox = Objects(root), Outbox(root, registration.name)
+        self._objects, self._entries, self._outbox = Objects(root), Entries(root), Outbox(root, registration.name)
         forks.renew_after_fork(self)
 
     def renew_guard(self) -> None:
@@ -248,12 +250,12 @@ class Carrier:
         return bool(self._asked)
 
     def _deliver_all(self) -> bool:
-        while waiting := sorted(self._outbox.all(), key=self._tries.__getitem__):
+        while waiting := self._outbox.filings():
             failed: ModelCacheError | None = None
-            for digest in waiting:
+            for digest in sorted({filing.digest: 0 for filing in waiting}, key=self._tries.__getitem__):
                 self._patience.check()
                 try:
-                    error = self._bring(digest)
+                    error = self._deliver_one(digest, [filing for filing in waiting if filing.digest == digest])
                 except ModelCacheError as found:
                     self._tries[digest] += 1
                     if isinstance(found, BackendError | CancelledError):
@@ -261,14 +263,39 @@ class Carrier:
                     failed = found  # It says nothing of the others, such as a disk that does not read this one.
                     continue
                 del self._tries[digest]
-                fail_point("archive.carrier.before-forget")
-                self._outbox.remove(digest)
                 self._settle({digest: error})
             if failed is not None:
                 raise failed
         return not self._left()
 
-    def _bring(self, digest: Digest) -> ModelCacheError | None:
+    def _deliver_one(self, digest: Digest, filings: list[Filing]) -> ModelCacheError | None:
+        """Bring one object, and what was filed with it; return the error if it can never be brought."""
+        error = self._bring(digest, {wrong for filing in filings for wrong in filing.wrong})
+        for filing in filings:
+            if error is None and filing.record is not None:
+                self._put_on_record(filing.record)
+            fail_point("archive.carrier.before-forget")
+            self._outbox.forget(filing)
+        return error
+
+    def _put_on_record(self, facts: dict[str, Any]) -> None:
+        """Write the record of a ref, whose object is there, unless the ref stands for another one here by now.
+
+        Raises:
+            BackendError: Not now.
+        """
+        record = refs.RefRecord.of_facts(facts)
+        if record is None:
+            return
+        now = self._entries.read(record.key)
+        if now is not None and now.digest != record.digest:
+            return  # Which has been filed as well, and must not be taken back.
+        fail_point("archive.carrier.before-put-record")
+        self._breaker.call(
+            lambda: refs.write(self._backend, record), patience=self._patience, probe=self._closed
+        )  # fmt: skip
+
+    def _bring(self, digest: Digest, wrong: Collection[Digest] = ()) -> ModelCacheError | None:
         """Bring one object; return the error if it can never be brought.
 
         Raises:
@@ -280,7 +307,9 @@ class Carrier:
         if stored is not None:
             try:
                 fail_point("archive.carrier.before-bring")
-                self._breaker.call(self._storing(stored), patience=self._patience, probe=self._closed, size=stored.size)
+                self._breaker.call(
+                    self._storing(stored, wrong), patience=self._patience, probe=self._closed, size=stored.size
+                )
                 self.dispatched += 1
                 return None
             except CorruptObjectError as corrupt:
@@ -294,12 +323,12 @@ class Carrier:
         self._ledger.add(digest, digest, reason)
         return error
 
-    def _storing(self, stored: Stored) -> Callable[[], int]:
+    def _storing(self, stored: Stored, wrong: Collection[Digest]) -> Callable[[], int]:
         """Return what brings *stored* to the backend; that it has gone from the cache is not the backend's failure."""
 
         def store() -> int:
             try:
-                return contents.store(self._backend, stored)
+                return contents.store(self._backend, stored, wrong=wrong)
             except (BackendError, FileNotFoundError) as error:
                 absent = isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError)
                 if absent and self._objects.find(stored.digest) is None:

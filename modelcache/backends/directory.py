@@ -118,6 +118,18 @@ class DirectoryBackend(Backend):
             finally:
                 commit.remove_quietly(staged)
 
+    def put(self, name: str, data: bytes) -> None:
+        """See `Backend`."""
+        with failing_as(self.location):
+            final = self._place(name)
+            staged = self._stage(data)
+            try:
+                fail_point("backends.directory.before-put")
+                commit.commit_file(staged, final)
+            except BaseException:
+                commit.remove_quietly(staged)
+                raise
+
     def upload(self, name: str, path: str, size: int) -> None:
         """See `Backend`."""
         with failing_as(self.location):

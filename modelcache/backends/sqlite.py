@@ -109,6 +109,11 @@ class SqliteBackend(Backend):
         parts = [data[start : start + _PART_BYTES] for start in range(0, len(data), _PART_BYTES)]
         return self._store(check_name(name), len(data), iter(parts))
 
+    def put(self, name: str, data: bytes) -> None:
+        """See `Backend`."""
+        parts = [data[start : start + _PART_BYTES] for start in range(0, len(data), _PART_BYTES)]
+        self._store(check_name(name), len(data), iter(parts), replace=True)
+
     def upload(self, name: str, path: str, size: int) -> None:
         """See `Backend`."""
         try:
@@ -141,15 +146,21 @@ class SqliteBackend(Backend):
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """See `Backend`."""
-        size = self.size(name)
-        if size is None:
-            raise NotInArchiveError(what=name, asked=(self.location,))
-        end = size if length is None else min(size, start + length)
         first = start // _PART_BYTES
-        found = self.query(
-            "SELECT data FROM parts WHERE name = ? AND number BETWEEN ? AND ? ORDER BY number",
-            (name, first, max(first, (end - 1) // _PART_BYTES)),
-        )
+        with self._open(self._to_read) as connection:
+            connection.execute("BEGIN")  # Its size and its bytes are of one moment: it may be replaced.
+            try:
+                sized = connection.execute("SELECT size FROM files WHERE name = ?", (check_name(name),)).fetchone()
+                size = 0 if sized is None else int(sized[0])
+                end = size if length is None else min(size, start + length)
+                found = connection.execute(
+                    "SELECT data FROM parts WHERE name = ? AND number BETWEEN ? AND ? ORDER BY number",
+                    (name, first, max(first, (end - 1) // _PART_BYTES)),
+                ).fetchall()
+            finally:
+                connection.execute("COMMIT")
+        if sized is None:
+            raise NotInArchiveError(what=name, asked=(self.location,))
         data = b"".join(row[0] for row in found)
         return data[start - first * _PART_BYTES : max(0, end - first * _PART_BYTES)]
 

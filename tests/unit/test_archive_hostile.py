@@ -764,7 +764,9 @@ def test_a_database_that_was_deleted_or_replaced_is_made_anew(tmp_path: Path) ->
     (tmp_path / "e.db").replace(tmp_path / "old.db")
     SqliteBackend(tmp_path / "e.db").close()
     backend.append_events("k", [3])
-    assert [one.event for one in SqliteBackend(tmp_path / "e.db").read_events()] == [3]
+    other = SqliteBackend(tmp_path / "e.db")
+    assert [one.event for one in other.read_events()] == [3]
+    other.close()
     backend.close()
 
 

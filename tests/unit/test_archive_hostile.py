@@ -322,6 +322,22 @@ def test_a_server_that_talks_nonsense_for_a_while_costs_no_event(root: Path) -> 
         assert archivist.dropped("m") == ()
 
 
+def test_an_event_that_was_only_unlucky_lands_late_and_is_not_dropped(root: Path) -> None:
+    class Recovering(MemoryBackend):
+        def append_events(self, key: str, events: Sequence[Any]) -> None:
+            if "unlucky" in events and not self.events:
+                raise ValueError("<html>502 Bad Gateway</html> is no JSON")
+            super().append_events(key, events)
+
+    backend = Recovering()
+    with Archivist([registered("m", backend)], root=root) as archivist:
+        archivist.append_events("k", ["unlucky", "other"])
+
+        assert archivist.flush(LONG_S)
+        assert backend.events == ["other", "unlucky"]
+        assert archivist.dropped("m") == ()
+
+
 def test_poison_alone_in_its_queue_waits_until_another_event_shows_whose_fault_it_is(root: Path) -> None:
     backend = Poisoned(lambda: TypeError("not serializable"))
     with Archivist([registered("m", backend)], root=root) as archivist:

@@ -50,7 +50,7 @@ from modelcache.errors.archives import without_credentials
 from modelcache.objects import Objects
 from modelcache.outbox import Outbox
 from modelcache.retry import Deadline
-from tests.unit.test_archive import LONG_S, QUICK, Caller, registered
+from tests.unit.test_archive import LONG_S, QUICK, Caller, Told, registered
 
 
 def item(event: Any) -> Item:
@@ -173,6 +173,22 @@ def test_nobody_overtakes_a_sender_that_waits_for_room() -> None:
     waiting.end()
 
     assert [one.event for one in queue._waiting] == [1]
+
+
+def test_a_full_queue_holds_its_sender_and_not_what_goes_elsewhere(root: Path) -> None:
+    full, good = MemoryBackend(), Told(3)
+    policy = Queued(capacity=1, batch_window=0)
+    with Archivist([registered("full", full, policy=policy), registered("good", good)], root=root) as archivist:
+        with full.hold():
+            archivist.append_events("k", [0])
+            assert full.waiting.wait(LONG_S)
+            archivist.append_events("k", [1])
+            sender = Caller(lambda: archivist.append_events("k", [2]))
+
+            assert good.landed.wait(LONG_S)
+
+            assert sender.is_alive()
+        assert sender.end() is None
 
 
 def test_after_one_sender_has_waited_in_vain_no_other_one_waits_until_something_moves() -> None:

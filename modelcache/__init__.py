@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from .report import Stats as Stats
     from .sources.hf import HfSource as HfSource
     from .sources.http import HttpSource as HttpSource
-    from .tiers import Tier as Tier
+    from .tier import Tier as Tier
     from .workspace import Workspace as Workspace
 
 _HOMES = {
@@ -65,7 +65,7 @@ _HOMES = {
     "RetryPolicy": "config",
     "Signatures": "policy",
     "Stats": "report",
-    "Tier": "tiers",
+    "Tier": "tier",
     "Timeout": "config",
     "Workspace": "workspace",
     "aderive": "api",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -41,14 +41,19 @@ from .records import Entry
 from .report import Stats
 
 if TYPE_CHECKING:
+    from .backends.refs import RefRecord
     from .events import Event
     from .intake import Content
     from .leasing import Lease
+    from .levels.base import TierState
+    from .levels.bucket import BucketLevel
     from .manifest import LockedModel
     from .reference import Ref
+    from .replication import Replication
     from .retry import Deadline
     from .sources import Source
-    from .tiers import Tier, TierState
+    from .syncing import Synced, SyncReport
+    from .tier import Tier
     from .warmup import Documents, PrewarmReport
 
 
@@ -73,10 +78,11 @@ class Cache(Maker):
             until there is room. Default: ``MODELCACHE_CAPACITY``, else no limit.
         grace: For how many seconds a path that `get` returned is certain to stay, without a lease, at least. Default:
             ``MODELCACHE_GRACE``, else an hour.
-        tiers: Directories that are asked, in order, before any source: roots of other caches, or ``"huggingface"``, the
-            cache of huggingface_hub. They are never written to. What the first has is served where it is, that of the
-            second is copied; ``",promote"`` or ``",in-place"`` after the path says it otherwise, as `Tier` does.
-            Default: ``MODELCACHE_TIERS``, else none.
+        tiers: What is asked, in order, before any source: roots of other caches, ``"huggingface"``, the cache of
+            huggingface_hub, and buckets (``"s3://bucket/prefix"``, ``gs://``, ``az://``, ``directory:///shared``). What
+            a cache has is served where it is, all else is copied here; ``",promote"`` or ``",in-place"`` says it
+            otherwise, ``",write"`` brings what is new to a bucket. `Tier` says more: docs/tiers.md. Default:
+            ``MODELCACHE_TIERS``, else none.
         usage: Count how models are used, on record in the cache: docs/usage.md. Default: ``MODELCACHE_USAGE``, else no.
         usage_archive: Backends that get these counts too: ``s3://bucket/prefix``, ``sqlite:///path``,
             ``directory:///path``; then *usage* is on. Default: ``MODELCACHE_USAGE_ARCHIVE``, else none.
@@ -143,7 +149,7 @@ class Cache(Maker):
             bandwidth=settings.max_bandwidth if max_bandwidth is None else max_bandwidth,
             capacity=settings.capacity if capacity is None else Capacity.parse(capacity),
             grace=settings.grace if grace is None else span("grace", grace),
-            tiers=_tiers(settings.tiers if tiers is None else tiers),
+            tiers=_tiers(settings.tiers if tiers is None else tiers, root),
             refresh=settings.mode == "refresh",
             policies=Policies(policies).and_also(policy),
             verify_derived=settings.verify_derived,
@@ -156,6 +162,8 @@ class Cache(Maker):
 
             self._recorder = Recorder(root, self._warm, archives)
         self._getter = Getter(root, limits, _sources(sources), self._tell, self._recorder)
+        self._getter.deliver = self._deliver
+        self._replicating: Replication | None = None
 
     # -- getting ---------------------------------------------------------------------------------------------------
 
@@ -433,13 +441,11 @@ class Cache(Maker):
     def lookup(self, ref: RefLike) -> Entry | None:
         """Return the entry of *ref* if its content is here and untouched; None otherwise. Never opens a connection."""
         self._check_open()
-        return self._getter.find(question(self._limits, ref))
+        return self._getter.find(question(self._limits, ref, local_files_only=True))
 
     def tiers(self) -> list[TierState]:
         """Return the tiers in the order in which they are asked, and how each is now."""
-        from .tiers import Tiers
-
-        return Tiers(self._limits.tiers).states()
+        return [] if self._getter.tiers is None else self._getter.tiers.states()
 
     # -- storing ------------------------------------------------------------------------------------
 
@@ -461,8 +467,11 @@ class Cache(Maker):
         parsed = reference.parse(name)
         wanted, ttl = None if digest is None else Digest.parse(digest), None if ttl is None else lifetime(ttl)
         self._prepare()
-        entry = put(self.root, content, parsed, wanted, ttl, self._gate())
+        filed, file = self._filing()
+        entry = put(self.root, content, parsed, wanted, ttl, self._gate(), file)
         self._warm.forget(parsed.key)
+        if filed:
+            self._deliver(filed, entry.digest)
         return entry
 
     def put_tree(
@@ -496,9 +505,82 @@ class Cache(Maker):
         parsed = reference.parse(name)
         wanted, ttl = None if digest is None else Digest.parse(digest), None if ttl is None else lifetime(ttl)
         self._prepare()
-        entry = put_tree(self.root, os.fspath(directory), parsed, wanted, self._limits.archives, ttl, self._gate())
+        filed, file = self._filing()
+        entry = put_tree(
+            self.root, os.fspath(directory), parsed, wanted, self._limits.archives, ttl, self._gate(), file
+        )
         self._warm.forget(parsed.key)
+        if filed:
+            self._deliver(filed, entry.digest)
         return entry
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Bring what waits for the tiers, of whatever process, for *timeout* seconds (30) at most.
+
+        Returns:
+            Whether nothing waits any more. What does is tried again by the next process that fetches.
+
+        Raises:
+            ConfigurationError: *timeout* makes no sense.
+        """
+        self._check_open()
+        replication = self._replication()
+        return replication is None or replication.flush(timeout)
+
+    def sync_tiers(
+        self,
+        *refs: RefLike,
+        to: str | None = None,
+        from_: str | None = None,
+        jobs: int | None = None,
+        dry_run: bool = False,
+        on_synced: Callable[[Synced], object] | None = None,
+    ) -> SyncReport:
+        """Copy what is missing from this cache to buckets among its tiers, or from one of them to this cache.
+
+        What was derived stays where it is. A ref that stands for another content on the other side is left alone.
+
+        Args:
+            refs: What to copy; all that there is if none is given, what is private too.
+            to: The name of the bucket. Default: all that are written to.
+            from_: The name of the bucket to copy from, in place of to. Capacity and policies hold as for `get`.
+            jobs: Refs at a time.
+            dry_run: Say what would be copied, and copy nothing.
+            on_synced: Called with each outcome as it comes.
+
+        Returns:
+            What became of each ref. Failures are in it, not raised.
+
+        Raises:
+            UsageError: An argument makes no sense, or there is no such tier.
+            EntryNotFoundError: One of *refs* is not on the side that is copied from.
+            BackendError: What the bucket has cannot be listed.
+        """
+        from .syncing import Sync
+
+        self._check_open()
+        if to is not None and from_ is not None:
+            raise UsageError(problem="to and from_ contradict each other: copying has one direction")
+        tiers = self._getter.tiers
+        if tiers is None:
+            raise UsageError(problem="there are no tiers: MODELCACHE_TIERS names them")
+        tell = on_synced or (lambda _: None)
+        sync = Sync(self.root, tiers, jobs=self._jobs(jobs), dry_run=dry_run, tell=tell)
+        if from_ is None:
+            entries = [self._recorded(ref) for ref in refs] if refs else self.entries()
+            return sync.push([entry for entry in entries if entry.derivation is None], to)
+        keys = {reference.parse(ref).key for ref in refs}
+        report = sync.pull(lambda key: not keys or key in keys, from_, self._bring)
+        found = {one.ref for one in report.refs}
+        absent = next((key for key in sorted(keys) if key not in found), None)
+        if absent is not None:
+            raise EntryNotFoundError(ref=absent, root=from_)
+        return report
+
+    def waiting(self) -> dict[str, int]:
+        """Return how many objects wait for which tier, by its name; of those that something waits for."""
+        replication = self._replication()
+        return {} if replication is None else replication.waiting()
 
     def stats(self) -> Stats:
         """Return what this object has counted so far. Hits are counted without a lock: threads may lose a few."""
@@ -517,6 +599,8 @@ class Cache(Maker):
         """Cancel what is being fetched (it can be resumed) and let go of connections. A second close does nothing."""
         self._closed = True
         self._warm.clear()
+        if self._replicating is not None:
+            self._replicating.close()
         self._getter.close()
         if self._recorder is not None:
             self._recorder.close()
@@ -591,6 +675,39 @@ class Cache(Maker):
     def _host_of(self, place: Ref) -> str:
         return self._getter.host_of(place)
 
+    def _filing(self) -> tuple[list[str], Callable[[Entry], object] | None]:
+        """Return where the tiers are told that something waits for, and what files it; None if none is written to."""
+        tiers = self._getter.tiers
+        filed: list[str] = []
+        if tiers is None or not tiers.writable():
+            return filed, None
+        return filed, lambda entry: filed.extend(tiers.file(entry))
+
+    def _deliver(self, names: list[str], digest: Digest) -> None:
+        replication = self._replication()
+        assert replication is not None
+        replication.deliver(names, digest)
+
+    def _replication(self) -> Replication | None:
+        """Return what brings objects to tiers, made when it is first needed; None if no tier is written to."""
+        tiers = self._getter.tiers
+        if self._replicating is None and tiers is not None and tiers.writable():
+            from .replication import Replication
+
+            self._replicating = Replication(self.root, tiers)
+        return self._replicating
+
+    def _bring(self, level: BucketLevel, record: RefRecord) -> Entry:
+        """Return the entry of *record*, brought from *level* alone."""
+        limits = replace(self._limits, tiers=(level.tier,), offline=True)
+        getter = Getter(self.root, limits, (), self._tell)
+        getter.reaches = True
+        try:
+            ask = question(limits, record.key, record.digest, verify="stat", promote=True)
+            return getter.entry(ask, self._getter.patience(record.key, limits.timeout.total))
+        finally:
+            getter.close()
+
     def _prepare(self) -> None:
         from .roots import prepare_root
 
@@ -611,15 +728,20 @@ def _sources(sources: object) -> tuple[Source, ...]:
     return tuple(sources)
 
 
-def _tiers(tiers: object) -> tuple[Tier, ...]:
+def _tiers(tiers: object, root: str) -> tuple[Tier, ...]:
     if isinstance(tiers, str | os.PathLike) or not isinstance(tiers, Iterable):
         raise UsageError(problem=f"tiers is a list of tiers, not a single {type(tiers).__name__}")
     texts = list(tiers)
     if not texts:
         return ()
-    from .tiers import Tier
+    from .tier import Tier
 
-    return tuple(Tier.parse(text, os.environ) for text in texts)
+    found: list[Tier] = []
+    for text in texts:
+        tier = Tier.parse(text, os.environ)
+        tier.check_with(found, root)
+        found.append(tier)
+    return tuple(found)
 
 
 def _locations(places: object) -> tuple[str, ...]:

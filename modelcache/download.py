@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from failpoints import fail_point
@@ -32,6 +32,7 @@ from .events import Event, Listener
 from .gate import Gate, missing
 from .gc import Room
 from .intake import link
+from .levels.base import Offer
 from .objects import Objects, Stored
 from .partials import Partial, Partials
 from .policy import NONE, PLACE_RULES
@@ -41,8 +42,11 @@ from .reference import Ref
 from .report import Counts
 from .retry import Deadline
 from .sources import Registry, Request, Source, Stream, Validators
-from .tiers import Offer, Tiers
+from .sources.tier import SCHEME as TIER
+from .tiers import Tiers
 from .transfer import Throttle, Transfer
+
+BELOW = RetryPolicy(attempts=2, base=0.1, cap=0.5)  # A tier that fails twice is left for the next place.
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ class Job:
         local: Ask no source: what the tier has, or nothing.
         ttl: For how long it is wanted, in seconds: what the caller says, else what is on record.
         archive: Of a tree that is unpacked, the digest that the archive must have; None takes any.
+        wrong: Filled in by the fetch: tiers, by name, and the digest of what they have that is not what its name says.
+        filed: Filled in by the fetch: the tiers, by name, that what has come waits for.
     """
 
     ref: Ref
@@ -78,6 +84,8 @@ class Job:
     ttl: float | None = None
     gate: Gate | None = None
     archive: Digest | None = None
+    wrong: list[tuple[str, Digest]] = field(default_factory=list)
+    filed: list[str] = field(default_factory=list)
 
     @property
     def places(self) -> tuple[Ref, ...]:
@@ -130,6 +138,16 @@ class Means:
             admitted=mark,
         )
 
+    def record(self, job: Job, entry: Entry, *, personal: bool) -> None:
+        """Let *entry*, whose object is durable, wait for the tiers that are to have it, and put it on record.
+
+        In this order: should the process die in between, they get it all the same (I8).
+        """
+        if self.tiers is not None:
+            job.filed.extend(self.tiers.file(entry, offer=job.offer, personal=personal, wrong=job.wrong))
+            fail_point("download.before-record-of-filed")
+        self.entries.write(entry)
+
     def check_space(self, key: str, needed: int | None) -> None:
         """Raise NoSpaceError if the disk has no room for *needed* bytes more, of *key*; None: as many as may come."""
         if needed is not None:
@@ -144,7 +162,10 @@ class Download:
     ) -> None:
         self._means, self._job, self._place, self._policy, self._deadline = means, job, place, policy, deadline
         self._below = below  # The place is in a tier: policies are asked of where the tier had it from, by who says so.
-        self._source: Source = means.registry.source(place)
+        if below and place.scheme == TIER and means.tiers is not None:
+            self._source: Source = means.tiers.source
+        else:
+            self._source = means.registry.source(place)
         self._host = self._source.host(place.key)
         self._policies = NONE if job.gate is None else job.gate.policies
         self._partial: Partial | None = None
@@ -325,11 +346,15 @@ class Download:
             mirrors=tuple(mirror.key for mirror in job.mirrors),
             ttl=job.ttl,
         )
-        means.entries.write(entry)
+        means.record(job, entry, personal=self._is_personal)
         self._drop_partial()
         means.counts.unchanged += 1
         self._tell("unchanged", total=entry.size)
         return entry
+
+    @property
+    def _is_personal(self) -> bool:
+        return not self._below and self._source.is_personal(self._place.url)
 
     def _admit(self, entry: Entry) -> Entry:
         """Return *entry*, of what is here already and what this place announces, if policies let it in."""
@@ -406,11 +431,23 @@ class Download:
         self._means.check_space(self._job.ref.key, None if total is None else total - partial.length)
         try:
             announced = stream.digest or (partial.facts.get("announced") if resumes else None)
-            partial.describe({"place": self._place.key, "announced": announced, **asdict(stream.validators)}, total)
+            place, validators = self._origin(stream)
+            partial.describe({"place": place, "announced": announced, **asdict(validators)}, total)
         except OSError as error:
             raise errors.storage_error(error, action="record", path=self._job.ref.key) from error
         self._tell("started", done=partial.length, total=partial.total)
         return partial
+
+    def _origin(self, stream: Stream) -> tuple[str, Validators]:
+        """Return where the bytes of *stream* are from, and of what version.
+
+        What comes from a bucket is a copy of what its source had: so the source can go on with it (If-Range). That is
+        safe, because the digest was announced: what does not fit is found out.
+        """
+        told = None if self._job.offer is None else self._job.offer.entry
+        if self._place.scheme != TIER or told is None or told.digest.is_tree:
+            return self._place.key, stream.validators
+        return told.source, Validators(told.etag, told.last_modified, revision=told.revision)
 
     def _splittable(self, stream: Stream) -> bool:
         """Tell whether parts of the content can be asked for, and be known to be parts of the same content."""
@@ -487,7 +524,7 @@ class Download:
         self._partial = None
         entry = self._means.entry(job, stored, source=self._place.key, validators=validators)
         fail_point("download.before-record")
-        self._means.entries.write(entry)
+        self._means.record(job, entry, personal=self._is_personal)
         fail_point("download.after-record")
         self._means.counts.fetched += 1
         seconds = round(time.monotonic() - self._started, 3)

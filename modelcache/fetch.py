@@ -15,7 +15,8 @@ from typing import Any
 
 from . import hit, layout, locks, notes, roots
 from .config import ArchiveLimits, RetryPolicy, Timeout
-from .download import Download, Job, Means, reason
+from .digest import Digest
+from .download import BELOW, Download, Job, Means, reason
 from .errors import (
     CancelledError,
     DeadlineError,
@@ -26,6 +27,7 @@ from .errors import (
     StorageError,
 )
 from .events import Event, Listener
+from .levels.base import Offer
 from .patterns import Patterns
 from .policy import PLACE_RULES
 from .records import Entry
@@ -34,14 +36,19 @@ from .repository import TreeDownload
 from .retry import Deadline
 from .sources import Registry, RemoteListing
 from .sweep import sweep
-from .tiers import Offer
 from .turns import turn
 
 _BRIEF_S = 5.0  # A host that asks to wait longer is left for a mirror, where there is one.
 
 
 class Fetcher:
-    """Fetches into the cache at *root*."""
+    """Fetches into the cache at *root*.
+
+    Attributes:
+        reaches: Whether buckets may be asked though no source is.
+        deliver: Called with the tiers, by name, that something new waits for, and its digest, when the lock of
+            its key is free again. What it raises is the fetch's.
+    """
 
     def __init__(
         self,
@@ -58,6 +65,8 @@ class Fetcher:
         self.means = Means(root, registry, timeout, on_event)
         self._policy, self._lock_timeout = retry_policy, lock_timeout
         self._swept = False
+        self.reaches = False
+        self.deliver: Callable[[list[str], Digest], None] | None = None
 
     def fetch(self, job: Job, deadline: Deadline) -> Entry:
         """Return the entry of *job*, fetched by this process or by the one that was faster.
@@ -68,9 +77,13 @@ class Fetcher:
 
         def promote(job: Job, offer: Offer) -> Entry:
             assert offer.entry is not None
-            return Download(self.means, job, parse(offer.entry.path), self._policy, deadline, below=True).run()
+            place = offer.place or parse(offer.entry.path)
+            return Download(self.means, job, place, BELOW, deadline, below=True).run()
 
-        return self._once(job, deadline, lambda: self._promoted(job, promote, lambda job: self._fetch(job, deadline)))
+        return self._delivered(
+            job,
+            self._once(job, deadline, lambda: self._promoted(job, promote, lambda job: self._fetch(job, deadline))),
+        )
 
     def fetch_tree(self, job: Job, patterns: Patterns, deadline: Deadline, *, jobs: int) -> Entry:
         """Do what `fetch` does for a tree: of the files at its source those that *patterns* let through.
@@ -90,7 +103,13 @@ class Fetcher:
         def promote(job: Job, offer: Offer) -> Entry:
             return work(job, offer.listing)
 
-        return self._once(job, deadline, lambda: self._promoted(job, promote, work))
+        return self._delivered(job, self._once(job, deadline, lambda: self._promoted(job, promote, work)))
+
+    def _delivered(self, job: Job, entry: Entry) -> Entry:
+        """Return *entry*, brought to the tiers that it waits for, or on the way there."""
+        if job.filed and self.deliver is not None:
+            self.deliver(job.filed, entry.digest)
+        return entry
 
     def _once(self, job: Job, deadline: Deadline, work: Callable[[], Entry]) -> Entry:
         """Return what *work* brings, or what another process has brought meanwhile."""
@@ -190,13 +209,38 @@ class Fetcher:
         except (CancelledError, StorageError, NoSpaceError):
             raise
         except ModelCacheError as error:
-            if job.local:
-                raise
-            self._tell(job, "mirror", detail=f"{reason(error)}; {job.ref.key} is asked")
-            return ask(replace(job, offer=None))
+            return self._from_the_next(job, promote, ask, error)
         if job.local or not job.refresh:
             return found
         return ask(replace(job, offer=None, known=found, unless_changed=True))
+
+    def _from_the_next(
+        self,
+        job: Job,
+        promote: Callable[[Job, Offer], Entry],
+        ask: Callable[[Job], Entry],
+        error: ModelCacheError,
+    ) -> Entry:
+        """Return what the next tier has, or what *ask* brings: a tier's offer could not be promoted, for *error*."""
+        assert job.offer is not None
+        tiers, failed = self.means.tiers, job.offer.tier
+        offer = None
+        if tiers is not None:
+            wrong = tiers.failed(failed, job.ref.key, error)
+            told = job.offer.entry
+            if wrong:
+                expected = getattr(error, "expected", None) or (None if told is None else told.digest)
+                job.wrong.extend([] if expected is None else [(failed.name, Digest(expected))])
+            offer = tiers.find(job.ref, job.digest, local=job.local and not self.reaches, after=failed)
+            if offer is not None and offer.in_place:
+                offer = None if offer.entry is None else replace(offer, in_place=False)
+        if offer is not None:
+            self._tell(job, "mirror", detail=f"{reason(error)}; the tier {offer.tier.name} is asked")
+            return self._promoted(replace(job, offer=offer), promote, ask)
+        if job.local:
+            raise error
+        self._tell(job, "mirror", detail=f"{reason(error)}; {job.ref.key} is asked")
+        return ask(replace(job, offer=None))
 
     def _check_origin(self, job: Job, entry: Entry | None) -> None:
         """Ask the policies of where a tier has had *entry* from; raise PolicyError."""

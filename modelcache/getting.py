@@ -39,6 +39,7 @@ from .report import Counts
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
+    from .digest import Digest
     from .fetch import Fetcher
     from .flights import Flights
     from .gate import Gate
@@ -66,11 +67,13 @@ class Getter:
         self.hits = self.misses = 0
         self._sources, self._tell = sources, tell
         self._entries = Entries(root)
-        self._tiers: Tiers | None = None
+        self.tiers: Tiers | None = None
         if limits.tiers:
             from .tiers import Tiers
 
-            self._tiers = Tiers(limits.tiers)
+            self.tiers = Tiers(limits.tiers, root, tell)
+        self.reaches = False  # Buckets may be asked though no source is.
+        self.deliver: Callable[[list[str], Digest], None] | None = None  # See `Fetcher`.
         self._closed = False
         renew_after_fork(self)
         self._fetching: tuple[Fetcher, Flights[Entry]] | None = None
@@ -227,9 +230,9 @@ class Getter:
     def find(self, ask: Ask) -> Entry | None:
         """Return the entry that holds what *ask* names, whole, here or in a tier; None if there is none."""
         entry = self._find(ask)
-        if entry is not None or self._tiers is None or ask.own:
+        if entry is not None or self.tiers is None or ask.own:
             return entry
-        ask.offer = self._tiers.find(ask.ref, ask.digest, verify=ask.verify)
+        ask.offer = self.tiers.find(ask.ref, ask.digest, verify=ask.verify, local=ask.local and not self.reaches)
         if ask.offer is not None and ask.archive is not None:
             told = ask.offer.entry
             ask.offer = ask.offer if told is not None and told.revision == ask.archive else None
@@ -378,7 +381,8 @@ class Getter:
 
     def counts(self) -> Counts:
         """Return what fetching has cost so far."""
-        return self._fetching[0].means.counts if self._fetching else Counts()
+        counts = self._fetching[0].means.counts if self._fetching else Counts()
+        return counts if self.tiers is None else replace(counts, refused=self.tiers.refused)
 
     def close(self) -> None:
         """Cancel what is being fetched, and let go of threads and connections."""
@@ -391,6 +395,8 @@ class Getter:
             self._executor[1].shutdown(wait=self._executor[0] == os.getpid())
         if self._fetching is not None:
             self._fetching[0].means.registry.close()
+        if self.tiers is not None:
+            self.tiers.close()
 
     def _work(self, ask: Ask) -> Callable[[Deadline], Entry]:
         from .download import Job
@@ -463,7 +469,7 @@ class Getter:
                     fetcher.means.throttle = Throttle(self.limits.bandwidth)
                 if self.limits.capacity is not None:
                     fetcher.means.room = Room(self.root, self.limits.capacity, self.limits.grace, self._tell)
-                fetcher.means.tiers = self._tiers
+                fetcher.means.tiers, fetcher.deliver, fetcher.reaches = self.tiers, self.deliver, self.reaches
                 self._fetching = fetcher, Flights()
             return self._fetching[1]
 

@@ -17,8 +17,9 @@ from .records import Entry
 from .reference import Ref
 
 if TYPE_CHECKING:
+    from .levels.base import Offer
     from .patterns import Patterns
-    from .tiers import Offer, Tier
+    from .tier import Tier
 
 VERIFY = ("stat", "sample", "full")
 RefLike = str | os.PathLike[str]

@@ -21,7 +21,7 @@ from . import files, retry
 from .companions import check_companions
 from .config import RetryPolicy
 from .digest import Digest
-from .download import Download, Job, Means, reason
+from .download import BELOW, Download, Job, Means, reason
 from .errors import (
     CancelledError,
     DigestMismatchError,
@@ -158,7 +158,9 @@ class TreeDownload:
                 self._means.room.make(self._job.ref.key, self._total)
             self._means.check_space(self._job.ref.key, self._total)
         self._tell("started", done=0, total=self._total)
-        run_all(missing, self._fetch, jobs=self._jobs, deadline=lambda _: self._deadline)
+        with self._deadline.part() as part:  # What ends the others of these files does not end the whole get.
+            run_all(missing, self._fetch, jobs=self._jobs, deadline=lambda _: part)
+        self._deadline.check()
         if self._first_error is not None:
             raise self._first_error
         for partial, leaf in self._kept:
@@ -212,11 +214,11 @@ class TreeDownload:
         gate = None if self._job.gate is None else self._job.gate.for_a_part
         job = Job(file.ref, file.digest, file.size, gate=gate)
         if self._listing is not None:
-            return _whole(Download(means, job, file.ref, self._policy, deadline, below=True))
+            return _whole(Download(means, job, file.ref, BELOW, deadline, below=True))
         copy_of = None if means.tiers is None else means.tiers.copy_of(file)
         if copy_of is not None:
             try:
-                return _whole(Download(means, job, copy_of, self._policy, deadline, below=True))
+                return _whole(Download(means, job, copy_of, BELOW, deadline, below=True))
             except (CancelledError, StorageError, NoSpaceError):
                 raise
             except ModelCacheError as error:
@@ -254,7 +256,8 @@ class TreeDownload:
                 job, stored, source=job.ref.key, validators=Validators(self._stamp, revision=listing.revision)
             )
             fail_point("repository.before-record")
-            self._means.entries.write(entry)
+            source = None if self._listing is not None else self._means.registry.source(job.ref)
+            self._means.record(job, entry, personal=source is not None and source.is_personal(job.ref.url))
         self._means.counts.fetched += 1
         seconds = round(time.monotonic() - self._started, 3)
         self._tell("fetched", done=stored.size, total=stored.size, seconds=seconds)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ from .errors import ConfigFileError, ConfigurationError, UsageError
 MODES = ("cache-first", "offline", "refresh")
 PROGRESS = ("auto", "bar", "plain", "json", "none")
 DEFAULT, ARGUMENT = "default", "argument"
+_WRITTEN = re.compile(r",(write|write-direct|single-flight|private|required)(,|$)")
 _SECRETS = {"token", "password", "secret", "auth", "authorization", "headers", "credentials", "api-key", "netrc"}
 _KINDS: dict[type, str] = {
     str: "a string", int: "a whole number", float: "a number", bool: "true or false", list: "a list of strings",
@@ -80,8 +82,9 @@ def _path(value: object, setting: str, base: str) -> str:
 
 
 def _tiers(value: object, setting: str, base: str) -> tuple[str, ...]:
-    """Return each tier as `tiers.Tier.parse` takes it: a word that it knows, or an absolute path, and how to use it."""
-    parts = [part for part in value.split(os.pathsep) if part.strip()] if isinstance(value, str) else value
+    """Return each tier as `tier.Tier.parse` takes it: a word that it knows, a bucket, or an absolute path; options."""
+    # The colon of a bucket, s3://…, separates nothing.
+    parts = [part for part in re.split(r":(?!//)", value) if part.strip()] if isinstance(value, str) else value
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         raise ConfigurationError(setting=setting, value=str(value), expected="a list of directories")
     stripped = [part.strip() for part in parts]
@@ -89,8 +92,10 @@ def _tiers(value: object, setting: str, base: str) -> tuple[str, ...]:
         raise ConfigurationError(
             setting=setting, value=str(value), expected="a list of directories, none of them empty"
         )
-    words = ("huggingface", "huggingface,promote", "huggingface,in-place")
-    return tuple(part if part in words else _path(part, setting, base) for part in stripped)
+    return tuple(
+        part if "://" in part or part.partition(",")[0] == "huggingface" else _path(part, setting, base)
+        for part in stripped
+    )
 
 
 def _locations(value: object, setting: str, base: str) -> tuple[str, ...]:
@@ -189,7 +194,7 @@ class Settings:
     max_bandwidth: int | None = _setting(None, _bytes, (int, str), "MODELCACHE_MAX_BANDWIDTH", "max_bandwidth", "no limit", "bytes per second that all fetches of one `Cache` receive together (`20MB`)")
     capacity: Capacity | None = _setting(None, _capacity, (int, str), "MODELCACHE_CAPACITY", "capacity", "no limit", "what the cache may use: bytes (`50GB`, `20GiB`), a share of the disk (`20%`), or what stays free of it (`free:10GB`); [gc.md](gc.md)")
     grace: float = _setting(GRACE_S, _span, _AMOUNT, "MODELCACHE_GRACE", "grace", "3600", "for how long (seconds, or `30min`, `12h`) a path that `get` returned is not evicted")
-    tiers: tuple[str, ...] = _setting((), _tiers, (list,), "MODELCACHE_TIERS", "tiers", "none", "directories that are asked before any source, nearest first; in the variable with `:` between them; [tiers.md](tiers.md)")
+    tiers: tuple[str, ...] = _setting((), _tiers, (list,), "MODELCACHE_TIERS", "tiers", "none", "directories and buckets (`s3://bucket/prefix,write`) that are asked before any source, nearest first; in the variable with `:` between them; [tiers.md](tiers.md)")
     verify_derived: bool = _setting(False, _flag, (bool,), "MODELCACHE_VERIFY_DERIVED", "`derive(verify=\"rebuild\")`", "0", "build again what is derived, each time, and compare: finds builds that depend on more than their key; [derive.md](derive.md)")
     usage: bool = _setting(False, _flag, (bool,), "MODELCACHE_USAGE", "usage", "0", "count how models are used, on record in the cache; [usage.md](usage.md)")
     usage_archive: tuple[str, ...] = _setting((), _locations, (list,), "MODELCACHE_USAGE_ARCHIVE", "usage_archive", "none", "backends that get these counts too (`s3://bucket/prefix`, `sqlite:///path`, `directory:///path`); in the variable with spaces between them")
@@ -344,6 +349,9 @@ def in_file(table: FileTable, *, project: bool = False) -> Layer:
         if setting.key in table.values:
             values[setting.name] = table.value(setting.key, setting.kinds, setting.parse)
             origins[setting.name] = table.where(setting.key)
+    if project and any(_WRITTEN.search(tier) for tier in values.get("tiers", ())):
+        problem = "would bring what is fetched to a tier, which a file of the working directory cannot: it may be a stranger's"
+        raise table.error("tiers", problem)
     if "offline" in values and "mode" in values and values["offline"] != (values["mode"] == "offline"):
         raise table.error("offline", f"contradicts mode = {values['mode']!r}")
     return Layer(values, origins, project)

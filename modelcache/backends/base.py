@@ -2,9 +2,9 @@
 
 A backend stores two things. *Events* are appended, in order, each with an id that is its own for all time; a write that
 failed may come again, whole, with the same ids, and a backend that can tell keeps each event once. *Files* have names
-such as ``blobs/sha256/<hex>``; they are created once, never changed, and read in ranges (`contents` says what is in
-them). A backend raises `BackendError` and its kin, never retries, never touches a cache root, and may be called from
-any thread.
+such as ``blobs/sha256/<hex>``; most are created once and never changed, some small ones are replaced whole, and all are
+read in ranges (`contents` and `refs` say what is in them). A backend raises `BackendError` and its kin, never retries,
+never touches a cache root, and may be called from any thread.
 """
 
 from __future__ import annotations
@@ -107,9 +107,15 @@ def decode(line: str | bytes) -> Archived | None:
 
 
 class Backend(ABC):
-    """Storage for events and files. ``location`` says where, for people, and must hold no credentials."""
+    """Storage for events and files.
+
+    Attributes:
+        location: Where it is, for people; holds no credentials.
+        is_remote: Whether a call opens a connection, which none may who is offline.
+    """
 
     location: str = ""
+    is_remote: bool = False
 
     @abstractmethod
     def append_events(self, key: str, events: Sequence[Any]) -> None:
@@ -128,6 +134,10 @@ class Backend(ABC):
     @abstractmethod
     def create(self, name: str, data: bytes) -> bool:
         """Make the small file *name*, unless it is there; return whether this call made it: just one ever does."""
+
+    @abstractmethod
+    def put(self, name: str, data: bytes) -> None:
+        """Make the small file *name*, or replace it whole: a reader finds what was there before, or this."""
 
     @abstractmethod
     def upload(self, name: str, path: str, size: int) -> None:

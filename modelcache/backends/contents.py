@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from failpoints import fail_point
@@ -25,10 +25,9 @@ from ..errors import CorruptObjectError, DamagedReplicaError, NotInArchiveError,
 from ..listing import Leaf, Listing, digest_of_text
 from ..objects import Stored
 from ..sealed import seal, unseal
+from .ahead import Ahead
 from .base import Backend
 
-PIECE_BYTES = 8 << 20
-_CONNECTIONS = 4
 _FORM = 1
 
 
@@ -70,8 +69,10 @@ def has(backend: Backend, digest: Digest) -> bool:
         return False
 
 
-def store(backend: Backend, stored: Stored) -> int:
+def store(backend: Backend, stored: Stored, *, wrong: Collection[Digest] = ()) -> int:
     """Bring what is *stored* in a cache to *backend*; return the bytes that went there.
+
+    Blobs that are there already are believed by their size, but not those that were found to be *wrong*.
 
     Raises:
         CorruptObjectError: It is not what its name says; nothing of that went anywhere.
@@ -79,13 +80,13 @@ def store(backend: Backend, stored: Stored) -> int:
         FileNotFoundError: It has been removed meanwhile.
         StorageError: It cannot be read.
     """
-    if has(backend, stored.digest):
+    if not wrong and has(backend, stored.digest):
         return 0
     sent = 0
     leaves, text = _leaves(stored)
     for leaf in leaves:
         path = f"{stored.path}/{leaf.path}" if stored.digest.is_tree else stored.path
-        if backend.size(blob_name(leaf.digest)) == leaf.size:
+        if leaf.digest not in wrong and backend.size(blob_name(leaf.digest)) == leaf.size:
             continue
         try:
             actual, _ = files.digest_of(path)
@@ -153,35 +154,12 @@ def pieces(backend: Backend, digest: Digest, size: int, *, start: int = 0) -> It
         DamagedReplicaError: It is shorter.
         BackendError
     """
-    name = blob_name(digest)
-    starts = range(start, size, PIECE_BYTES)
-    if len(starts) <= 1:
-        for at in starts:
-            yield _piece(backend, name, size, at)
-        return
-    from concurrent.futures import ThreadPoolExecutor  # 16 ms, with what it brings.
-
-    with ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="modelcache-archive-read") as pool:
-        # So many are under way, or wait to be taken, and no more: memory stays level, however large the blob is.
-        ahead = [pool.submit(_piece, backend, name, size, at) for at in starts[:_CONNECTIONS]]
-        try:
-            for at in range(len(starts)):
-                data = ahead.pop(0).result()
-                if at + _CONNECTIONS < len(starts):
-                    ahead.append(pool.submit(_piece, backend, name, size, starts[at + _CONNECTIONS]))
-                yield data
-        finally:
-            for piece in ahead:
-                piece.cancel()
-
-
-def _piece(backend: Backend, name: str, size: int, at: int) -> bytes:
-    wanted = min(PIECE_BYTES, size - at)
-    data = backend.read(name, at, wanted)
-    if len(data) != wanted:
-        detail = f"it ends at byte {at + len(data)} of {size}"
-        raise DamagedReplicaError(backend=backend.location, name=name, detail=detail)
-    return data
+    ahead = Ahead(backend, blob_name(digest), size, start)
+    try:
+        while piece := ahead.take():
+            yield piece
+    finally:
+        ahead.close()
 
 
 def fetch_blob(backend: Backend, leaf: Leaf, path: str) -> int:

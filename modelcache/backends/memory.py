@@ -99,6 +99,13 @@ class MemoryBackend(Backend):
             self._files[name] = data
             return True
 
+    def put(self, name: str, data: bytes) -> None:
+        """See `Backend`."""
+        check_name(name)
+        self._pass()
+        with self._guard:
+            self._files[name] = data
+
     def upload(self, name: str, path: str, size: int) -> None:
         """See `Backend`."""
         self._pass()

@@ -37,6 +37,9 @@ _RECENT = 1000  # Writes that may come again. What comes later than that lands t
 _NO_BUCKET = "there is no such bucket"
 _DENIED = re.compile(r"status code: 40[13]\b")
 _MISSING = re.compile(r"status code: 404\b|NoSuchBucket")
+_BUCKET_MISSING = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist")
+_FORKED = "obstore was used before the fork, and cannot be in a forked child: fork before, or start processes by spawn"
+_used_in: list[int] = []  # The process that used obstore first.
 _TIMEOUT = {"connect_timeout": "10s", "timeout": "60s"}
 
 
@@ -83,6 +86,7 @@ class ObjectStoreBackend(Backend):
             value = str(multipart_bytes)
             raise ConfigurationError(setting="multipart_bytes", value=value, expected="a whole number from 1")
         self._library = _obstore()
+        self._check_process(store)
         self._multipart = multipart_bytes
         self._prefix = f"{check_name(prefix.strip('/'))}/" if prefix.strip("/") else ""
         self._pid = os.getpid()
@@ -91,6 +95,7 @@ class ObjectStoreBackend(Backend):
         self._recent: OrderedDict[bytes, str] = OrderedDict()
         self._last = 0
         self.location = _without_credentials(store) if isinstance(store, str) else type(store).__name__
+        self.is_remote = not self.location.startswith(("file:", "memory:", "LocalStore", "MemoryStore"))
         self._store = self._opened(store, config or {}, client_options or {}) if isinstance(store, str) else store
         if check:
             self._check()
@@ -106,6 +111,14 @@ class ObjectStoreBackend(Backend):
             return self._library.store.from_url(url, **options)
         except (self._library.exceptions.BaseError, ValueError, TypeError) as error:
             raise BackendSetupError(backend=self.location, detail=_brief(error)) from error
+
+    def _check_process(self, store: object) -> None:
+        """Raise BackendSetupError where the threads of obstore are those of a parent: a call would never return."""
+        if not _used_in:
+            _used_in.append(os.getpid())
+        if _used_in[0] != os.getpid():
+            where = _without_credentials(store) if isinstance(store, str) else type(store).__name__
+            raise BackendSetupError(backend=where, detail=_FORKED)
 
     def _check(self) -> None:
         try:
@@ -176,6 +189,11 @@ class ObjectStoreBackend(Backend):
     def create(self, name: str, data: bytes) -> bool:
         """See `Backend`. A store without conditional writes overwrites: `check_conditional` tells."""
         return self._create(f"{_FILES}/{check_name(name)}", data)
+
+    def put(self, name: str, data: bytes) -> None:
+        """See `Backend`."""
+        with self._failing():
+            self._library.put(self._store, self._at(f"{_FILES}/{check_name(name)}"), data, use_multipart=False)
 
     def upload(self, name: str, path: str, size: int) -> None:
         """See `Backend`."""
@@ -251,8 +269,7 @@ class ObjectStoreBackend(Backend):
     def _failing(self, name: str = "") -> Iterator[None]:
         """Raise a typed error for what obstore raises in the block."""
         if self._pid != os.getpid():
-            detail = "obstore cannot be used in a forked child: make the backend there, or start processes by spawn"
-            raise BackendSetupError(backend=self.location, detail=detail)
+            raise BackendSetupError(backend=self.location, detail=_FORKED)
         known = self._library.exceptions
         try:
             yield
@@ -261,6 +278,8 @@ class ObjectStoreBackend(Backend):
         except (known.NotFoundError, FileNotFoundError) as error:
             if not name:  # No file was asked for.
                 raise BackendError(backend=self.location, detail=_NO_BUCKET) from error
+            if _BUCKET_MISSING.search(str(error)):
+                raise BackendSetupError(backend=self.location, detail=_NO_BUCKET) from error
             raise NotInArchiveError(what=name, asked=(self.location,)) from error
         except (known.PermissionDeniedError, known.UnauthenticatedError, PermissionError) as error:
             raise BackendAccessError(backend=self.location, detail=_brief(error)) from error

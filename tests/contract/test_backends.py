@@ -8,7 +8,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from modelcache.archive import (
     Registration,
     SqliteBackend,
 )
-from modelcache.backends import contents
+from modelcache.backends import ahead, contents, refs
 from modelcache.digest import Digest
 from modelcache.objects import Objects
+from modelcache.sealed import seal
 from tests.crash.world import forked
 from tests.support.buckets import KEYS, needs_obstore, s3_server
 
@@ -251,6 +252,81 @@ def test_an_upload_replaces_what_was_there(subject: Subject, tmp_path: Path) -> 
     assert subject.again().read("blobs/x") == CONTENT
 
 
+def test_a_small_file_that_is_put_replaces_one_whole(subject: Subject) -> None:
+    subject.backend.put("refs/a", b"first")
+    subject.backend.put("refs/a", b"2nd")
+    subject.backend.put("refs/empty", b"")
+
+    assert subject.backend.read("refs/a") == b"2nd"
+    assert subject.backend.size("refs/a") == 3
+    assert subject.backend.read("refs/empty") == b""
+    assert not subject.backend.create("refs/a", b"third")
+    if subject.survives:
+        assert subject.again().read("refs/a") == b"2nd"
+
+
+def test_who_reads_a_file_while_it_is_replaced_finds_one_of_both(subject: Subject) -> None:
+    values = [bytes([n]) * (n + 1) for n in range(8)]
+    subject.backend.put("refs/a", values[0])
+    done = threading.Event()
+    seen: set[bytes] = set()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.add(subject.backend.read("refs/a"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for value in values:
+        subject.backend.put("refs/a", value)
+    done.set()
+    reader.join()
+
+    assert seen <= set(values)
+    assert subject.backend.read("refs/a") == values[-1]
+
+
+# -- refs --------------------------------------------------------------------------------------------------------------
+
+RECORD = refs.RefRecord(
+    key="https://host/m.onnx", digest=Digest(f"sha256:{'0' * 64}"), name="m.onnx", size=7, source="https://host/m.onnx",
+    checked=1_000, etag='"x"', revision=None, mirrors=("https://other/m.onnx",),
+)  # fmt: skip
+
+
+def test_a_ref_is_on_record_and_its_newest_record_counts(subject: Subject) -> None:
+    assert refs.read(subject.backend, RECORD.key) is None
+
+    refs.write(subject.backend, RECORD)
+    newer = replace(RECORD, checked=2_000, etag=None)
+    refs.write(subject.backend, newer)
+
+    assert refs.read(subject.backend, RECORD.key) == newer
+    assert refs.read(subject.backend, "https://host/other") is None
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        b"no record",
+        seal({"form": 1, **RECORD.facts()})[:-9],
+        seal({"form": 1, **RECORD.facts(), "key": "https://host/other"}),
+        seal({"form": 1, **RECORD.facts(), "digest": "sha256:short"}),
+        seal({"form": 1, **RECORD.facts(), "size": -1}),
+        seal({"form": 1, **RECORD.facts(), "mirrors": "x"}),
+        seal({"form": 1, **RECORD.facts(), "etag": 7}),
+        seal({}),
+    ],
+)
+def test_a_damaged_ref_record_is_told_and_never_believed(damaged: bytes) -> None:
+    backend = MemoryBackend()
+    backend.put(refs.record_name(RECORD.key), damaged)
+
+    with pytest.raises(errors.DamagedReplicaError):
+        refs.read(backend, RECORD.key)
+
+
 def test_what_is_not_there_is_said_so(subject: Subject) -> None:
     with pytest.raises(errors.NotInArchiveError):
         subject.backend.read("blobs/none")
@@ -312,7 +388,7 @@ def test_trees_share_the_blobs_of_their_files(subject: Subject, cache: Cache, tm
 def test_a_read_goes_on_where_it_was_cut(
     subject: Subject, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contents, "PIECE_BYTES", 10_000)
+    monkeypatch.setattr(ahead, "PIECE_BYTES", 10_000)
     one = stored(cache, cache.put(CONTENT, name="m"))
     contents.store(subject.backend, one)
     found = contents.manifest(subject.backend, one.digest)

@@ -1,0 +1,118 @@
+"""Ref records in a backend: which object each key stands for, as the cache that brought it there had it on record.
+
+::
+
+    refs/<key id>     sealed, replaced whole: the key, its digest, and what the source has said of that content
+
+A record is written only when the manifest of its object is there, and holds no credentials: keys have none. A reader
+believes no record that does not match its checksum and the key that it asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .. import layout
+from ..digest import Digest
+from ..errors import DamagedReplicaError, InvalidDigestError, NotInArchiveError
+from ..sealed import seal, unseal
+from .base import Backend
+
+_FORM = 1
+_TEXTS = ("etag", "last_modified", "revision")
+
+
+@dataclass(frozen=True, slots=True)
+class RefRecord:
+    """What is on record for one key.
+
+    Attributes:
+        key: The canonical ref.
+        digest: Of the object.
+        name: Of the file, or of the tree.
+        size: In bytes; of a tree, of all its files.
+        source: What it was fetched from, or ``put``.
+        checked: When that last confirmed it, in Unix seconds.
+        etag: Entity tag at the source.
+        last_modified: HTTP date at the source.
+        revision: The source's own name of this version.
+        mirrors: Refs that may serve the same content.
+    """
+
+    key: str
+    digest: Digest
+    name: str
+    size: int
+    source: str
+    checked: int
+    etag: str | None = None
+    last_modified: str | None = None
+    revision: str | None = None
+    mirrors: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as JSON takes it, and `of_facts` reads it."""
+        return {**asdict(self), "mirrors": list(self.mirrors)}
+
+    @classmethod
+    def of_facts(cls, facts: Mapping[str, Any]) -> RefRecord | None:
+        """Return the record in *facts*, None if they are not of this form."""
+        texts = {name: facts.get(name) for name in ("key", "name", "source")}
+        numbers = {name: facts.get(name) for name in ("size", "checked")}
+        optional = {name: facts.get(name) for name in _TEXTS}
+        mirrors = facts.get("mirrors")
+        if not all(isinstance(value, str) for value in texts.values()):
+            return None
+        if not all(isinstance(value, int) and value >= 0 for value in numbers.values()):
+            return None
+        if not all(value is None or isinstance(value, str) for value in optional.values()):
+            return None
+        if not isinstance(mirrors, list) or not all(isinstance(mirror, str) for mirror in mirrors):
+            return None
+        try:
+            digest = Digest.parse(facts.get("digest") or "")
+        except (InvalidDigestError, TypeError, AttributeError):
+            return None
+        return cls(digest=digest, mirrors=tuple(mirrors), **texts, **numbers, **optional)  # type: ignore[arg-type]
+
+
+def record_name(key: str) -> str:
+    """Return the name of the record of *key* in a backend."""
+    return f"refs/{layout.key_id(key)}"
+
+
+def write(backend: Backend, record: RefRecord) -> None:
+    """Put *record* in the place of what was on record for its key; its manifest must be there.
+
+    Raises:
+        BackendError: What was on record still is.
+    """
+    backend.put(record_name(record.key), seal({"form": _FORM, **record.facts()}))
+
+
+def read(backend: Backend, key: str) -> RefRecord | None:
+    """Return what *backend* has on record for *key*, None if that is nothing.
+
+    Raises:
+        DamagedReplicaError: It cannot be believed.
+        BackendError
+    """
+    return read_file(backend, record_name(key))
+
+
+def read_file(backend: Backend, name: str) -> RefRecord | None:
+    """Do what `read` does, for the record in the file *name*."""
+    try:
+        data = backend.read(name)
+    except NotInArchiveError:
+        return None
+    facts = unseal(data)
+    problem = "its checksum is wrong"
+    if facts is not None:
+        record = RefRecord.of_facts(facts)
+        if record is not None and record_name(record.key) == name:
+            return record
+        problem = "it is not the record of this key"
+    raise DamagedReplicaError(backend=backend.location, name=name, detail=problem)

@@ -13,7 +13,8 @@ import pytest
 
 from modelcache import Cache, Event, Tier, Timeout, errors
 from modelcache.archive import DirectoryBackend, MemoryBackend, Queued
-from modelcache.backends import ahead, contents, refs
+from modelcache.backends import base as backends_base
+from modelcache.backends import contents, refs
 from modelcache.digest import Digest
 from modelcache.levels import base, health
 from modelcache.outbox import Outbox
@@ -476,7 +477,7 @@ def test_a_tier_that_answers_again_is_asked_again_and_nobody_waited_for_it(
 def test_a_tier_that_stalls_in_the_middle_is_left_for_the_source_which_goes_on(
     root: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "PIECE_BYTES", 100_000)
+    monkeypatch.setattr(backends_base, "PIECE_BYTES", 100_000)
     release = threading.Event()
 
     class Stalling(MemoryBackend):
@@ -503,7 +504,7 @@ def test_a_tier_that_stalls_in_the_middle_is_left_for_the_source_which_goes_on(
 def test_a_wrong_beginning_of_a_tier_is_never_gone_on_with_to_a_whole(
     root: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "PIECE_BYTES", 100_000)
+    monkeypatch.setattr(backends_base, "PIECE_BYTES", 100_000)
 
     class Lying(MemoryBackend):
         def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:

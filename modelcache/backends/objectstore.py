@@ -34,7 +34,7 @@ from .base import Archived, Backend, Batch, check_name, decode
 
 _EVENTS, _FILES, _PROBES = "events", "files", "probes"
 _RECENT = 1000  # Writes that may come again. What comes later than that lands twice, and is told by its ids.
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 512 << 10
 _NO_BUCKET = "there is no such bucket"
 _DENIED = re.compile(r"status code: 40[13]\b")
 _MISSING = re.compile(r"status code: 404\b|NoSuchBucket")

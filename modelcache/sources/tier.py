@@ -67,6 +67,9 @@ class _TierStream(Stream):
         """See `Stream.read`."""
         if self._at == len(self._piece):
             self._piece, self._at = self._next(), 0
+            if len(self._piece) <= 2 * limit:  # To cut it costs a copy.
+                self._at = len(self._piece)
+                return self._piece
         chunk = self._piece[self._at : self._at + limit]
         self._at += len(chunk)
         return chunk

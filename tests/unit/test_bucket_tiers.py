@@ -425,9 +425,21 @@ def hanging() -> Iterator[Hanging]:
     backend.release.set()
 
 
-def test_tiers_that_hang_are_looked_at_side_by_side_and_then_left_alone(
-    root: Path, server: FaultServer, caplog: Any
-) -> None:
+def test_where_one_tier_does_not_answer_at_once_all_are_looked_at_side_by_side(root: Path, server: FaultServer) -> None:
+    meeting = threading.Barrier(4)
+
+    class Meeting(MemoryBackend):
+        def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+            meeting.wait(PATIENT / 2)  # Nobody goes on before all are asked.
+            return super().read(name, start, length)
+
+    with cache(root, *(tier(Meeting(), f"m{n}") for n in range(4))) as upper:
+        assert Path(upper.get(server.add("/model.onnx", CONTENT))).read_bytes() == CONTENT
+        assert [state.state for state in upper.tiers()] == ["healthy"] * 4
+    assert not meeting.broken
+
+
+def test_tiers_that_hang_are_asked_once_and_then_left_alone(root: Path, server: FaultServer, caplog: Any) -> None:
     hanging = [Hanging() for _ in range(4)]
     urls = [server.add(f"/{n}.onnx", CONTENT) for n in range(5)]
     try:
@@ -438,7 +450,7 @@ def test_tiers_that_hang_are_looked_at_side_by_side_and_then_left_alone(
         for one in hanging:
             one.release.set()
 
-    assert [one.asked for one in hanging] == [1, 1, 1, 1]  # Side by side: nobody waited for the sum.
+    assert [one.asked for one in hanging] == [1, 1, 1, 1]
     assert caplog.text.count("is passed over") == 4
 
 

@@ -14,14 +14,12 @@ from time import monotonic
 from typing import Any
 
 from .. import forks, layout
-from ..breaker import DOWN, Breaker
-from ..config import RetryPolicy
+from ..breaker import DOWN
 from ..errors import BackendAccessError, BackendDownError, BackendError, BackendSetupError, ModelCacheError
 from ..hints import Hints
 from ..retry import Deadline
-from .base import Level
+from .base import COOLDOWN_MAX_S, COOLDOWN_S, Level
 
-COOLDOWN_S, COOLDOWN_MAX_S = 5.0, 300.0
 _SLOTS = 8
 
 
@@ -63,10 +61,7 @@ class Health:
             layout.key_id(f"tier {level.tier.path}"),
         )
         self._timeout = level.tier.timeout
-        self.breaker = Breaker(
-            level.name, policy=RetryPolicy(attempts=1), cooldown=COOLDOWN_S, cooldown_max=COOLDOWN_MAX_S,
-            timeout=self._timeout,
-        )  # fmt: skip
+        self.breaker = level.breaker
         forks.renew_after_fork(self)
 
     def renew_guard(self) -> None:

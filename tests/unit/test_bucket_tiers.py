@@ -16,7 +16,7 @@ from modelcache.archive import DirectoryBackend, MemoryBackend, Queued
 from modelcache.backends import base as backends_base
 from modelcache.backends import contents, refs
 from modelcache.digest import Digest
-from modelcache.levels import base, health
+from modelcache.levels import base
 from modelcache.outbox import Outbox
 from modelcache.promises import check_cache
 from modelcache.reference import parse
@@ -472,7 +472,7 @@ def test_what_one_process_has_found_dead_the_next_one_does_not_ask(
 def test_a_tier_that_answers_again_is_asked_again_and_nobody_waited_for_it(
     root: Path, bucket: MemoryBackend, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "COOLDOWN_S", 0.001)
+    monkeypatch.setattr(base, "COOLDOWN_S", 0.001)
     url, other = server.add("/model.onnx", CONTENT), server.add("/other.onnx", OTHER)
     filled(bucket, root, url)
     bucket.down = True

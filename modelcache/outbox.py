@@ -136,3 +136,9 @@ def waiting(root: str) -> Callable[[Digest], bool]:
         if files.age(f"{top}/{tier}/{name}") < KEEP_S
     }
     return lambda digest: layout.object_name(digest) in found
+
+
+def counts(root: str, tiers: Iterable[str]) -> dict[str, int]:
+    """Return how many objects wait for which of *tiers*, of those that something waits for."""
+    found = {tier: Outbox(root, tier).count() for tier in tiers}
+    return {tier: count for tier, count in found.items() if count}

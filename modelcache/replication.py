@@ -21,7 +21,7 @@ from .digest import Digest
 from .errors import BackendError, ModelCacheError
 from .levels.bucket import BucketLevel
 from .objects import Stored
-from .outbox import Outbox
+from .outbox import Outbox, counts
 from .tiers import Tiers
 
 _log = logging.getLogger("modelcache")
@@ -77,12 +77,7 @@ class Replication:
                     _log.warning("the tier %s cannot be written: %s", level.name, error.summary)
         if self._made is not None:
             self._made.flush(max(0.0, until - monotonic()))
-        return not self.waiting()
-
-    def waiting(self) -> dict[str, int]:
-        """Return how many objects wait for which tier, of those that something waits for."""
-        counts = {level.name: Outbox(self._root, level.name).count() for level in self._tiers.writable()}
-        return {name: count for name, count in counts.items() if count}
+        return not counts(self._root, (level.name for level in self._tiers.writable()))
 
     def close(self) -> None:
         """Bring what waits, within a bound, and end the threads. What does not get there waits for the next process."""

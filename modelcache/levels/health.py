@@ -103,11 +103,11 @@ class Health:
         return self._begin(work, slot=self._timeout)
 
     def _begin(self, work: Callable[[], Any], *, slot: float) -> Look | None:
-        slots = self._slots
+        slots, until = self._slots, monotonic() + self._timeout
         if not slots.acquire(timeout=slot):
             return None
         look = Look()
-        look.until = monotonic() + self._timeout
+        look.until = until
 
         def run() -> None:
             try:

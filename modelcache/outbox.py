@@ -100,15 +100,19 @@ class Outbox:
         """Return the objects that wait, what came first before the others."""
         return list(dict.fromkeys(filing.digest for filing in self.filings()))
 
+    def digests(self) -> set[Digest]:
+        """Return the objects that wait; no record is read."""
+        return {digest for name in files.listing(self._directory) if (digest := _object_of(name)) is not None}
+
     def filings(self) -> list[Filing]:
         """Return what waits, what came first before the others. A broken one is of the object that its name says."""
         found = []
         for name in files.listing(self._directory):
-            try:
-                digest = Digest.parse(name.partition(".")[0].replace("-", ":", 1))
-            except InvalidDigestError:
-                continue  # Nothing of ours.
-            facts = unseal(files.content(f"{self._directory}/{name}") or b"") or {}
+            digest = _object_of(name)
+            content = files.content(f"{self._directory}/{name}") if digest is not None else None
+            if digest is None or content is None:
+                continue  # Nothing of ours, or no file; or it was delivered this moment.
+            facts = unseal(content) or {}
             since, record, wrong = facts.get("time"), facts.get("record"), facts.get("wrong")
             found.append(
                 Filing(
@@ -120,6 +124,16 @@ class Outbox:
                 )
             )
         return sorted(found, key=lambda filing: (filing.since, filing.digest, filing.name))
+
+
+def _object_of(name: str) -> Digest | None:
+    """Return whose record is called *name*, None if it is nothing of ours: also another spelling of a digest."""
+    head = name.partition(".")[0]
+    try:
+        digest = Digest.parse(head.replace("-", ":", 1))
+    except InvalidDigestError:
+        return None
+    return digest if layout.object_name(digest) == head else None
 
 
 def _objects(directory: str) -> set[str]:

@@ -90,11 +90,11 @@ class Outbox:
 
     def has(self, digest: Digest) -> bool:
         """Tell whether the object waits."""
-        return layout.object_name(digest) in _objects(self._directory)
+        return digest in self.digests()
 
     def count(self) -> int:
         """Return how many objects wait."""
-        return len(_objects(self._directory))
+        return len(self.digests())
 
     def all(self) -> list[Digest]:
         """Return the objects that wait, what came first before the others."""
@@ -134,10 +134,6 @@ def _object_of(name: str) -> Digest | None:
     except InvalidDigestError:
         return None
     return digest if layout.object_name(digest) == head else None
-
-
-def _objects(directory: str) -> set[str]:
-    return {name.partition(".")[0] for name in files.listing(directory)}
 
 
 def waiting(root: str) -> Callable[[Digest], bool]:

@@ -685,7 +685,8 @@ class Cache(Maker):
 
     def _bring(self, level: BucketLevel, record: RefRecord) -> Entry:
         """Return the entry of *record*, brought from *level* alone."""
-        limits = replace(self._limits, tiers=(level.tier,), offline=True)
+        patient = replace(level.tier, timeout=max(level.tier.timeout, 60.0))  # Nobody has another place to ask.
+        limits = replace(self._limits, tiers=(patient,), offline=True)
         getter = Getter(self.root, limits, (), self._tell)
         getter.reaches = True
         try:

@@ -22,8 +22,10 @@ from .errors import (
     BackendDownError,
     BackendError,
     BackendSetupError,
+    DeadlineError,
     IntegrityError,
     ModelCacheError,
+    NetworkError,
     NoSpaceError,
     NotFoundError,
     QueueFullError,
@@ -127,7 +129,8 @@ class Tiers:
             return True
         if isinstance(error, NotFoundError):
             return True  # A record, and nothing behind it: as good as damaged.
-        if isinstance(level, BucketLevel):
+        is_outage = isinstance(error, BackendError | NetworkError) and not isinstance(error, DeadlineError)
+        if isinstance(level, BucketLevel) and is_outage:  # A policy that refuses the content, say, is none.
             self._healths[level.name].failed(error)
         return False
 

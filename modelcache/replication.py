@@ -21,7 +21,7 @@ from .digest import Digest
 from .errors import BackendError, ModelCacheError
 from .levels.bucket import BucketLevel
 from .objects import Stored
-from .outbox import Outbox, counts
+from .outbox import Outbox
 from .tiers import Tiers
 
 _log = logging.getLogger("modelcache")
@@ -77,7 +77,7 @@ class Replication:
                     _log.warning("the tier %s cannot be written: %s", level.name, error.summary)
         if self._made is not None:
             self._made.flush(max(0.0, until - monotonic()))
-        return not counts(self._root, (level.name for level in self._tiers.writable()))
+        return not any(Outbox(self._root, level.name).count() for level in self._tiers.writable())
 
     def close(self) -> None:
         """Bring what waits, within a bound, and end the threads. What does not get there waits for the next process."""

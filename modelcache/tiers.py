@@ -121,6 +121,11 @@ class Tiers:
         """Return how *level* is, and what its calls go through."""
         return self._healths[level.name]
 
+    def note_outages(self) -> None:
+        """Tell other processes which tiers are down: when that was found out, there may have been no root yet."""
+        for health in self._healths.values():
+            health.note_outage()
+
     def failed(self, tier: Tier, key: str, error: ModelCacheError) -> bool:
         """Take note that what *tier* had offered for *key* could not be brought; tell whether it was wrong."""
         level = next(level for level in self.levels if level.tier is tier)

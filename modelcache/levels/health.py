@@ -87,8 +87,6 @@ class Health:
         if self.breaker.state == DOWN:
             if self._refused is not None:
                 raise self._refused
-            if self._noted is False:
-                self._note()  # There may be a root by now to write it to.
             if not self.breaker.is_hanging and self.breaker.closed_in() == 0.0:
                 self._begin(work, slot=0.0)
             return None
@@ -176,6 +174,11 @@ class Health:
                 self.breaker.trip(BackendError(backend=self._level.name, detail=detail), seconds)
                 self._noted = True
                 self._level.complain(f"{detail} (another process has found that)")
+
+    def note_outage(self) -> None:
+        """Tell the other processes that it is down, if it is and that could not be told before."""
+        if not self._noted and self.breaker.state == DOWN and self._refused is None:
+            self._note()
 
     def _note(self) -> None:
         """Tell the other processes of this boot how long it is left alone."""

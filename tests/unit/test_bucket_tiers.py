@@ -460,7 +460,6 @@ def test_what_one_process_has_found_dead_the_next_one_does_not_ask(
     urls = [server.add(f"/{n}.onnx", CONTENT) for n in range(3)]
     with cache(root, tier(hanging, timeout=0.05)) as first:
         first.get(urls[0])
-        first.get(urls[1])
     asked = hanging.asked
 
     with cache(root, tier(hanging, timeout=PATIENT)) as second:  # It would wait for half a minute.

@@ -83,8 +83,13 @@ class Replication:
         """Bring what waits, within a bound, and end the threads. What does not get there waits for the next process."""
         with self._guard:
             made, self._made = self._made, None
-        if made is not None:
-            made.shutdown(_EXIT_S)
+        if made is None:
+            return
+        names = made.health()
+        for level in self._tiers.writable():
+            if level.name in names and DOWN in {self._tiers.health(level).breaker.state, names[level.name].state}:
+                made.remove(level.name, 0.0)  # Nobody waits for that.
+        made.shutdown(_EXIT_S)
 
     def _resume(self, level: BucketLevel) -> None:
         backend = level.backend()

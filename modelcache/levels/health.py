@@ -70,6 +70,7 @@ class Health:
         self._slots = threading.BoundedSemaphore(_SLOTS)
         self._proved = getattr(self, "_proved", False)
         self._heard = self._noted = False
+        self._longer: float | None = None  # Than others have left it alone, so that each new process pays less often.
         self._refused: ModelCacheError | None = None
 
     @property
@@ -136,7 +137,7 @@ class Health:
         if self.breaker.is_hanging and for_s:
             return  # Another one has said so.
         detail = f"it has not answered for {self._timeout:g} s"
-        self.breaker.trip(BackendError(backend=self._level.name, detail=detail))
+        self.breaker.trip(BackendError(backend=self._level.name, detail=detail), self._longer)
         self._note()
         self._level.complain(f"{detail}, and is left alone for {self.breaker.closed_in():.0f} s")
 
@@ -167,9 +168,11 @@ class Health:
         facts = self._hints.read(self._hint)
         until, detail = facts.get("until"), facts.get("detail")
         if isinstance(until, int | float) and isinstance(detail, str):
+            cooldown = facts.get("cooldown")
+            self._longer = min(2.0 * cooldown, COOLDOWN_MAX_S) if isinstance(cooldown, int | float) else None
             seconds = min(until - monotonic(), COOLDOWN_MAX_S)
             if seconds <= 0:  # We look, and the others need not do so at the same time.
-                self._hints.write(self._hint, {"until": monotonic() + COOLDOWN_S, "detail": detail})
+                self._hints.write(self._hint, {**facts, "until": monotonic() + COOLDOWN_S})
             else:
                 self.breaker.trip(BackendError(backend=self._level.name, detail=detail), seconds)
                 self._noted = True
@@ -186,5 +189,6 @@ class Health:
         if seconds <= 0:
             return
         self._noted = self._hints.write(
-            self._hint, {"until": monotonic() + seconds, "detail": self.breaker.last_error or ""}
+            self._hint,
+            {"until": monotonic() + seconds, "cooldown": seconds, "detail": self.breaker.last_error or ""},
         )

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from modelcache import Cache, Event, Policy, Tier, Timeout, errors
+from modelcache import Cache, Event, Policy, Tier, Timeout, errors, layout, replication
 from modelcache.archive import DirectoryBackend, MemoryBackend, Queued
 from modelcache.backends import base as backends_base
 from modelcache.backends import contents, refs
 from modelcache.digest import Digest
+from modelcache.hints import Hints
 from modelcache.levels import base
 from modelcache.outbox import Outbox
 from modelcache.promises import check_cache
@@ -466,6 +467,32 @@ def test_what_one_process_has_found_dead_the_next_one_does_not_ask(
         second.get(urls[2])
 
     assert hanging.asked == asked
+
+
+def test_each_process_that_finds_a_tier_still_dead_leaves_it_alone_for_longer(
+    root: Path, server: FaultServer, hanging: Hanging
+) -> None:
+    hints = Hints(str(root), layout.BACKOFF)
+    name = layout.key_id("tier bucket")
+    left = []
+    for n in range(3):
+        with cache(root, tier(hanging, timeout=0.05)) as upper:
+            upper.get(server.add(f"/{n}.onnx", OTHER))
+        left.append(hints.read(name)["cooldown"])
+        hints.write(name, {**hints.read(name), "until": 0.0})  # That time is over.
+
+    assert left[0] < left[1] < left[2]
+
+
+def test_an_end_does_not_wait_for_a_tier_that_is_down(
+    root: Path, server: FaultServer, hanging: Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replication, "_EXIT_S", 1000.0)  # A failure takes as long.
+
+    with cache(root, tier(hanging, timeout=0.05, write=True)) as upper:
+        upper.get(server.add("/model.onnx", CONTENT))
+
+    assert upper.waiting() == {"b": 1}
 
 
 def test_a_tier_that_answers_again_is_asked_again_and_nobody_waited_for_it(

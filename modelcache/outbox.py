@@ -90,11 +90,11 @@ class Outbox:
 
     def has(self, digest: Digest) -> bool:
         """Tell whether the object waits."""
-        return layout.object_name(digest) in _objects(self._directory)
+        return digest in self.digests()
 
     def count(self) -> int:
         """Return how many objects wait."""
-        return len(_objects(self._directory))
+        return len(self.digests())
 
     def all(self) -> list[Digest]:
         """Return the objects that wait, what came first before the others."""
@@ -136,10 +136,6 @@ def _object_of(name: str) -> Digest | None:
     return digest if layout.object_name(digest) == head else None
 
 
-def _objects(directory: str) -> set[str]:
-    return {name.partition(".")[0] for name in files.listing(directory)}
-
-
 def waiting(root: str) -> Callable[[Digest], bool]:
     """Return what tells, of this moment, whether an object waits for any tier; what waits too long does not count."""
     top = f"{root}/{layout.OUTBOX}"
@@ -150,3 +146,9 @@ def waiting(root: str) -> Callable[[Digest], bool]:
         if files.age(f"{top}/{tier}/{name}") < KEEP_S
     }
     return lambda digest: layout.object_name(digest) in found
+
+
+def counts(root: str, tiers: Iterable[str]) -> dict[str, int]:
+    """Return how many objects wait for which of *tiers*, of those that something waits for."""
+    found = {tier: Outbox(root, tier).count() for tier in tiers}
+    return {tier: count for tier, count in found.items() if count}

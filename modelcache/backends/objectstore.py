@@ -34,6 +34,7 @@ from .base import Archived, Backend, Batch, check_name, decode
 
 _EVENTS, _FILES, _PROBES = "events", "files", "probes"
 _RECENT = 1000  # Writes that may come again. What comes later than that lands twice, and is told by its ids.
+_CHUNK_BYTES = 512 << 10
 _NO_BUCKET = "there is no such bucket"
 _DENIED = re.compile(r"status code: 40[13]\b")
 _MISSING = re.compile(r"status code: 404\b|NoSuchBucket")
@@ -103,8 +104,11 @@ class ObjectStoreBackend(Backend):
     def _opened(self, url: str, config: Mapping[str, Any], client_options: Mapping[str, Any]) -> Any:
         options: dict[str, Any] = {}
         if not url.startswith(("file:", "memory:")):
+            # The variable, as obstore reads it where it is given no options.
+            said = os.environ.get("AWS_ALLOW_HTTP", "").strip().lower()
+            plain = {"allow_http": True} if said in {"1", "true", "yes", "on", "y"} else {}
             options = {
-                "config": dict(config), "client_options": {**_TIMEOUT, **client_options},
+                "config": dict(config), "client_options": {**_TIMEOUT, **plain, **client_options},
                 "retry_config": {"max_retries": 0},
             }  # fmt: skip
         try:
@@ -212,6 +216,14 @@ class ObjectStoreBackend(Backend):
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """See `Backend`."""
         return self._read(f"{_FILES}/{check_name(name)}", start, length)
+
+    def stream(self, name: str, start: int = 0) -> Iterator[bytes]:
+        """See `Backend`."""
+        options = {"range": {"offset": start}} if start else None
+        with self._failing(name):
+            found = self._library.get(self._store, self._at(f"{_FILES}/{check_name(name)}"), options=options)
+            for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
+                yield bytes(chunk)
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """See `Backend`."""

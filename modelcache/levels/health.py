@@ -14,14 +14,12 @@ from time import monotonic
 from typing import Any
 
 from .. import forks, layout
-from ..breaker import DOWN, Breaker
-from ..config import RetryPolicy
+from ..breaker import DOWN
 from ..errors import BackendAccessError, BackendDownError, BackendError, BackendSetupError, ModelCacheError
 from ..hints import Hints
 from ..retry import Deadline
-from .base import Level
+from .base import COOLDOWN_MAX_S, COOLDOWN_S, Level
 
-COOLDOWN_S, COOLDOWN_MAX_S = 5.0, 300.0
 _SLOTS = 8
 
 
@@ -63,10 +61,7 @@ class Health:
             layout.key_id(f"tier {level.tier.path}"),
         )
         self._timeout = level.tier.timeout
-        self.breaker = Breaker(
-            level.name, policy=RetryPolicy(attempts=1), cooldown=COOLDOWN_S, cooldown_max=COOLDOWN_MAX_S,
-            timeout=self._timeout,
-        )  # fmt: skip
+        self.breaker = level.breaker
         forks.renew_after_fork(self)
 
     def renew_guard(self) -> None:
@@ -75,6 +70,7 @@ class Health:
         self._slots = threading.BoundedSemaphore(_SLOTS)
         self._proved = getattr(self, "_proved", False)
         self._heard = self._noted = False
+        self._longer: float | None = None  # Than others have left it alone, so that each new process pays less often.
         self._refused: ModelCacheError | None = None
 
     @property
@@ -92,8 +88,6 @@ class Health:
         if self.breaker.state == DOWN:
             if self._refused is not None:
                 raise self._refused
-            if self._noted is False:
-                self._note()  # There may be a root by now to write it to.
             if not self.breaker.is_hanging and self.breaker.closed_in() == 0.0:
                 self._begin(work, slot=0.0)
             return None
@@ -108,11 +102,11 @@ class Health:
         return self._begin(work, slot=self._timeout)
 
     def _begin(self, work: Callable[[], Any], *, slot: float) -> Look | None:
-        slots = self._slots
+        slots, until = self._slots, monotonic() + self._timeout
         if not slots.acquire(timeout=slot):
             return None
         look = Look()
-        look.until = monotonic() + self._timeout
+        look.until = until
 
         def run() -> None:
             try:
@@ -143,7 +137,7 @@ class Health:
         if self.breaker.is_hanging and for_s:
             return  # Another one has said so.
         detail = f"it has not answered for {self._timeout:g} s"
-        self.breaker.trip(BackendError(backend=self._level.name, detail=detail))
+        self.breaker.trip(BackendError(backend=self._level.name, detail=detail), self._longer)
         self._note()
         self._level.complain(f"{detail}, and is left alone for {self.breaker.closed_in():.0f} s")
 
@@ -174,13 +168,20 @@ class Health:
         facts = self._hints.read(self._hint)
         until, detail = facts.get("until"), facts.get("detail")
         if isinstance(until, int | float) and isinstance(detail, str):
+            cooldown = facts.get("cooldown")
+            self._longer = min(2.0 * cooldown, COOLDOWN_MAX_S) if isinstance(cooldown, int | float) else None
             seconds = min(until - monotonic(), COOLDOWN_MAX_S)
             if seconds <= 0:  # We look, and the others need not do so at the same time.
-                self._hints.write(self._hint, {"until": monotonic() + COOLDOWN_S, "detail": detail})
+                self._hints.write(self._hint, {**facts, "until": monotonic() + COOLDOWN_S})
             else:
                 self.breaker.trip(BackendError(backend=self._level.name, detail=detail), seconds)
                 self._noted = True
                 self._level.complain(f"{detail} (another process has found that)")
+
+    def note_outage(self) -> None:
+        """Tell the other processes that it is down, if it is and that could not be told before."""
+        if not self._noted and self.breaker.state == DOWN and self._refused is None:
+            self._note()
 
     def _note(self) -> None:
         """Tell the other processes of this boot how long it is left alone."""
@@ -188,5 +189,6 @@ class Health:
         if seconds <= 0:
             return
         self._noted = self._hints.write(
-            self._hint, {"until": monotonic() + seconds, "detail": self.breaker.last_error or ""}
+            self._hint,
+            {"until": monotonic() + seconds, "cooldown": seconds, "detail": self.breaker.last_error or ""},
         )

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from modelcache import Cache, Event, Tier, Timeout, errors
+from modelcache import Cache, Event, Policy, Tier, Timeout, errors, layout, replication
 from modelcache.archive import DirectoryBackend, MemoryBackend, Queued
-from modelcache.backends import ahead, contents, refs
+from modelcache.backends import base as backends_base
+from modelcache.backends import contents, refs
 from modelcache.digest import Digest
-from modelcache.levels import base, health
+from modelcache.hints import Hints
+from modelcache.levels import base
 from modelcache.outbox import Outbox
 from modelcache.promises import check_cache
 from modelcache.reference import parse
@@ -424,9 +426,21 @@ def hanging() -> Iterator[Hanging]:
     backend.release.set()
 
 
-def test_tiers_that_hang_are_looked_at_side_by_side_and_then_left_alone(
-    root: Path, server: FaultServer, caplog: Any
-) -> None:
+def test_where_one_tier_does_not_answer_at_once_all_are_looked_at_side_by_side(root: Path, server: FaultServer) -> None:
+    meeting = threading.Barrier(4)
+
+    class Meeting(MemoryBackend):
+        def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+            meeting.wait(PATIENT / 2)  # Nobody goes on before all are asked.
+            return super().read(name, start, length)
+
+    with cache(root, *(tier(Meeting(), f"m{n}") for n in range(4))) as upper:
+        assert Path(upper.get(server.add("/model.onnx", CONTENT))).read_bytes() == CONTENT
+        assert [state.state for state in upper.tiers()] == ["healthy"] * 4
+    assert not meeting.broken
+
+
+def test_tiers_that_hang_are_asked_once_and_then_left_alone(root: Path, server: FaultServer, caplog: Any) -> None:
     hanging = [Hanging() for _ in range(4)]
     urls = [server.add(f"/{n}.onnx", CONTENT) for n in range(5)]
     try:
@@ -437,7 +451,7 @@ def test_tiers_that_hang_are_looked_at_side_by_side_and_then_left_alone(
         for one in hanging:
             one.release.set()
 
-    assert [one.asked for one in hanging] == [1, 1, 1, 1]  # Side by side: nobody waited for the sum.
+    assert [one.asked for one in hanging] == [1, 1, 1, 1]
     assert caplog.text.count("is passed over") == 4
 
 
@@ -447,7 +461,6 @@ def test_what_one_process_has_found_dead_the_next_one_does_not_ask(
     urls = [server.add(f"/{n}.onnx", CONTENT) for n in range(3)]
     with cache(root, tier(hanging, timeout=0.05)) as first:
         first.get(urls[0])
-        first.get(urls[1])
     asked = hanging.asked
 
     with cache(root, tier(hanging, timeout=PATIENT)) as second:  # It would wait for half a minute.
@@ -456,10 +469,36 @@ def test_what_one_process_has_found_dead_the_next_one_does_not_ask(
     assert hanging.asked == asked
 
 
+def test_each_process_that_finds_a_tier_still_dead_leaves_it_alone_for_longer(
+    root: Path, server: FaultServer, hanging: Hanging
+) -> None:
+    hints = Hints(str(root), layout.BACKOFF)
+    name = layout.key_id("tier bucket")
+    left = []
+    for n in range(3):
+        with cache(root, tier(hanging, timeout=0.05)) as upper:
+            upper.get(server.add(f"/{n}.onnx", OTHER))
+        left.append(hints.read(name)["cooldown"])
+        hints.write(name, {**hints.read(name), "until": 0.0})  # That time is over.
+
+    assert left[0] < left[1] < left[2]
+
+
+def test_an_end_does_not_wait_for_a_tier_that_is_down(
+    root: Path, server: FaultServer, hanging: Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replication, "_EXIT_S", 1000.0)  # A failure takes as long.
+
+    with cache(root, tier(hanging, timeout=0.05, write=True)) as upper:
+        upper.get(server.add("/model.onnx", CONTENT))
+
+    assert upper.waiting() == {"b": 1}
+
+
 def test_a_tier_that_answers_again_is_asked_again_and_nobody_waited_for_it(
     root: Path, bucket: MemoryBackend, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "COOLDOWN_S", 0.001)
+    monkeypatch.setattr(base, "COOLDOWN_S", 0.001)
     url, other = server.add("/model.onnx", CONTENT), server.add("/other.onnx", OTHER)
     filled(bucket, root, url)
     bucket.down = True
@@ -476,7 +515,7 @@ def test_a_tier_that_answers_again_is_asked_again_and_nobody_waited_for_it(
 def test_a_tier_that_stalls_in_the_middle_is_left_for_the_source_which_goes_on(
     root: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "PIECE_BYTES", 100_000)
+    monkeypatch.setattr(backends_base, "PIECE_BYTES", 100_000)
     release = threading.Event()
 
     class Stalling(MemoryBackend):
@@ -503,7 +542,7 @@ def test_a_tier_that_stalls_in_the_middle_is_left_for_the_source_which_goes_on(
 def test_a_wrong_beginning_of_a_tier_is_never_gone_on_with_to_a_whole(
     root: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "PIECE_BYTES", 100_000)
+    monkeypatch.setattr(backends_base, "PIECE_BYTES", 100_000)
 
     class Lying(MemoryBackend):
         def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
@@ -521,6 +560,17 @@ def test_a_wrong_beginning_of_a_tier_is_never_gone_on_with_to_a_whole(
     with cache(root, tier(bucket)) as second:
         assert Path(second.get(url)).read_bytes() == CONTENT
     whole(root)
+
+
+def test_a_tier_that_hangs_holds_few_threads_however_many_ask(
+    root: Path, server: FaultServer, hanging: Hanging
+) -> None:
+    urls = [server.add(f"/{n}.onnx", OTHER) for n in range(24)]
+
+    with cache(root, tier(hanging, timeout=0.3)) as upper:
+        assert len(upper.get_many(urls, jobs=24)) == 24
+
+    assert 1 <= hanging.asked <= 8
 
 
 # -- configuration -----------------------------------------------------------------------------------------------------
@@ -681,6 +731,35 @@ def test_a_directory_as_a_bucket_is_shared_by_caches(root: Path, tmp_path: Path,
     assert isinstance(DirectoryBackend(tmp_path / "shared"), DirectoryBackend)
     assert os.listdir(tmp_path / "shared/staging") == []
     assert logging.getLogger("modelcache").level == 0
+
+
+# -- policies ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_is_asked_of_where_the_bucket_had_it_from_and_of_what_it_is(
+    root: Path, bucket: MemoryBackend, server: FaultServer
+) -> None:
+    url = server.add("/model.onnx", CONTENT)
+    filled(bucket, root, url)
+
+    for policy in (Policy(hosts=["models.example.org"]), Policy(max_size=1000), Policy(digests="required")):
+        with cache(root, tier(bucket), policy=policy) as strict, pytest.raises(errors.PolicyError):
+            strict.get(url)
+        whole(root)
+    with cache(root, tier(bucket), policy=Policy(digests="required")) as strict:
+        assert Path(strict.get(url, digest=DIGEST)).read_bytes() == CONTENT
+        assert strict.stats().bytes_promoted == len(CONTENT)
+
+
+def test_what_comes_from_a_bucket_counts_towards_the_capacity(
+    root: Path, bucket: MemoryBackend, server: FaultServer
+) -> None:
+    url = server.add("/model.onnx", CONTENT)
+    filled(bucket, root, url)
+
+    with cache(root, tier(bucket), capacity=len(CONTENT) - 1) as small, pytest.raises(errors.CapacityError):
+        small.get(url)
+    whole(root)
 
 
 # -- copied on request -------------------------------------------------------------------------------------------------

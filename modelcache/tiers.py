@@ -104,7 +104,7 @@ class Tiers:
         Raises:
             BackendSetupError, BackendAccessError: As `find`.
         """
-        looked = [(level, self._healths[level.name].start(level.state)) for level in self.levels]
+        looked = [(level, self._healths[level.name].start(level.state, anyhow=True)) for level in self.levels]
         return [self._state(level, look) for level, look in looked]
 
     def single_flight(self) -> BucketLevel | None:
@@ -239,8 +239,8 @@ class Tiers:
             if found is not None:
                 yield level, found
 
-    def _answer(self, level: Level, look: Look) -> Any:
-        """Return what *look* came to; None if that is nothing, it failed, or is late."""
+    def _answer(self, level: Level, look: Look, *, silent: bool = False) -> Any:
+        """Return what *look* came to; None if that is nothing, it failed, or is late. *silent*: say nothing of that."""
         health = self._healths[level.name]
         if not look.wait(look.until - monotonic()):
             health.overdue()
@@ -252,10 +252,9 @@ class Tiers:
                 raise
         except BackendDownError:
             pass
-        except BackendError as error:
-            level.complain(error.detail)
         except (OSError, ModelCacheError) as error:
-            level.complain(getattr(error, "summary", None) or str(error))
+            if not silent:
+                level.complain(_why(error))
         return None
 
     def _offered(self, level: Level, found: Found, ref: Ref, verify: str) -> Offer | None:
@@ -264,14 +263,14 @@ class Tiers:
             if offer is None or offer.entry is None or not offer.in_place or level.holds(offer.entry, verify):
                 return offer
         except (OSError, ModelCacheError) as error:
-            level.complain(getattr(error, "summary", None) or str(error))
+            level.complain(_why(error))
             return None
         level.complain(f"what it has for {ref.key} is not what its name says")
         return None
 
     def _state(self, level: Level, look: Look | None) -> TierState:
         health, tier = self._healths[level.name], level.tier
-        found: TierState | None = self._answer(level, look) if look is not None else None
+        found: TierState | None = self._answer(level, look, silent=True) if look is not None else None
         breaker = health.breaker
         if found is None:
             late = breaker.is_hanging or (look is not None and not look.wait(0.0))
@@ -288,3 +287,10 @@ class Tiers:
             waiting=len({filing.digest for filing in waiting}),
             lag=round(max(0.0, time() - waiting[0].since), 3) if waiting else 0.0,
         )
+
+
+def _why(error: Exception) -> str:
+    """Return what *error* says of a tier that is named beside it."""
+    if isinstance(error, BackendError):
+        return error.detail
+    return getattr(error, "summary", "") or str(error)

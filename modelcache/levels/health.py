@@ -78,14 +78,16 @@ class Health:
         """Whether it cannot be used as it is configured, and could not be before in this process."""
         return self._refused is not None
 
-    def start(self, work: Callable[[], Any]) -> Look | None:
+    def start(self, work: Callable[[], Any], *, anyhow: bool = False) -> Look | None:
         """Start *work*, one look at the level; None if it is not to be asked, or nobody should wait for it.
+
+        *anyhow*: ask now, whatever is known of it: somebody wants to know how it is.
 
         Raises:
             ModelCacheError: It cannot be used as it is configured, and could not be before in this process.
         """
-        self._hear()
-        if self.breaker.state == DOWN:
+        self._hear(silent=anyhow)
+        if self.breaker.state == DOWN and not (anyhow and not self.breaker.is_hanging):
             if self._refused is not None:
                 raise self._refused
             if not self.breaker.is_hanging and self.breaker.closed_in() == 0.0:
@@ -99,9 +101,9 @@ class Health:
             if self.is_refused:
                 raise
             return None
-        return self._begin(work, slot=self._timeout)
+        return self._begin(work, slot=self._timeout, probe=anyhow)
 
-    def _begin(self, work: Callable[[], Any], *, slot: float) -> Look | None:
+    def _begin(self, work: Callable[[], Any], *, slot: float, probe: bool = False) -> Look | None:
         slots, until = self._slots, monotonic() + self._timeout
         if not slots.acquire(timeout=slot):
             return None
@@ -110,20 +112,20 @@ class Health:
 
         def run() -> None:
             try:
-                look.run(lambda: self._asked(work))
+                look.run(lambda: self._asked(work, probe=probe))
             finally:
                 slots.release()
 
         threading.Thread(target=run, name="modelcache-tier", daemon=True).start()
         return look
 
-    def _asked(self, work: Callable[[], Any]) -> Any:
+    def _asked(self, work: Callable[[], Any], *, probe: bool) -> Any:
         try:
-            found = self.breaker.call(work, patience=Deadline(None, ref=self._level.name))
+            found = self.breaker.call(work, patience=Deadline(None, ref=self._level.name), probe=probe)
         except BackendDownError:
             raise
         except BackendError as error:
-            self._after(error)
+            self._after(error, silent=probe)
             raise
         self._proved, self._refused = True, None
         if self._noted or self._heard:
@@ -149,16 +151,17 @@ class Health:
         self.breaker.trip(found)
         self._after(found)
 
-    def _after(self, error: BackendError) -> None:
+    def _after(self, error: BackendError, *, silent: bool = False) -> None:
         if isinstance(error, BackendSetupError | BackendAccessError) and not self._proved:
             self._refused = error  # Nobody gets by that: it is a mistake, and not an outage.
             return
         if not isinstance(error, BackendSetupError):  # Such as obstore in a forked child: no matter of the others.
             self._note()
-        self._level.complain(error.detail)
+        if not silent:
+            self._level.complain(error.detail)
 
-    def _hear(self) -> None:
-        """Take over, once, what another process has found."""
+    def _hear(self, *, silent: bool) -> None:
+        """Take over, once, what another process has found; say so, unless it is *silent*."""
         if self._proved or self._heard:
             return
         with self._guard:
@@ -176,7 +179,8 @@ class Health:
             else:
                 self.breaker.trip(BackendError(backend=self._level.name, detail=detail), seconds)
                 self._noted = True
-                self._level.complain(f"{detail} (another process has found that)")
+                if not silent:
+                    self._level.complain(f"{detail} (another process has found that)")
 
     def note_outage(self) -> None:
         """Tell the other processes that it is down, if it is and that could not be told before."""

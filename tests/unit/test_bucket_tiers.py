@@ -531,7 +531,8 @@ def test_a_tier_that_stalls_in_the_middle_is_left_for_the_source_which_goes_on(
         with cache(root, tier(bucket), timeout=Timeout(stall=0.2)) as second:
             assert Path(second.get(url)).read_bytes() == CONTENT
             stats = second.stats()
-            assert second.tiers()[0].state == "down"
+            assert second._getter.tiers is not None
+                assert second._getter.tiers.levels[0].breaker.state == "down"
     finally:
         release.set()
 
@@ -842,3 +843,24 @@ def test_a_project_s_file_cannot_have_what_is_fetched_brought_anywhere(
 
     with pytest.raises(errors.ConfigFileError, match="stranger"):
         Cache(root)
+
+
+def test_who_asks_how_a_tier_is_asks_now_whatever_others_have_found(
+    root: Path, server: FaultServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    bucket = MemoryBackend()
+    bucket.down = True
+    with cache(root, tier(bucket)) as first:
+        first.get(server.add("/net.onnx", CONTENT))
+        assert [state.state for state in first.tiers()] == ["down"]
+        bucket.down = False
+        assert [state.state for state in first.tiers()] == ["healthy"]
+        bucket.down = True
+        first.get(server.add("/other.onnx", OTHER))
+    bucket.down = False
+    caplog.clear()
+
+    with cache(root, tier(bucket)) as second:
+        assert [state.state for state in second.tiers()] == ["healthy"]
+        assert caplog.messages == []
+        assert Hints(str(root), layout.BACKOFF).names() == []

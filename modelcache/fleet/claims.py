@@ -200,9 +200,12 @@ class Claims:
         First the claim, then its beat: who sees the beat gone finds no claim any more, and waits no longer.
         """
         names = self._names()
+        numbers = self._numbers(names)
         for name in names:
             number, _, mark = name.partition(".")
-            if int(number) < claim.number or (int(number) == claim.number and mark not in {"", claim.mark}):
+            # A beat that no claim has, or not this one, is of one who came back too late.
+            is_stray = bool(mark) and (int(number) not in numbers or int(number) == claim.number) and mark != claim.mark
+            if int(number) < claim.number or is_stray:
                 self.backend.delete(f"{_directory(self.key)}{name}")
         fail_point("fleet.claims.before-release")
         if self.stands(claim):  # Or all has begun anew, and the number is that of another one.

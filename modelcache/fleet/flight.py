@@ -158,7 +158,6 @@ class _Flight(Generic[T]):
                 if fetched is not None:
                     return fetched[0]
                 continue
-            self._barren += 1
             if self._barren >= _BARREN_MAX:
                 raise _AloneError(
                     f"{self._barren} machines have let go of {self._question.key}, and it is not in the tier"
@@ -184,6 +183,7 @@ class _Flight(Generic[T]):
                 sight = Sight(claim, data, moved=asked, grew=asked)
             sight.look(data, asked)
             if data is None and not self._ask(lambda: self._claims.stands(claim)):
+                self._barren += sight.beats > 1  # What was given back before its first beat was no claim.
                 return None
             beat = sight.beat
             if beat is not None and beat.state == FAILED:

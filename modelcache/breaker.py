@@ -114,6 +114,14 @@ class Breaker:
             if half_open:
                 self._probing = False
 
+    def trip(self, error: BackendError, seconds: float | None = None) -> None:
+        """Count *error* of a call that was made elsewhere, and open: for *seconds*, or as after a last try."""
+        self._failed(error)
+        self._open()
+        if seconds is not None:
+            with self._guard:
+                self._until = monotonic() + seconds
+
     def _attempt(self, work: Callable[[], T]) -> T:
         number = next(self._numbers)
         self._under_way[number] = monotonic()

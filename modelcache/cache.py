@@ -424,13 +424,11 @@ class Cache(Maker):
     def lookup(self, ref: RefLike) -> Entry | None:
         """Return the entry of *ref* if its content is here and untouched; None otherwise. Never opens a connection."""
         self._check_open()
-        return self._getter.find(question(self._limits, ref))
+        return self._getter.find(question(self._limits, ref, local_files_only=True))
 
     def tiers(self) -> list[TierState]:
         """Return the tiers in the order in which they are asked, and how each is now."""
-        from .tiers import Tiers
-
-        return Tiers(self._limits.tiers).states()
+        return [] if self._getter.tiers is None else self._getter.tiers.states()
 
     # -- storing ------------------------------------------------------------------------------------
 

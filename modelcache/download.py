@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from failpoints import fail_point
@@ -42,8 +42,11 @@ from .reference import Ref
 from .report import Counts
 from .retry import Deadline
 from .sources import Registry, Request, Source, Stream, Validators
+from .sources.tier import SCHEME as TIER
 from .tiers import Offer, Tiers
 from .transfer import Throttle, Transfer
+
+BELOW = RetryPolicy(attempts=2, base=0.1, cap=0.5)  # A tier that fails twice is left for the next place.
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Job:
         local: Ask no source: what the tier has, or nothing.
         ttl: For how long it is wanted, in seconds: what the caller says, else what is on record.
         archive: Of a tree that is unpacked, the digest that the archive must have; None takes any.
+        wrong: Filled in by the fetch: tiers, by name, and the digest of what they have that is not what its name says.
     """
 
     ref: Ref
@@ -79,6 +83,7 @@ class Job:
     ttl: float | None = None
     gate: Gate | None = None
     archive: Digest | None = None
+    wrong: list[tuple[str, Digest]] = field(default_factory=list)
 
     @property
     def places(self) -> tuple[Ref, ...]:
@@ -147,7 +152,10 @@ class Download:
         self._means, self._job, self._place, self._policy, self._deadline = means, job, place, policy, deadline
         self._below = below  # The place is in a tier: policies are asked of where the tier had it from, by who says so.
         self._sharing = None if below else means.sharing
-        self._source: Source = means.registry.source(place)
+        if below and place.scheme == TIER and means.tiers is not None:
+            self._source: Source = means.tiers.source
+        else:
+            self._source = means.registry.source(place)
         self._host = self._source.host(place.key)
         self._policies = NONE if job.gate is None else job.gate.policies
         self._partial: Partial | None = None
@@ -419,7 +427,8 @@ class Download:
         self._means.check_space(self._job.ref.key, None if total is None else total - partial.length)
         try:
             announced = stream.digest or (partial.facts.get("announced") if resumes else None)
-            partial.describe({"place": self._place.key, "announced": announced, **asdict(stream.validators)}, total)
+            place, validators = self._origin(stream)
+            partial.describe({"place": place, "announced": announced, **asdict(validators)}, total)
         except OSError as error:
             raise errors.storage_error(error, action="record", path=self._job.ref.key) from error
         if self._sharing is not None:
@@ -427,6 +436,17 @@ class Download:
             self._sharing.follow(self._job.ref.key, partial, resumable=resumable)
         self._tell("started", done=partial.length, total=partial.total)
         return partial
+
+    def _origin(self, stream: Stream) -> tuple[str, Validators]:
+        """Return where the bytes of *stream* are from, and of what version.
+
+        What comes from a bucket is a copy of what its source had: so the source can go on with it (If-Range). That is
+        safe, because the digest was announced: what does not fit is found out.
+        """
+        told = None if self._job.offer is None else self._job.offer.entry
+        if self._place.scheme != TIER or told is None or told.digest.is_tree:
+            return self._place.key, stream.validators
+        return told.source, Validators(told.etag, told.last_modified, revision=told.revision)
 
     def _splittable(self, stream: Stream) -> bool:
         """Tell whether parts of the content can be asked for, and be known to be parts of the same content."""

@@ -20,6 +20,7 @@ class Event:
         kind: ``started`` (a transfer begins; ``done`` bytes were there already), ``progress``, ``restarted`` (what was
             there could not be used), ``retry`` (after ``seconds``), ``waiting`` (for another process: ``detail`` says
             which), ``ranges`` (``done`` connections in parallel from here on), ``mirror`` (the next place is asked),
+            ``refused`` (a tier has something that is not what its name says: ``detail`` tells which),
             ``fetched`` (verified, durable, visible), ``unchanged`` (the source confirmed what is cached),
             ``failed``, ``quarantined``, ``stale`` (what is cached is served, because the source could not be asked),
             ``building`` (of what is derived: ``detail`` says in what it differs from what is here), ``derived`` (built,

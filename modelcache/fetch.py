@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from . import hit, layout, locks, notes, roots
 from .config import ArchiveLimits, RetryPolicy, Timeout
-from .download import Download, Job, Means, reason
+from .download import BELOW, Download, Job, Means, reason
 from .errors import (
     CancelledError,
     DeadlineError,
@@ -26,6 +28,7 @@ from .errors import (
     StorageError,
 )
 from .events import Event, Listener
+from .fleet import Sharing
 from .patterns import Patterns
 from .policy import PLACE_RULES
 from .records import Entry
@@ -35,6 +38,7 @@ from .retry import Deadline
 from .sources import Registry, RemoteListing
 from .sweep import sweep
 from .tiers import Offer
+from .together import Together
 from .turns import turn
 
 _BRIEF_S = 5.0  # A host that asks to wait longer is left for a mirror, where there is one.
@@ -57,6 +61,7 @@ class Fetcher:
         self._archive_limits = archive_limits or ArchiveLimits()
         self.means = Means(root, registry, timeout, on_event)
         self._policy, self._lock_timeout = retry_policy, lock_timeout
+        self._together = Together(self.means)
         self._swept = False
 
     def fetch(self, job: Job, deadline: Deadline) -> Entry:
@@ -66,11 +71,15 @@ class Fetcher:
             ModelCacheError: Any leaf; nothing half-written is visible, and what had come can be resumed.
         """
 
-        def promote(job: Job, offer: Offer) -> Entry:
+        def promote(job: Job, offer: Offer, policy: RetryPolicy = BELOW) -> Entry:
             assert offer.entry is not None
-            return Download(self.means, job, parse(offer.entry.path), self._policy, deadline, below=True).run()
+            place = offer.place or parse(offer.entry.path)
+            return Download(self.means, job, place, policy, deadline, below=True).run()
 
-        return self._once(job, deadline, lambda: self._promoted(job, promote, lambda job: self._fetch(job, deadline)))
+        def ask(job: Job) -> Entry:
+            return self._for_all(job, deadline, partial(promote, policy=self._policy), self._fetch)
+
+        return self._once(job, deadline, lambda: self._promoted(job, promote, ask))
 
     def fetch_tree(self, job: Job, patterns: Patterns, deadline: Deadline, *, jobs: int) -> Entry:
         """Do what `fetch` does for a tree: of the files at its source those that *patterns* let through.
@@ -79,18 +88,48 @@ class Fetcher:
             ModelCacheError: As `fetch`.
         """
 
-        def work(job: Job, listing: RemoteListing | None = None) -> Entry:
+        def work(job: Job, deadline: Deadline, means: Means, listing: RemoteListing | None = None) -> Entry:
             if listing is None and _is_archive(job):
                 from .archived import ArchiveDownload  # With tarfile and zipfile it takes 20 ms to import.
 
                 limits = self._archive_limits
-                return ArchiveDownload(self.means, job, patterns, self._policy, deadline, limits).run()
-            return TreeDownload(self.means, job, patterns, self._policy, deadline, jobs=jobs, listing=listing).run()
+                return ArchiveDownload(means, job, patterns, self._policy, deadline, limits).run()
+            return TreeDownload(means, job, patterns, self._policy, deadline, jobs=jobs, listing=listing).run()
 
         def promote(job: Job, offer: Offer) -> Entry:
-            return work(job, offer.listing)
+            return work(job, deadline, self.means, offer.listing)
 
-        return self._once(job, deadline, lambda: self._promoted(job, promote, work))
+        def ask(job: Job) -> Entry:
+            return self._for_all(job, deadline, promote, work)
+
+        return self._once(job, deadline, lambda: self._promoted(job, promote, ask))
+
+    def _for_all(
+        self,
+        job: Job,
+        deadline: Deadline,
+        promote: Callable[[Job, Offer], Entry],
+        fetch: Callable[[Job, Deadline, Means], Entry],
+    ) -> Entry:
+        """Return what *fetch* brings, on this machine, or on one that was faster, where a tier has that settled."""
+        level = self._together.level(job)
+        if level is None:
+            return fetch(job, deadline, self.means)
+
+        def shared(job: Job, deadline: Deadline, sharing: Sharing | None) -> Entry:
+            means = copy(self.means)
+            means.sharing = sharing
+            return fetch(job, deadline, means)
+
+        return self._together.run(
+            job,
+            level,
+            deadline,
+            promote=promote,
+            fetch=shared,
+            heed=lambda note: self._heeds(note, job),
+            asked=lambda: self._asked(job),
+        )
 
     def _once(self, job: Job, deadline: Deadline, work: Callable[[], Entry]) -> Entry:
         """Return what *work* brings, or what another process has brought meanwhile."""
@@ -189,13 +228,37 @@ class Fetcher:
         except (CancelledError, StorageError, NoSpaceError):
             raise
         except ModelCacheError as error:
-            if job.local:
-                raise
-            self._tell(job, "mirror", detail=f"{reason(error)}; {job.ref.key} is asked")
-            return ask(replace(job, offer=None))
+            return self._from_the_next(job, promote, ask, error)
         if job.local or not job.refresh:
             return found
         return ask(replace(job, offer=None, known=found, unless_changed=True))
+
+    def _from_the_next(
+        self,
+        job: Job,
+        promote: Callable[[Job, Offer], Entry],
+        ask: Callable[[Job], Entry],
+        error: ModelCacheError,
+    ) -> Entry:
+        """Return what the next tier has, or what *ask* brings: a tier's offer could not be promoted, for *error*."""
+        assert job.offer is not None
+        tiers, failed = self.means.tiers, job.offer.tier
+        offer = None
+        if tiers is not None:
+            wrong = tiers.failed(failed, job.ref.key, error)
+            told = job.offer.entry
+            if wrong and told is not None:
+                job.wrong.append((failed.name, told.digest))
+            offer = tiers.find(job.ref, job.digest, local=job.local, after=failed)
+            if offer is not None and offer.in_place:
+                offer = None if offer.entry is None else replace(offer, in_place=False)
+        if offer is not None:
+            self._tell(job, "mirror", detail=f"{reason(error)}; the tier {offer.tier.name} is asked")
+            return self._promoted(replace(job, offer=offer), promote, ask)
+        if job.local:
+            raise error
+        self._tell(job, "mirror", detail=f"{reason(error)}; {job.ref.key} is asked")
+        return ask(replace(job, offer=None))
 
     def _check_origin(self, job: Job, entry: Entry | None) -> None:
         """Ask the policies of where a tier has had *entry* from; raise PolicyError."""
@@ -207,14 +270,14 @@ class Fetcher:
             if entry is not None and not entry.digest.is_tree:
                 policies.check_announced(job.ref, job.digest, entry.announced)
 
-    def _fetch(self, job: Job, deadline: Deadline) -> Entry:
+    def _fetch(self, job: Job, deadline: Deadline, means: Means) -> Entry:
         """Ask the places of *job* in order."""
         brief = replace(self._policy, retry_after_max=min(self._policy.retry_after_max, _BRIEF_S))
         queue = [(place, brief if job.mirrors else self._policy) for place in job.places]
         failures: dict[str, ModelCacheError] = {}
         for number, (place, policy) in enumerate(queue, 1):  # It may grow meanwhile.
             try:
-                return Download(self.means, job, place, policy, deadline).run()
+                return Download(means, job, place, policy, deadline).run()
             except (CancelledError, StorageError, NoSpaceError):
                 raise
             except ModelCacheError as error:

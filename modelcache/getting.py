@@ -56,11 +56,11 @@ class Getter:
         self.hits = self.misses = 0
         self._sources, self._tell = sources, tell
         self._entries = Entries(root)
-        self._tiers: Tiers | None = None
+        self.tiers: Tiers | None = None
         if limits.tiers:
             from .tiers import Tiers
 
-            self._tiers = Tiers(limits.tiers)
+            self.tiers = Tiers(limits.tiers, root, tell)
         self._closed = False
         renew_after_fork(self)
         self._fetching: tuple[Fetcher, Flights[Entry]] | None = None
@@ -175,9 +175,9 @@ class Getter:
     def find(self, ask: Ask) -> Entry | None:
         """Return the entry that holds what *ask* names, whole, here or in a tier; None if there is none."""
         entry = self._find(ask)
-        if entry is not None or self._tiers is None or ask.own:
+        if entry is not None or self.tiers is None or ask.own:
             return entry
-        ask.offer = self._tiers.find(ask.ref, ask.digest, verify=ask.verify)
+        ask.offer = self.tiers.find(ask.ref, ask.digest, verify=ask.verify, local=ask.local)
         if ask.offer is not None and ask.archive is not None:
             told = ask.offer.entry
             ask.offer = ask.offer if told is not None and told.revision == ask.archive else None
@@ -326,7 +326,8 @@ class Getter:
 
     def counts(self) -> Counts:
         """Return what fetching has cost so far."""
-        return self._fetching[0].means.counts if self._fetching else Counts()
+        counts = self._fetching[0].means.counts if self._fetching else Counts()
+        return counts if self.tiers is None else replace(counts, refused=self.tiers.refused)
 
     def close(self) -> None:
         """Cancel what is being fetched, and let go of threads and connections."""
@@ -413,7 +414,7 @@ class Getter:
                     fetcher.means.throttle = Throttle(self.limits.bandwidth)
                 if self.limits.capacity is not None:
                     fetcher.means.room = Room(self.root, self.limits.capacity, self.limits.grace, self._tell)
-                fetcher.means.tiers = self._tiers
+                fetcher.means.tiers = self.tiers
                 self._fetching = fetcher, Flights()
             return self._fetching[1]
 

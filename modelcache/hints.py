@@ -35,14 +35,15 @@ class Hints:
         facts = self.written(name)
         return facts if facts.get("boot") == process.boot_id() and facts.get("machine") == process.machine_id() else {}
 
-    def write(self, name: str, facts: dict[str, Any]) -> None:
-        """Write *facts*, in place of what was there."""
+    def write(self, name: str, facts: dict[str, Any]) -> bool:
+        """Write *facts*, in place of what was there; tell whether that went well."""
         note = {**facts, "boot": process.boot_id(), "machine": process.machine_id()}
         try:
             commit.ensure_bucket(self._directory, durable=False)
             commit.replace_hint(f"{self._root}/{layout.STAGING}", self.path(name), seal(note))
         except OSError:
-            return
+            return False
+        return True
 
     def remove(self, name: str) -> None:
         """Remove the hint, if it is there."""

@@ -18,6 +18,7 @@ class Counts:
         failed: Fetches that ended in an error.
         bytes_received: Bytes of content received from sources.
         bytes_promoted: Bytes of content copied from tiers.
+        refused: What tiers had, and was not what its name says.
         bytes_resumed: Bytes that were here from an earlier attempt and were not asked for again.
     """
 
@@ -29,6 +30,7 @@ class Counts:
     bytes_received: int = 0
     bytes_promoted: int = 0
     bytes_resumed: int = 0
+    refused: int = 0
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from . import files, retry
 from .companions import check_companions
 from .config import RetryPolicy
 from .digest import Digest
-from .download import Download, Job, Means, reason
+from .download import BELOW, Download, Job, Means, reason
 from .errors import (
     CancelledError,
     DigestMismatchError,
@@ -211,11 +211,11 @@ class TreeDownload:
         gate = None if self._job.gate is None else self._job.gate.for_a_part
         job = Job(file.ref, file.digest, file.size, gate=gate)
         if self._listing is not None:
-            return _whole(Download(means, job, file.ref, self._policy, deadline, below=True))
+            return _whole(Download(means, job, file.ref, BELOW, deadline, below=True))
         copy_of = None if means.tiers is None else means.tiers.copy_of(file)
         if copy_of is not None:
             try:
-                return _whole(Download(means, job, copy_of, self._policy, deadline, below=True))
+                return _whole(Download(means, job, copy_of, BELOW, deadline, below=True))
             except (CancelledError, StorageError, NoSpaceError):
                 raise
             except ModelCacheError as error:

@@ -1,335 +1,220 @@
-"""Tiers: caches below this one, directories that are read and never written (DESIGN.md section 1).
+"""Tiers: what is below this cache, asked in order before any source (DESIGN.md section 1).
 
-A tier is the root of another modelcache (a shared disk, a layer of an image), or the cache of huggingface_hub. What it
-has is *served in place*, or *promoted*: copied into this cache, verified, by the same download that fetches from a
-source; a tree then shares what this cache holds already.
-
-A tier is somebody else's. One that is not there, or does not answer in time, is passed over, and that is said once. In
-one that everybody may write to, records mean nothing: only content whose digest the caller gives is taken from it, and
-hashed. huggingface_hub's cache is promoted from unless told otherwise, because nobody has verified it.
+What a tier has is *served in place*, or *promoted*: brought here, verified, by the same download that fetches from a
+source; a tree then shares what this cache holds already. A tier that is not there, or does not answer in time, is
+passed over, and that is said once (`levels.health`). Where one has not answered after `_ALONE_S`, the others are looked
+at side by side with it, so that a get waits for the slowest, and not for their sum.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import stat
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from time import monotonic
-from typing import TypeVar
+from typing import Any
 
-from . import files, hit, hubcache, layout, reference, trees
+from .backends.base import Backend
+from .breaker import DOWN
 from .digest import Digest
-from .errors import ModelCacheError
-from .hubcache import HubFile, Snapshot
-from .objects import Objects
-from .records import Entries, Entry
-from .reference import HubPlace, Ref
-from .sources.base import RemoteFile, RemoteListing
+from .errors import (
+    BackendAccessError,
+    BackendDownError,
+    BackendError,
+    BackendSetupError,
+    IntegrityError,
+    ModelCacheError,
+    NotFoundError,
+    UsageError,
+)
+from .events import Event, Listener, ignore
+from .levels.base import Found as Found
+from .levels.base import Level as Level
+from .levels.base import Offer as Offer
+from .levels.base import TierState as TierState
+from .levels.bucket import BucketLevel as BucketLevel
+from .levels.directory import DirectoryLevel
+from .levels.health import Health, Look
+from .reference import Ref
+from .sources.base import RemoteFile
+from .sources.tier import TierSource
 from .tier import Tier
 
-_DOWN_S = 60.0  # A tier that has not answered is left alone for so long.
+_ALONE_S = 0.1
 _log = logging.getLogger("modelcache")
-_complained: set[tuple[str, str]] = set()
-T = TypeVar("T")
-_Found = Callable[[], "Offer | None"]  # Looks at the content, as far as it must, and says what is offered then.
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What a tier has for a question.
-
-    Attributes:
-        tier: Which.
-        entry: What is known of it, its path in the tier; None of a snapshot, which is no tree yet.
-        listing: The files of a tree, each with the ref of where it is.
-        in_place: Whether ``entry`` may be used where it is.
-        checked: When its source said so, as far as the tier knows, in Unix seconds.
-    """
-
-    tier: Tier
-    entry: Entry | None
-    listing: RemoteListing | None
-    in_place: bool
-    checked: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TierState:
-    """How a tier is now.
-
-    Attributes:
-        path: Of it.
-        kind: ``modelcache``, ``huggingface_hub``, or ``unknown``: there is nothing in it that says so.
-        promote: Whether what it has is copied here.
-        problem: What keeps it from being used, or its records from being believed; empty if nothing does.
-    """
-
-    path: str
-    kind: str
-    promote: bool
-    problem: str
 
 
 class Tiers:
-    """The tiers of a cache, in order."""
+    """The *tiers* of the cache at *root*, in order.
 
-    def __init__(self, tiers: tuple[Tier, ...]) -> None:
-        self._levels = tuple(_Level(tier) for tier in tiers)
+    Attributes:
+        refused: How often a tier had something that was not what its name says.
+        source: Reads contents of buckets.
+    """
 
-    def find(self, ref: Ref, digest: Digest | None, *, verify: str = "stat") -> Offer | None:
+    def __init__(self, tiers: tuple[Tier, ...], root: str, tell: Listener = ignore) -> None:
+        self._tell = tell
+        self.refused = 0
+        self.levels: tuple[Level, ...] = tuple(
+            BucketLevel(tier, self.refuse) if tier.is_bucket else DirectoryLevel(tier) for tier in tiers
+        )
+        self._healths = {level.name: Health(level, root) for level in self.levels}
+        self.source = TierSource(self._backend_of)
+
+    def find(
+        self,
+        ref: Ref,
+        digest: Digest | None,
+        *,
+        verify: str = "stat",
+        local: bool = False,
+        after: Tier | None = None,
+    ) -> Offer | None:
         """Return what the first tier offers that has *ref*, or anything with *digest*; None if none has.
 
-        *verify* is that of a get: ``full`` reads all of what is served in place, ``sample`` does so once in a process.
+        Args:
+            ref: What is asked for.
+            digest: What it must be.
+            verify: That of a get: ``full`` reads all of what is served in place, ``sample`` does so once in a process.
+            local: Open no connection.
+            after: Ask only those behind this one.
+
+        Raises:
+            BackendSetupError, BackendAccessError: A tier cannot be used as it is configured; it has not been able to
+                in this process before.
         """
-        for level in self._levels:
-            found = level.find(ref, digest, verify)
-            if found is not None:
-                return found
+        levels = [level for level in self._behind(after) if not (local and level.is_remote)]
+        for level, found in self._looks(levels, lambda level: level.find(ref, digest)):
+            offer = self._offered(level, found, ref, verify)
+            if offer is not None:
+                return offer
         return None
 
     def copy_of(self, file: RemoteFile) -> Ref | None:
         """Return where a tier has the content of *file*, None if none has. Who takes it from there hashes it."""
-        for level in self._levels:
-            found = level.copy_of(file)
-            if found is not None:
-                return found
-        return None
+        return next((found for _, found in self._looks(self.levels, lambda level: level.copy_of(file))), None)
 
     def states(self) -> list[TierState]:
-        """Return how each is now."""
-        return [level.state() for level in self._levels]
+        """Return how each is now.
 
+        Raises:
+            BackendSetupError, BackendAccessError: As `find`.
+        """
+        looked = [(level, self._healths[level.name].start(level.state)) for level in self.levels]
+        return [self._state(level, look) for level, look in looked]
 
-class _Level:
-    def __init__(self, tier: Tier) -> None:
-        self.tier = tier
-        self._down_until = 0.0
-        self._hashed: dict[tuple[str, int, int, int], Digest] = {}
+    def single_flight(self) -> BucketLevel | None:
+        """Return the first level on which one machine of many may fetch; None if there is none."""
+        return next(
+            (level for level in self.levels if isinstance(level, BucketLevel) and level.tier.single_flight), None
+        )
 
-    def find(self, ref: Ref, digest: Digest | None, verify: str) -> Offer | None:
-        found = self._within(lambda: self._find(ref, digest))
-        if found is None:
+    def writable(self) -> list[BucketLevel]:
+        """Return those that new content is brought to, in order."""
+        return [level for level in self.levels if isinstance(level, BucketLevel) and level.tier.write]
+
+    def health(self, level: Level) -> Health:
+        """Return how *level* is, and what its calls go through."""
+        return self._healths[level.name]
+
+    def failed(self, tier: Tier, key: str, error: ModelCacheError) -> bool:
+        """Take note that what *tier* had offered for *key* could not be brought; tell whether it was wrong."""
+        level = next(level for level in self.levels if level.tier is tier)
+        if isinstance(error, IntegrityError) or error.exit_code == IntegrityError.exit_code:
+            self.refuse(level, key, error)
+            return True
+        if isinstance(error, NotFoundError):
+            return True  # A record, and nothing behind it: as good as damaged.
+        if isinstance(level, BucketLevel):
+            self._healths[level.name].failed(error)
+        return False
+
+    def refuse(self, level: Level, key: str, error: ModelCacheError) -> None:
+        """Say that what *level* has for *key* is not what its name says."""
+        self.refused += 1
+        _log.warning("what the tier %s has for %s is refused: %s", level.name, key, error.summary)
+        self._tell(Event("refused", key, detail=f"{level.name}: {error.summary}"))
+
+    def close(self) -> None:
+        """Give back what backends hold open."""
+        for level in self.levels:
+            if isinstance(level, BucketLevel):
+                level.close()
+
+    def _backend_of(self, name: str) -> Backend:
+        for level in self.levels:
+            if level.name == name and isinstance(level, BucketLevel):
+                return level.backend()
+        raise UsageError(problem=f"no tier is called {name!r:.100}")
+
+    def _behind(self, tier: Tier | None) -> tuple[Level, ...]:
+        places = [number for number, level in enumerate(self.levels) if level.tier is tier]
+        return self.levels[places[0] + 1 :] if places else self.levels
+
+    def _looks(
+        self, levels: tuple[Level, ...] | list[Level], work: Callable[[Level], Any]
+    ) -> Iterator[tuple[Level, Any]]:
+        """Yield what each of *levels* has, in order, of those that have something."""
+        looks: list[Look | ModelCacheError | None] = []
+
+        def start(until: int) -> None:
+            for level in levels[len(looks) : until]:
+                try:
+                    looks.append(self._healths[level.name].start(lambda level=level: work(level)))  # type: ignore[misc]
+                except ModelCacheError as error:
+                    looks.append(error)  # It is raised when its turn comes.
+
+        for number, level in enumerate(levels):
+            start(number + 1)
+            look = looks[number]
+            if isinstance(look, ModelCacheError):
+                raise look
+            if look is None:
+                continue
+            if not look.wait(min(_ALONE_S, look.until - monotonic())):
+                start(len(levels))
+            found = self._answer(level, look)
+            if found is not None:
+                yield level, found
+
+    def _answer(self, level: Level, look: Look) -> Any:
+        """Return what *look* came to; None if that is nothing, it failed, or is late."""
+        health = self._healths[level.name]
+        if not look.wait(look.until - monotonic()):
+            health.overdue()
             return None
-        try:  # Not within the timeout: how long it takes to read a content is no sign of a tier that hangs.
-            offer = found()
-            if offer is None or offer.entry is None or not offer.in_place or self._holds(offer.entry, verify):
-                return offer
+        try:
+            return look.result()
+        except (BackendSetupError, BackendAccessError):
+            if health.is_refused:
+                raise
+        except BackendDownError:
+            pass
+        except BackendError as error:
+            level.complain(error.detail)
         except (OSError, ModelCacheError) as error:
-            self._complain(getattr(error, "summary", None) or str(error))
-            return None
-        self._complain(f"what it has for {ref.key} is not what its name says")
+            level.complain(getattr(error, "summary", None) or str(error))
         return None
 
-    def _holds(self, entry: Entry, verify: str) -> bool:
-        """Tell whether *entry* holds what it says, looked at as *verify* says."""
-        if verify == "stat":
-            return True
-        if verify == "sample" and not entry.digest.is_tree:
-            return self._digest(entry.path) == entry.digest
-        return trees.digest_of(entry.path, entry.digest)[0] == entry.digest
-
-    def copy_of(self, file: RemoteFile) -> Ref | None:
-        return self._within(lambda: self._copy_of(file))
-
-    def state(self) -> TierState:
-        def look() -> TierState:
-            top = self.tier.path
-            ours = os.path.isdir(f"{top}/{layout.ENTRIES}")
-            names = [] if ours else files.listing(top)
-            hub = any(name.startswith(("models--", "datasets--", "spaces--")) for name in names)
-            kind = "modelcache" if ours else "huggingface_hub" if hub else "unknown"
-            promote = self.tier.promote if self.tier.promote is not None else hub
-            problem = _why_not(top) or _why_not_believed(top)
-            if not problem and kind == "unknown":
-                problem = "holds neither a cache of modelcache nor one of huggingface_hub"
-            return TierState(top, kind, promote, problem)
-
-        slow = TierState(self.tier.path, "unknown", bool(self.tier.promote), "does not answer")
-        return self._within(look) or slow
-
-    def _within(self, look: Callable[[], T | None]) -> T | None:
-        """Return what *look* returns; None if that fails, or takes too long: a network disk may hang for ever."""
-        if monotonic() < self._down_until:
+    def _offered(self, level: Level, found: Found, ref: Ref, verify: str) -> Offer | None:
+        try:  # Not within the timeout: how long it takes to read a content is no sign of a tier that hangs.
+            offer = found()
+            if offer is None or offer.entry is None or not offer.in_place or level.holds(offer.entry, verify):
+                return offer
+        except (OSError, ModelCacheError) as error:
+            level.complain(getattr(error, "summary", None) or str(error))
             return None
-        outcome: list[T | None] = []
+        level.complain(f"what it has for {ref.key} is not what its name says")
+        return None
 
-        def run() -> None:
-            try:
-                outcome.append(look())
-            except (OSError, ModelCacheError) as error:
-                self._complain(getattr(error, "summary", None) or str(error))
-                outcome.append(None)
-
-        thread = threading.Thread(target=run, name="modelcache-tier", daemon=True)
-        thread.start()
-        thread.join(self.tier.timeout)
-        if thread.is_alive():
-            self._down_until = monotonic() + _DOWN_S
-            self._complain(f"it has not answered for {self.tier.timeout:g} s, and is left alone for {_DOWN_S:g} s")
-        return outcome[0] if outcome else None
-
-    def _complain(self, why: str) -> None:
-        _complain(self.tier, why)
-
-    def _find(self, ref: Ref, digest: Digest | None) -> _Found | None:
-        top = self.tier.path
-        problem = _why_not(top)
-        if problem:
-            self._complain(f"it {problem}")
-            return None
-        believed = True
-        doubt = _why_not_believed(top)
-        if doubt:
-            believed = False
-            self._complain(f"it {doubt}; only content whose digest is given is taken from it")
-        if believed:
-            found = self._recorded(ref, digest) or self._of_hub(ref, digest)
-            if found is not None:
-                return found
-        return None if digest is None else self._with_digest(ref, digest)
-
-    def _recorded(self, ref: Ref, digest: Digest | None) -> _Found | None:
-        """Return what is recorded for *ref* in another modelcache."""
-        entry = Entries(self.tier.path).read(ref.key)
-        if entry is None or digest not in {None, entry.digest}:
-            return None
-        try:
-            found = os.lstat(entry.path)
-        except FileNotFoundError:
-            return None  # Its owner may be collecting; with a digest it is looked for under other names.
-        listing = self._listing(ref, entry)
-        if listing is None and entry.digest.is_tree:
-            return None
-        offer = Offer(self.tier, entry, listing, in_place=not self.tier.promote, checked=entry.checked)
-        if hit.is_same(found, entry.size, entry.mtime_ns):
-            return lambda: offer
-
-        def touched() -> Offer | None:
-            if entry.digest.is_tree or self._digest(entry.path) != entry.digest:
-                self._complain(f"what it has for {ref.key} is not what was stored")
-                return None
-            return replace(offer, entry=replace(entry, mtime_ns=found.st_mtime_ns))
-
-        return touched
-
-    def _with_digest(self, ref: Ref, digest: Digest) -> _Found | None:
-        """Return the object with *digest*, whatever it is called there: it comes here under its new name."""
-        stored = Objects(self.tier.path).find(digest, ref.name) or Objects(self.tier.path).find(digest)
-        if stored is None:
-            return None
-        entry = Entry(
-            key=ref.key, digest=digest, path=stored.path, size=stored.size, name=stored.name, source=ref.key,
-            created=0, checked=0, mtime_ns=stored.mtime_ns,
-        )  # fmt: skip
-        listing = self._listing(ref, entry)
-        if listing is None and digest.is_tree:
-            return None
-        offer = Offer(self.tier, entry, listing, in_place=False)
-        return lambda: offer
-
-    def _listing(self, ref: Ref, entry: Entry) -> RemoteListing | None:
-        if not entry.digest.is_tree:
-            return None
-        listing = trees.listing_on_record(Objects(self.tier.path).path(entry.digest), entry.digest)
-        if listing is None:
-            self._complain(f"the listing of {entry.digest} is broken")
-            return None
-        found = (
-            RemoteFile(
-                leaf.path, leaf.size, leaf.digest, None, reference.parse(f"{entry.path}/{leaf.path}"), leaf.executable
-            )
-            for leaf in listing.files
-        )
-        return RemoteListing(ref, entry.revision, tuple(found))
-
-    def _of_hub(self, ref: Ref, digest: Digest | None) -> _Found | None:
-        """Return what huggingface_hub has: of a tree only what it knows to be complete."""
-        place = self._place(ref)
-        snapshot = None if place is None else hubcache.snapshot(self.tier.path, place)
-        if place is None or snapshot is None:
-            return None
-        if not place.path or ref.is_tree:
-            found = snapshot.files()
-            if found is None:
-                return None
-            listed = tuple(
-                RemoteFile(file.inside, file.size, file.digest, file.blob, reference.parse(file.path)) for file in found
-            )
-            listing = RemoteListing(ref, snapshot.commit, listed)
-            offer = Offer(self.tier, None, listing, in_place=False, checked=snapshot.named)
-            return lambda: offer
-        file = snapshot.file(place.path)
-        return None if file is None else lambda: self._file_of_hub(ref, digest, snapshot, file)
-
-    def _file_of_hub(self, ref: Ref, digest: Digest | None, snapshot: Snapshot, file: HubFile) -> Offer | None:
-        """Return the offer of *file*: hashed if nobody will do so on the way here, or nothing else says its digest."""
-        in_place = self.tier.promote is False
-        named = file.digest
-        if named is None or in_place:
-            if file.blob is not None and files.blob_id(file.path) != file.blob:
-                self._complain(f"what it has for {ref.key} is not what its name says")
-                return None
-            actual = self._digest(os.path.realpath(file.path))  # It is made of links.
-            if named not in {None, actual}:
-                self._complain(f"what it has for {ref.key} is not what its name says")
-                return None
-            named = actual
-        if digest not in {None, named}:
-            return None
-        entry = Entry(
-            key=ref.key, digest=named, path=file.path, size=file.size, name=ref.name, source=ref.key,
-            created=snapshot.named, checked=snapshot.named, mtime_ns=file.mtime_ns, revision=snapshot.commit,
-        )  # fmt: skip
-        return Offer(self.tier, entry, None, in_place=in_place, checked=snapshot.named)
-
-    def _place(self, ref: Ref) -> HubPlace | None:
-        place = ref.hub if ref.scheme == "hf" else None
-        return place if place is not None and hubcache.has(self.tier.path, place) else None
-
-    def _copy_of(self, file: RemoteFile) -> Ref | None:
-        place = self._place(file.ref)
-        identity = file.digest.hex if file.digest is not None else file.blob
-        path = hubcache.blob(self.tier.path, place, identity) if place is not None and identity is not None else None
-        if path is not None and file.blob is not None and file.digest is None and files.blob_id(path) != file.blob:
-            path = None
-        if path is None and file.digest is not None:
-            stored = Objects(self.tier.path).find(file.digest)
-            path = None if stored is None else stored.path
-        return None if path is None else reference.parse(path)
-
-    def _digest(self, path: str) -> Digest:
-        """Return the digest of the file *path*, read once as long as it does not change."""
-        found = os.stat(path)
-        known = path, found.st_ino, found.st_size, found.st_mtime_ns
-        if known not in self._hashed:
-            self._hashed[known] = files.digest_of(path)[0]
-        return self._hashed[known]
-
-
-def _complain(tier: Tier, why: str) -> None:
-    if (tier.path, why) not in _complained:
-        _complained.add((tier.path, why))
-        _log.warning("the tier %s is passed over: %s", tier.path, why)
-
-
-def _why_not(top: str) -> str:
-    """Return why the tier *top* cannot be used at all; empty if it can."""
-    if not os.path.isdir(top):
-        return "is not a directory" if os.path.lexists(top) else "is not there"
-    if not os.access(top, os.R_OK | os.X_OK):
-        return "may not be read by this user"
-    return "" if hit.format_is_known(top) else "was written by a newer modelcache, or is not readable"
-
-
-def _why_not_believed(top: str) -> str:
-    """Return why what is on record in the tier *top* cannot be believed; empty if it can."""
-    for directory in (top, f"{top}/{layout.ENTRIES}", f"{top}/{layout.DERIVED}", f"{top}/{layout.OBJECTS}"):
-        try:
-            if os.stat(directory).st_mode & stat.S_IWOTH:
-                return "can be written by everybody"
-        except FileNotFoundError:
-            continue
-    return ""
+    def _state(self, level: Level, look: Look | None) -> TierState:
+        health, tier = self._healths[level.name], level.tier
+        found: TierState | None = self._answer(level, look) if look is not None else None
+        breaker = health.breaker
+        if found is not None:
+            return replace(found, state=breaker.state, last_error=breaker.last_error)
+        why = "does not answer" if breaker.is_hanging else breaker.last_error or "does not answer"
+        how = "" if not tier.write else "direct" if tier.is_direct else "queued"
+        kind = level.kind if isinstance(level, BucketLevel) else "unknown"
+        promote = tier.is_bucket or bool(tier.promote)
+        return TierState(tier.path, kind, promote, why, name=level.name, write=how, state=DOWN, last_error=why)

@@ -25,10 +25,9 @@ from ..errors import CorruptObjectError, DamagedReplicaError, NotInArchiveError,
 from ..listing import Leaf, Listing, digest_of_text
 from ..objects import Stored
 from ..sealed import seal, unseal
+from .ahead import Ahead
 from .base import Backend
 
-PIECE_BYTES = 8 << 20
-_CONNECTIONS = 4
 _FORM = 1
 
 
@@ -153,35 +152,12 @@ def pieces(backend: Backend, digest: Digest, size: int, *, start: int = 0) -> It
         DamagedReplicaError: It is shorter.
         BackendError
     """
-    name = blob_name(digest)
-    starts = range(start, size, PIECE_BYTES)
-    if len(starts) <= 1:
-        for at in starts:
-            yield _piece(backend, name, size, at)
-        return
-    from concurrent.futures import ThreadPoolExecutor  # 16 ms, with what it brings.
-
-    with ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="modelcache-archive-read") as pool:
-        # So many are under way, or wait to be taken, and no more: memory stays level, however large the blob is.
-        ahead = [pool.submit(_piece, backend, name, size, at) for at in starts[:_CONNECTIONS]]
-        try:
-            for at in range(len(starts)):
-                data = ahead.pop(0).result()
-                if at + _CONNECTIONS < len(starts):
-                    ahead.append(pool.submit(_piece, backend, name, size, starts[at + _CONNECTIONS]))
-                yield data
-        finally:
-            for piece in ahead:
-                piece.cancel()
-
-
-def _piece(backend: Backend, name: str, size: int, at: int) -> bytes:
-    wanted = min(PIECE_BYTES, size - at)
-    data = backend.read(name, at, wanted)
-    if len(data) != wanted:
-        detail = f"it ends at byte {at + len(data)} of {size}"
-        raise DamagedReplicaError(backend=backend.location, name=name, detail=detail)
-    return data
+    ahead = Ahead(backend, blob_name(digest), size, start)
+    try:
+        while piece := ahead.take():
+            yield piece
+    finally:
+        ahead.close()
 
 
 def fetch_blob(backend: Backend, leaf: Leaf, path: str) -> int:

@@ -25,7 +25,7 @@ from modelcache.archive import (
     Registration,
     SqliteBackend,
 )
-from modelcache.backends import contents, refs
+from modelcache.backends import ahead, contents, refs
 from modelcache.digest import Digest
 from modelcache.objects import Objects
 from modelcache.sealed import seal
@@ -388,7 +388,7 @@ def test_trees_share_the_blobs_of_their_files(subject: Subject, cache: Cache, tm
 def test_a_read_goes_on_where_it_was_cut(
     subject: Subject, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contents, "PIECE_BYTES", 10_000)
+    monkeypatch.setattr(ahead, "PIECE_BYTES", 10_000)
     one = stored(cache, cache.put(CONTENT, name="m"))
     contents.store(subject.backend, one)
     found = contents.manifest(subject.backend, one.digest)

@@ -88,7 +88,9 @@ class World:
 
     def runnable(self) -> list[Actor]:
         """Return the threads that could go on now."""
-        return [actor for machine in self.machines if not machine.paused for actor in machine.actors if self._can(actor)]
+        return [
+            actor for machine in self.machines if not machine.paused for actor in machine.actors if self._can(actor)
+        ]
 
     def _can(self, actor: Actor) -> bool:
         if actor.over:

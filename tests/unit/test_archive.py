@@ -26,7 +26,7 @@ from modelcache.archive import (
     SqliteBackend,
 )
 from modelcache.archive.queue import Queue
-from modelcache.backends import contents
+from modelcache.backends import ahead, contents
 from modelcache.digest import Digest
 
 QUICK = RetryPolicy(attempts=2, base=0)
@@ -687,7 +687,7 @@ def test_an_object_is_read_from_the_first_backend_that_has_it_whole(root: Path, 
 def test_a_read_that_was_cut_asks_only_for_the_rest(
     root: Path, digest: Digest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contents, "PIECE_BYTES", 10_000)
+    monkeypatch.setattr(ahead, "PIECE_BYTES", 10_000)
     asked: list[int] = []
 
     class Cut(MemoryBackend):

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from modelcache import Cache, Event, Policy, RetryPolicy, Tier, errors, files, tiers
+from modelcache import Cache, Event, Policy, RetryPolicy, Tier, errors, files
+from modelcache.levels import base, directory
+from modelcache.levels.directory import DirectoryLevel
 from modelcache.promises import check_cache
 from modelcache.records import Entries
 from modelcache.testing import Fault, FaultServer
@@ -33,7 +35,7 @@ def below(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _tell_everything_again() -> None:
-    tiers._complained.clear()
+    base._complained.clear()
 
 
 def cache(root: Path, *below: object, **options: object) -> Cache:
@@ -317,7 +319,7 @@ def test_a_tier_that_hangs_is_left_alone_after_its_time(
         looks.append(args)
         release.wait()
 
-    monkeypatch.setattr(tiers._Level, "_find", hang)
+    monkeypatch.setattr(DirectoryLevel, "_find", hang)
     try:
         with cache(root, Tier(str(below), timeout=0.05)) as upper:
             assert Path(upper.get(url)).read_bytes() == CONTENT
@@ -330,7 +332,7 @@ def test_a_tier_that_hangs_is_left_alone_after_its_time(
 
 def test_the_state_of_a_tier_that_hangs_is_that(root: Path, below: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr(tiers, "_why_not", lambda _: release.wait())
+    monkeypatch.setattr(directory, "_why_not", lambda _: release.wait())
     try:
         with cache(root, Tier(str(below), timeout=0.05)) as upper:
             assert [state.problem for state in upper.tiers()] == ["does not answer"]

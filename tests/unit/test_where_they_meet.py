@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from modelcache import Cache, Policy, RetryPolicy, errors, tiers
+from modelcache import Cache, Policy, RetryPolicy, errors
 from modelcache.gate import Gate
+from modelcache.levels import base
 from modelcache.policy import Policies, Signatures
 from modelcache.records import Entries
 from modelcache.testing import FaultServer
@@ -34,7 +35,7 @@ def below(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _tell_everything_again() -> None:
-    tiers._complained.clear()
+    base._complained.clear()
 
 
 @pytest.fixture

@@ -1,0 +1,187 @@
+"""How a tier is, and what a look at it may cost: a bounded time once, then nothing until it answers again.
+
+A look runs in a thread of its own, and whoever asked waits for it for the tier's timeout at most. One that fails, or
+does not answer, opens the tier's breaker: nobody asks it then for the cooldown, which doubles. After that the next get
+starts one look in the background, and does not wait for it. What a process has found so is a hint for the others of
+this boot, so that not each of them pays. At most `_SLOTS` threads are ever held by a tier that hangs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from .. import forks, layout
+from ..breaker import DOWN, Breaker
+from ..config import RetryPolicy
+from ..errors import BackendAccessError, BackendDownError, BackendError, BackendSetupError, ModelCacheError
+from ..hints import Hints
+from ..retry import Deadline
+from .base import Level
+
+COOLDOWN_S, COOLDOWN_MAX_S = 5.0, 300.0
+_SLOTS = 8
+
+
+class Look:
+    """A look that is under way, in a thread."""
+
+    def __init__(self) -> None:
+        self.until = 0.0  # When it must have answered.
+        self._done = threading.Event()
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for it for so many *seconds*; tell whether it has answered."""
+        return self._done.wait(max(0.0, seconds))
+
+    def result(self) -> Any:
+        """Return what it came to; raise what it raised."""
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def run(self, work: Callable[[], Any]) -> None:
+        """Do *work*, and keep what it comes to."""
+        try:
+            self._result = work()
+        except Exception as error:  # noqa: BLE001  # Handed on to the thread that waits.
+            self._error = error
+        self._done.set()
+
+
+class Health:
+    """That of one *level*, of the cache at *root*."""
+
+    def __init__(self, level: Level, root: str) -> None:
+        self._level, self._hints, self._hint = (
+            level,
+            Hints(root, layout.BACKOFF),
+            layout.key_id(f"tier {level.tier.path}"),
+        )
+        self._timeout = level.tier.timeout
+        self.breaker = Breaker(
+            level.name, policy=RetryPolicy(attempts=1), cooldown=COOLDOWN_S, cooldown_max=COOLDOWN_MAX_S,
+            timeout=self._timeout,
+        )  # fmt: skip
+        forks.renew_after_fork(self)
+
+    def renew_guard(self) -> None:
+        """See `forks`. A child finds out for itself."""
+        self._guard = threading.Lock()
+        self._slots = threading.BoundedSemaphore(_SLOTS)
+        self._proved = self._heard = self._noted = False
+        self._refused: ModelCacheError | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether it cannot be used as it is configured, and could not be before in this process."""
+        return self._refused is not None
+
+    def start(self, work: Callable[[], Any]) -> Look | None:
+        """Start *work*, one look at the level; None if it is not to be asked, or nobody should wait for it.
+
+        Raises:
+            ModelCacheError: It cannot be used as it is configured, and could not be before in this process.
+        """
+        self._hear()
+        if self.breaker.state == DOWN:
+            if self._refused is not None:
+                raise self._refused
+            if self._noted is False:
+                self._note()  # There may be a root by now to write it to.
+            if not self.breaker.is_hanging and self.breaker.closed_in() == 0.0:
+                self._begin(work, slot=0.0)
+            return None
+        try:
+            self._level.prepare()
+        except (BackendSetupError, BackendAccessError) as error:
+            self.failed(error)
+            raise
+        return self._begin(work, slot=self._timeout)
+
+    def _begin(self, work: Callable[[], Any], *, slot: float) -> Look | None:
+        slots = self._slots
+        if not slots.acquire(timeout=slot):
+            return None
+        look = Look()
+        look.until = monotonic() + self._timeout
+
+        def run() -> None:
+            try:
+                look.run(lambda: self._asked(work))
+            finally:
+                slots.release()
+
+        threading.Thread(target=run, name="modelcache-tier", daemon=True).start()
+        return look
+
+    def _asked(self, work: Callable[[], Any]) -> Any:
+        try:
+            found = self.breaker.call(work, patience=Deadline(None, ref=self._level.name))
+        except BackendDownError:
+            raise
+        except BackendError as error:
+            self._after(error)
+            raise
+        self._proved, self._refused = True, None
+        if self._noted or self._heard:
+            self._noted = self._heard = False
+            self._hints.remove(self._hint)
+        return found
+
+    def overdue(self) -> None:
+        """Take note that a look has not answered in its time."""
+        for_s = self.breaker.closed_in()
+        if self.breaker.is_hanging and for_s:
+            return  # Another one has said so.
+        detail = f"it has not answered for {self._timeout:g} s"
+        self.breaker.trip(BackendError(backend=self._level.name, detail=detail))
+        self._note()
+        self._level.complain(f"{detail}, and is left alone for {self.breaker.closed_in():.0f} s")
+
+    def failed(self, error: ModelCacheError) -> None:
+        """Take note that it has failed elsewhere, such as in the middle of a content."""
+        found = error
+        if not isinstance(found, BackendError):
+            found = BackendError(backend=self._level.name, detail=str(getattr(error, "detail", "") or error.summary))
+        self.breaker.trip(found)
+        self._after(found)
+
+    def _after(self, error: BackendError) -> None:
+        if isinstance(error, BackendSetupError | BackendAccessError) and not self._proved:
+            self._refused = error  # Nobody gets by that: it is a mistake, and not an outage.
+            return
+        self._note()
+        self._level.complain(error.detail)
+
+    def _hear(self) -> None:
+        """Take over, once, what another process has found."""
+        if self._proved or self._heard:
+            return
+        with self._guard:
+            if self._heard:
+                return
+            self._heard = True
+        facts = self._hints.read(self._hint)
+        until, detail = facts.get("until"), facts.get("detail")
+        if isinstance(until, int | float) and isinstance(detail, str):
+            seconds = min(until - monotonic(), COOLDOWN_MAX_S)
+            if seconds <= 0:  # We look, and the others need not do so at the same time.
+                self._hints.write(self._hint, {"until": monotonic() + COOLDOWN_S, "detail": detail})
+            else:
+                self.breaker.trip(BackendError(backend=self._level.name, detail=detail), seconds)
+                self._noted = True
+                self._level.complain(f"{detail} (another process has found that)")
+
+    def _note(self) -> None:
+        """Tell the other processes of this boot how long it is left alone."""
+        seconds = self.breaker.closed_in()
+        if seconds <= 0:
+            return
+        self._noted = self._hints.write(
+            self._hint, {"until": monotonic() + seconds, "detail": self.breaker.last_error or ""}
+        )

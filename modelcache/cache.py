@@ -44,12 +44,13 @@ if TYPE_CHECKING:
     from .events import Event
     from .intake import Content
     from .leasing import Lease
+    from .levels.base import TierState
     from .manifest import LockedModel
     from .reference import Ref
+    from .replication import Replication
     from .retry import Deadline
     from .sources import Source
     from .tier import Tier
-    from .tiers import TierState
     from .warmup import PrewarmReport
 
 
@@ -74,10 +75,11 @@ class Cache(Maker):
             until there is room. Default: ``MODELCACHE_CAPACITY``, else no limit.
         grace: For how many seconds a path that `get` returned is certain to stay, without a lease, at least. Default:
             ``MODELCACHE_GRACE``, else an hour.
-        tiers: Directories that are asked, in order, before any source: roots of other caches, or ``"huggingface"``, the
-            cache of huggingface_hub. They are never written to. What the first has is served where it is, that of the
-            second is copied; ``",promote"`` or ``",in-place"`` after the path says it otherwise, as `Tier` does.
-            Default: ``MODELCACHE_TIERS``, else none.
+        tiers: What is asked, in order, before any source: roots of other caches, ``"huggingface"``, the cache of
+            huggingface_hub, and buckets (``"s3://bucket/prefix"``, ``gs://``, ``az://``, ``directory:///shared``). What
+            a cache has is served where it is, all else is copied here; ``",promote"`` or ``",in-place"`` says it
+            otherwise, ``",write"`` brings what is new to a bucket. `Tier` says more: docs/tiers.md. Default:
+            ``MODELCACHE_TIERS``, else none.
         archive_limits: What an archive may unpack to, for `get_tree` and `put_tree`.
         on_event: Called with each `Event`, in the thread that caused it.
 
@@ -146,6 +148,8 @@ class Cache(Maker):
         )
         super().__init__(root, limits, on_event)
         self._getter = Getter(root, limits, _sources(sources), self._tell)
+        self._getter.deliver = self._deliver
+        self._replicating: Replication | None = None
         self._hits = 0  # Those answered from memory.
 
     # -- getting ---------------------------------------------------------------------------------------------------
@@ -450,8 +454,11 @@ class Cache(Maker):
         parsed = reference.parse(name)
         wanted, ttl = None if digest is None else Digest.parse(digest), None if ttl is None else lifetime(ttl)
         self._prepare()
-        entry = put(self.root, content, parsed, wanted, ttl, self._gate())
+        filed, file = self._filing()
+        entry = put(self.root, content, parsed, wanted, ttl, self._gate(), file)
         self._warm.forget(parsed.key)
+        if filed:
+            self._deliver(filed, entry.digest)
         return entry
 
     def put_tree(
@@ -485,9 +492,32 @@ class Cache(Maker):
         parsed = reference.parse(name)
         wanted, ttl = None if digest is None else Digest.parse(digest), None if ttl is None else lifetime(ttl)
         self._prepare()
-        entry = put_tree(self.root, os.fspath(directory), parsed, wanted, self._limits.archives, ttl, self._gate())
+        filed, file = self._filing()
+        entry = put_tree(
+            self.root, os.fspath(directory), parsed, wanted, self._limits.archives, ttl, self._gate(), file
+        )
         self._warm.forget(parsed.key)
+        if filed:
+            self._deliver(filed, entry.digest)
         return entry
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Bring what waits for the tiers, of whatever process, for *timeout* seconds (30) at most.
+
+        Returns:
+            Whether nothing waits any more. What does is tried again by the next process that fetches.
+
+        Raises:
+            ConfigurationError: *timeout* makes no sense.
+        """
+        self._check_open()
+        replication = self._replication()
+        return replication is None or replication.flush(timeout)
+
+    def waiting(self) -> dict[str, int]:
+        """Return how many objects wait for which tier, by its name; of those that something waits for."""
+        replication = self._replication()
+        return {} if replication is None else replication.waiting()
 
     def stats(self) -> Stats:
         """Return what this object has counted so far. Hits are counted without a lock: threads may lose a few."""
@@ -500,6 +530,8 @@ class Cache(Maker):
         """Cancel what is being fetched (it can be resumed) and let go of connections. A second close does nothing."""
         self._closed = True
         self._warm.clear()
+        if self._replicating is not None:
+            self._replicating.close()
         self._getter.close()
 
     def __enter__(self) -> Self:
@@ -571,6 +603,28 @@ class Cache(Maker):
 
     def _host_of(self, place: Ref) -> str:
         return self._getter.host_of(place)
+
+    def _filing(self) -> tuple[list[str], Callable[[Entry], object] | None]:
+        """Return where the tiers are told that something waits for, and what files it; None if none is written to."""
+        tiers = self._getter.tiers
+        filed: list[str] = []
+        if tiers is None or not tiers.writable():
+            return filed, None
+        return filed, lambda entry: filed.extend(tiers.file(entry))
+
+    def _deliver(self, names: list[str], digest: Digest) -> None:
+        replication = self._replication()
+        assert replication is not None
+        replication.deliver(names, digest)
+
+    def _replication(self) -> Replication | None:
+        """Return what brings objects to tiers, made when it is first needed; None if no tier is written to."""
+        tiers = self._getter.tiers
+        if self._replicating is None and tiers is not None and tiers.writable():
+            from .replication import Replication
+
+            self._replicating = Replication(self.root, tiers)
+        return self._replicating
 
     def _prepare(self) -> None:
         from .roots import prepare_root

@@ -33,6 +33,7 @@ from .fleet import Sharing
 from .gate import Gate, missing
 from .gc import Room
 from .intake import link
+from .levels.base import Offer
 from .objects import Objects, Stored
 from .partials import Partial, Partials
 from .policy import NONE, PLACE_RULES
@@ -43,7 +44,7 @@ from .report import Counts
 from .retry import Deadline
 from .sources import Registry, Request, Source, Stream, Validators
 from .sources.tier import SCHEME as TIER
-from .tiers import Offer, Tiers
+from .tiers import Tiers
 from .transfer import Throttle, Transfer
 
 BELOW = RetryPolicy(attempts=2, base=0.1, cap=0.5)  # A tier that fails twice is left for the next place.
@@ -68,6 +69,7 @@ class Job:
         ttl: For how long it is wanted, in seconds: what the caller says, else what is on record.
         archive: Of a tree that is unpacked, the digest that the archive must have; None takes any.
         wrong: Filled in by the fetch: tiers, by name, and the digest of what they have that is not what its name says.
+        filed: Filled in by the fetch: the tiers, by name, that what has come waits for.
     """
 
     ref: Ref
@@ -84,6 +86,7 @@ class Job:
     gate: Gate | None = None
     archive: Digest | None = None
     wrong: list[tuple[str, Digest]] = field(default_factory=list)
+    filed: list[str] = field(default_factory=list)
 
     @property
     def places(self) -> tuple[Ref, ...]:
@@ -136,6 +139,16 @@ class Means:
             ttl=job.ttl,
             admitted=mark,
         )
+
+    def record(self, job: Job, entry: Entry, *, personal: bool) -> None:
+        """Let *entry*, whose object is durable, wait for the tiers that are to have it, and put it on record.
+
+        In this order: should the process die in between, they get it all the same (I8).
+        """
+        if self.tiers is not None:
+            job.filed.extend(self.tiers.file(entry, offer=job.offer, personal=personal, wrong=job.wrong))
+            fail_point("download.before-record-of-filed")
+        self.entries.write(entry)
 
     def check_space(self, key: str, needed: int | None) -> None:
         """Raise NoSpaceError if the disk has no room for *needed* bytes more, of *key*; None: as many as may come."""
@@ -346,11 +359,15 @@ class Download:
             mirrors=tuple(mirror.key for mirror in job.mirrors),
             ttl=job.ttl,
         )
-        means.entries.write(entry)
+        means.record(job, entry, personal=self._is_personal)
         self._drop_partial()
         means.counts.unchanged += 1
         self._tell("unchanged", total=entry.size)
         return entry
+
+    @property
+    def _is_personal(self) -> bool:
+        return not self._below and self._source.is_personal(self._place.url)
 
     def _admit(self, entry: Entry) -> Entry:
         """Return *entry*, of what is here already and what this place announces, if policies let it in."""
@@ -526,7 +543,7 @@ class Download:
         self._partial = None
         entry = self._means.entry(job, stored, source=self._place.key, validators=validators)
         fail_point("download.before-record")
-        self._means.entries.write(entry)
+        self._means.record(job, entry, personal=self._is_personal)
         fail_point("download.after-record")
         self._means.counts.fetched += 1
         seconds = round(time.monotonic() - self._started, 3)

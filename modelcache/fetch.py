@@ -17,6 +17,7 @@ from typing import Any
 
 from . import hit, layout, locks, notes, roots
 from .config import ArchiveLimits, RetryPolicy, Timeout
+from .digest import Digest
 from .download import BELOW, Download, Job, Means, reason
 from .errors import (
     CancelledError,
@@ -29,6 +30,7 @@ from .errors import (
 )
 from .events import Event, Listener
 from .fleet import Sharing
+from .levels.base import Offer
 from .patterns import Patterns
 from .policy import PLACE_RULES
 from .records import Entry
@@ -37,7 +39,6 @@ from .repository import TreeDownload
 from .retry import Deadline
 from .sources import Registry, RemoteListing
 from .sweep import sweep
-from .tiers import Offer
 from .together import Together
 from .turns import turn
 
@@ -45,7 +46,12 @@ _BRIEF_S = 5.0  # A host that asks to wait longer is left for a mirror, where th
 
 
 class Fetcher:
-    """Fetches into the cache at *root*."""
+    """Fetches into the cache at *root*.
+
+    Attributes:
+        deliver: Called with the tiers, by name, that something new waits for, and its digest, when the lock of
+            its key is free again. What it raises is the fetch's.
+    """
 
     def __init__(
         self,
@@ -63,6 +69,7 @@ class Fetcher:
         self._policy, self._lock_timeout = retry_policy, lock_timeout
         self._together = Together(self.means)
         self._swept = False
+        self.deliver: Callable[[list[str], Digest], None] | None = None
 
     def fetch(self, job: Job, deadline: Deadline) -> Entry:
         """Return the entry of *job*, fetched by this process or by the one that was faster.
@@ -79,7 +86,7 @@ class Fetcher:
         def ask(job: Job) -> Entry:
             return self._for_all(job, deadline, partial(promote, policy=self._policy), self._fetch)
 
-        return self._once(job, deadline, lambda: self._promoted(job, promote, ask))
+        return self._delivered(job, self._once(job, deadline, lambda: self._promoted(job, promote, ask)))
 
     def fetch_tree(self, job: Job, patterns: Patterns, deadline: Deadline, *, jobs: int) -> Entry:
         """Do what `fetch` does for a tree: of the files at its source those that *patterns* let through.
@@ -102,7 +109,7 @@ class Fetcher:
         def ask(job: Job) -> Entry:
             return self._for_all(job, deadline, promote, work)
 
-        return self._once(job, deadline, lambda: self._promoted(job, promote, ask))
+        return self._delivered(job, self._once(job, deadline, lambda: self._promoted(job, promote, ask)))
 
     def _for_all(
         self,
@@ -130,6 +137,12 @@ class Fetcher:
             heed=lambda note: self._heeds(note, job),
             asked=lambda: self._asked(job),
         )
+
+    def _delivered(self, job: Job, entry: Entry) -> Entry:
+        """Return *entry*, brought to the tiers that it waits for, or on the way there."""
+        if job.filed and self.deliver is not None:
+            self.deliver(job.filed, entry.digest)
+        return entry
 
     def _once(self, job: Job, deadline: Deadline, work: Callable[[], Entry]) -> Entry:
         """Return what *work* brings, or what another process has brought meanwhile."""
@@ -247,8 +260,9 @@ class Fetcher:
         if tiers is not None:
             wrong = tiers.failed(failed, job.ref.key, error)
             told = job.offer.entry
-            if wrong and told is not None:
-                job.wrong.append((failed.name, told.digest))
+            if wrong:
+                expected = getattr(error, "expected", None) or (None if told is None else told.digest)
+                job.wrong.extend([] if expected is None else [(failed.name, Digest(expected))])
             offer = tiers.find(job.ref, job.digest, local=job.local, after=failed)
             if offer is not None and offer.in_place:
                 offer = None if offer.entry is None else replace(offer, in_place=False)

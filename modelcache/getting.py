@@ -38,6 +38,7 @@ from .report import Counts
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
+    from .digest import Digest
     from .fetch import Fetcher
     from .flights import Flights
     from .gate import Gate
@@ -61,6 +62,7 @@ class Getter:
             from .tiers import Tiers
 
             self.tiers = Tiers(limits.tiers, root, tell)
+        self.deliver: Callable[[list[str], Digest], None] | None = None  # See `Fetcher`.
         self._closed = False
         renew_after_fork(self)
         self._fetching: tuple[Fetcher, Flights[Entry]] | None = None
@@ -340,6 +342,8 @@ class Getter:
             self._executor[1].shutdown(wait=self._executor[0] == os.getpid())
         if self._fetching is not None:
             self._fetching[0].means.registry.close()
+        if self.tiers is not None:
+            self.tiers.close()
 
     def _work(self, ask: Ask) -> Callable[[Deadline], Entry]:
         from .download import Job
@@ -414,7 +418,7 @@ class Getter:
                     fetcher.means.throttle = Throttle(self.limits.bandwidth)
                 if self.limits.capacity is not None:
                     fetcher.means.room = Room(self.root, self.limits.capacity, self.limits.grace, self._tell)
-                fetcher.means.tiers = self.tiers
+                fetcher.means.tiers, fetcher.deliver = self.tiers, self.deliver
                 self._fetching = fetcher, Flights()
             return self._fetching[1]
 

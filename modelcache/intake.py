@@ -43,8 +43,11 @@ def put(
     digest: Digest | None = None,
     ttl: float | None = None,
     gate: Gate | None = None,
+    file: Callable[[Entry], object] | None = None,
 ) -> Entry:
     """Store *content* (bytes, a path, or an open binary file) under the name *ref*; return its entry.
+
+    *file* is called with it when its object is durable, before it is on record.
 
     Raises:
         InvalidReferenceError: *ref* is not a name.
@@ -77,6 +80,8 @@ def put(
             staged = ""
             entry = _put_entry(root, ref, stored, ttl, gate)
             fail_point("intake.before-record")
+            if file is not None:
+                file(entry)
             Entries(root).write(entry)
             return entry
     except ModelCacheError:
@@ -96,9 +101,11 @@ def put_tree(
     limits: ArchiveLimits | None = None,
     ttl: float | None = None,
     gate: Gate | None = None,
+    file: Callable[[Entry], object] | None = None,
 ) -> Entry:
     """Store *directory*, or what the archive *directory* holds within *limits*, under the name *ref*; return its entry.
 
+    *file* is called as for `put`.
     Links to files are followed, as a huggingface_hub snapshot is made of them; empty directories are left out.
 
     Raises:
@@ -137,6 +144,8 @@ def put_tree(
             fail_point("intake.before-publish-tree")
             entry = _put_entry(root, ref, staged.publish(objects), ttl, gate)
             fail_point("intake.before-record-tree")
+            if file is not None:
+                file(entry)
             Entries(root).write(entry)
             return entry
     except ModelCacheError:

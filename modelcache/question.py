@@ -17,9 +17,9 @@ from .records import Entry
 from .reference import Ref
 
 if TYPE_CHECKING:
+    from .levels.base import Offer
     from .patterns import Patterns
     from .tier import Tier
-    from .tiers import Offer
 
 VERIFY = ("stat", "sample", "full")
 RefLike = str | os.PathLike[str]

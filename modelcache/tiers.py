@@ -9,9 +9,9 @@ at side by side with it, so that a get waits for the slowest, and not for their 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 from .backends.base import Backend
@@ -24,17 +24,19 @@ from .errors import (
     BackendSetupError,
     IntegrityError,
     ModelCacheError,
+    NoSpaceError,
     NotFoundError,
+    QueueFullError,
+    StorageError,
     UsageError,
 )
 from .events import Event, Listener, ignore
-from .levels.base import Found as Found
-from .levels.base import Level as Level
-from .levels.base import Offer as Offer
-from .levels.base import TierState as TierState
-from .levels.bucket import BucketLevel as BucketLevel
+from .levels.base import Found, Level, Offer, TierState
+from .levels.bucket import BucketLevel, record_of
 from .levels.directory import DirectoryLevel
 from .levels.health import Health, Look
+from .outbox import Outbox
+from .records import Entry
 from .reference import Ref
 from .sources.base import RemoteFile
 from .sources.tier import TierSource
@@ -53,7 +55,7 @@ class Tiers:
     """
 
     def __init__(self, tiers: tuple[Tier, ...], root: str, tell: Listener = ignore) -> None:
-        self._tell = tell
+        self._root, self._tell = root, tell
         self.refused = 0
         self.levels: tuple[Level, ...] = tuple(
             BucketLevel(tier, self.refuse) if tier.is_bucket else DirectoryLevel(tier) for tier in tiers
@@ -135,6 +137,58 @@ class Tiers:
         _log.warning("what the tier %s has for %s is refused: %s", level.name, key, error.summary)
         self._tell(Event("refused", key, detail=f"{level.name}: {error.summary}"))
 
+    def file(
+        self,
+        entry: Entry,
+        *,
+        offer: Offer | None = None,
+        personal: bool = False,
+        wrong: Iterable[tuple[str, Digest]] = (),
+    ) -> list[str]:
+        """Let *entry*, whose object is durable, wait for each tier that is to have it; return their names.
+
+        Args:
+            entry: What has come.
+            offer: Of the tier that it has come from: those before it get it. None: from elsewhere, and all do.
+            personal: It was fetched with somebody's credentials: only those get it that ask for such content.
+            wrong: Tiers, by name, and what they have that is not what its name says: they get it in its place.
+
+        Raises:
+            QueueFullError, StorageError, NoSpaceError: It does not wait for a required tier.
+        """
+        names, wrong = [], list(wrong)
+        levels = [level.name for level in self.levels]
+        before = levels if offer is None else levels[: levels.index(offer.tier.name)]
+        record = record_of(entry)
+        facts = None if record is None else record.facts()
+        for level in self.writable():
+            bad = [digest for name, digest in wrong if name == level.name]
+            if (level.name not in before and not bad) or (personal and not level.tier.private):
+                continue
+            try:
+                if self._has_room(level):
+                    Outbox(self._root, level.name).add(entry.digest, record=facts, wrong=bad)
+                    names.append(level.name)
+            except (StorageError, NoSpaceError) as error:
+                if level.tier.is_required:
+                    raise
+                _log.warning("%s does not wait for the tier %s: %s", entry.key, level.name, error.summary)
+        return names
+
+    def _has_room(self, level: BucketLevel) -> bool:
+        """Tell whether one more object may wait for *level*, for which the oldest may go."""
+        queue, outbox = level.tier.queue, Outbox(self._root, level.name)
+        if outbox.count() < queue.capacity:
+            return True
+        if queue.overflow == "drop-oldest":
+            outbox.remove(outbox.all()[0])
+            return True
+        full = QueueFullError(backend=level.name, capacity=queue.capacity, detail="so many objects wait for it already")
+        if level.tier.is_required:
+            raise full
+        _log.warning("%s; `modelcache tiers sync` brings what is missing there", full.summary)
+        return False
+
     def close(self) -> None:
         """Give back what backends hold open."""
         for level in self.levels:
@@ -211,10 +265,17 @@ class Tiers:
         health, tier = self._healths[level.name], level.tier
         found: TierState | None = self._answer(level, look) if look is not None else None
         breaker = health.breaker
-        if found is not None:
-            return replace(found, state=breaker.state, last_error=breaker.last_error)
-        why = "does not answer" if breaker.is_hanging else breaker.last_error or "does not answer"
+        if found is None:
+            why = "does not answer" if breaker.is_hanging else breaker.last_error or "does not answer"
+            kind = level.kind if isinstance(level, BucketLevel) else "unknown"
+            found = TierState(tier.path, kind, tier.is_bucket or bool(tier.promote), why, name=level.name)
         how = "" if not tier.write else "direct" if tier.is_direct else "queued"
-        kind = level.kind if isinstance(level, BucketLevel) else "unknown"
-        promote = tier.is_bucket or bool(tier.promote)
-        return TierState(tier.path, kind, promote, why, name=level.name, write=how, state=DOWN, last_error=why)
+        waiting = Outbox(self._root, level.name).filings() if tier.write else []
+        return replace(
+            found,
+            write=how,
+            state=DOWN if found.problem and tier.is_bucket else breaker.state,
+            last_error=breaker.last_error,
+            waiting=len({filing.digest for filing in waiting}),
+            lag=round(max(0.0, time() - waiting[0].since), 3) if waiting else 0.0,
+        )

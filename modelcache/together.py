@@ -13,17 +13,16 @@ from functools import partial
 from typing import Any
 
 from . import errors, layout
-from .backends import contents, refs
 from .download import Job, Means, reason
 from .errors import CancelledError, DeadlineError, ModelCacheError, NoSpaceError, StorageError
 from .events import Event
 from .fleet import Bucket, Fleet, Question, Sharing
 from .hints import Hints
-from .levels.bucket import BucketLevel, is_shared
+from .levels.base import Offer
+from .levels.bucket import BucketLevel, is_shared, publish, record_of
 from .objects import Stored
 from .records import Entry
 from .retry import Deadline
-from .tiers import Offer
 
 
 class Together:
@@ -81,7 +80,7 @@ class Together:
             key=job.ref.key,
             look=look,
             fetch=lambda own, sharing: fetch(job, own, sharing),
-            publish=lambda entry: self._publish(level, entry),
+            publish=lambda entry: self._publish(job, level, entry),
             heed=heed,
             asked=asked,
             tell=lambda detail: self._tell(job, "waiting", detail=detail),
@@ -91,8 +90,11 @@ class Together:
 
     def _fleet(self, level: BucketLevel) -> Fleet:
         if level.name not in self._fleets:
-            bucket = Bucket(level.name, level.backend, hints=Hints(self._means.root, layout.BACKOFF))
-            self._fleets[level.name] = Fleet(bucket)
+            lease = level.tier.lease
+            bucket = Bucket(
+                level.name, level.backend, patience=2 * lease, hints=Hints(self._means.root, layout.BACKOFF)
+            )
+            self._fleets[level.name] = Fleet(bucket, lease=lease)
         return self._fleets[level.name]
 
     @staticmethod
@@ -128,16 +130,14 @@ class Together:
             self._tell(job, "mirror", detail=f"{reason(error)}; {job.ref.key} is asked")
             return None
 
-    def _publish(self, level: BucketLevel, entry: Entry) -> None:
-        """Bring *entry* to *level*: the object, then what is on record for its ref."""
-        backend = level.backend()
-        contents.store(backend, Stored(entry.digest, entry.path, entry.name, entry.size, entry.mtime_ns))
-        record = refs.RefRecord(
-            key=entry.key, digest=entry.digest, name=entry.name, size=entry.size, source=entry.source,
-            checked=entry.checked, etag=entry.etag, last_modified=entry.last_modified, revision=entry.revision,
-            mirrors=entry.mirrors,
-        )  # fmt: skip
-        refs.write(backend, record)
+    def _publish(self, job: Job, level: BucketLevel, entry: Entry) -> None:
+        """Bring *entry* to *level*: the object, then what is on record for its ref.
+
+        It waits in the outbox as well, for the case that we are killed; whoever delivers it finds that it is there.
+        """
+        stored = Stored(entry.digest, entry.path, entry.name, entry.size, entry.mtime_ns)
+        wrong = [digest for name, digest in job.wrong if name == level.name]
+        publish(level, stored, record_of(entry), wrong=wrong)
 
     def _tell(self, job: Job, kind: str, **facts: Any) -> None:
         self._means.emit(Event(kind, job.ref.key, **facts))

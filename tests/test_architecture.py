@@ -61,7 +61,7 @@ FLOORS = [
     {"archive.lane"},
     {"archive.archivist"},
     {"archive"},
-    {"memory", "warmup"},
+    {"memory", "replication", "warmup"},
     {"keeper"},
     {"making"},
     {"cache"},

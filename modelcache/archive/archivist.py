@@ -184,6 +184,18 @@ class Archivist:
         """See `put_object`."""
         await _in_thread(self.put_object, digest, timeout=timeout)
 
+    def resume(self, name: str) -> None:
+        """Deliver what has been filed in the outbox of the backend by whatever process. Returns at once."""
+        self._lane(name).resume()
+
+    def wait_object(self, name: str, digest: Digest, timeout: float) -> bool:
+        """Wait until the backend has an object that was filed, for *timeout* seconds; tell whether it has.
+
+        Raises:
+            ModelCacheError: Bringing it has failed, as often as the policy says. If it can be brought at all, it waits.
+        """
+        return self._lane(name).wait_object(digest, timeout)
+
     # -- reads --
 
     def find_object(self, digest: str) -> tuple[str, Manifest] | None:

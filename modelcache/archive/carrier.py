@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Collection
 from time import monotonic
+from typing import Any
 
 from failpoints import fail_point
 
 from .. import forks, locks
-from ..backends import contents
+from ..backends import contents, refs
 from ..breaker import Breaker
 from ..digest import Digest
 from ..errors import (
@@ -28,6 +30,7 @@ from ..errors import (
 )
 from ..objects import Objects
 from ..outbox import Outbox
+from ..records import Entries
 from ..retry import Deadline
 from . import exits
 from .queue import Ledger
@@ -44,7 +47,7 @@ class Carrier:
         assert isinstance(registration.policy, Queued)
         self._registration, self._policy = registration, registration.policy
         self._backend, self._breaker, self._ledger = registration.backend, breaker, ledger
-        self._objects, self._outbox = Objects(root), Outbox(root, registration.name)
+        self._objects, self._entries, self._outbox = Objects(root), Entries(root), Outbox(root, registration.name)
         forks.renew_after_fork(self)
 
     def renew_guard(self) -> None:
@@ -232,16 +235,37 @@ class Carrier:
         return bool(self._asked)
 
     def _deliver_all(self) -> bool:
-        while waiting := self._outbox.all():
-            for digest in waiting:
+        while waiting := self._outbox.filings():
+            for digest in dict.fromkeys(filing.digest for filing in waiting):
                 self._patience.check()
-                error = self._bring(digest)
-                fail_point("archive.carrier.before-forget")
-                self._outbox.remove(digest)
+                filings = [filing for filing in waiting if filing.digest == digest]
+                error = self._bring(digest, {wrong for filing in filings for wrong in filing.wrong})
+                for filing in filings:
+                    if error is None and filing.record is not None:
+                        self._put_on_record(filing.record)
+                    fail_point("archive.carrier.before-forget")
+                    self._outbox.forget(filing)
                 self._settle({digest: error})
         return not self._left()
 
-    def _bring(self, digest: Digest) -> ModelCacheError | None:
+    def _put_on_record(self, facts: dict[str, Any]) -> None:
+        """Write the record of a ref, whose object is there, unless the ref stands for another one here by now.
+
+        Raises:
+            BackendError: Not now.
+        """
+        record = refs.RefRecord.of_facts(facts)
+        if record is None:
+            return
+        now = self._entries.read(record.key)
+        if now is not None and now.digest != record.digest:
+            return  # Which has been filed as well, and must not be taken back.
+        fail_point("archive.carrier.before-put-record")
+        self._breaker.call(
+            lambda: refs.write(self._backend, record), patience=self._patience, probe=self._closed
+        )  # fmt: skip
+
+    def _bring(self, digest: Digest, wrong: Collection[Digest] = ()) -> ModelCacheError | None:
         """Bring one object; return the error if it can never be brought.
 
         Raises:
@@ -255,7 +279,9 @@ class Carrier:
                 fail_point("archive.carrier.before-bring")
                 found = stored
                 self._breaker.call(
-                    lambda: contents.store(self._backend, found), patience=self._patience, probe=self._closed
+                    lambda: contents.store(self._backend, found, wrong=wrong),
+                    patience=self._patience,
+                    probe=self._closed,
                 )
                 self.dispatched += 1
                 return None

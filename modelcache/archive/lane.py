@@ -152,6 +152,15 @@ class Lane:
             reasons = {QueueFullError: "full", CorruptObjectError: "corrupt"}
             self.ledger.add(stored.digest, stored.digest, reasons.get(type(error), "down"))
 
+    def resume(self) -> None:
+        """Deliver what waits in the outbox."""
+        if self._carrier is not None:
+            self._carrier.resume()
+
+    def wait_object(self, digest: Digest, seconds: float) -> bool:
+        """See `Archivist.wait_object`."""
+        return self._carrier is None or self._carrier.wait(digest, seconds)
+
     def _await(self, carrier: Carrier, digest: Digest, until: float) -> None:
         """Wait until the backend has the object (I8), to the moment *until*; raise BackendError."""
         if not carrier.wait(digest, max(0.0, until - monotonic())):

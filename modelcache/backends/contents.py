@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from failpoints import fail_point
@@ -69,8 +69,10 @@ def has(backend: Backend, digest: Digest) -> bool:
         return False
 
 
-def store(backend: Backend, stored: Stored) -> int:
+def store(backend: Backend, stored: Stored, *, wrong: Collection[Digest] = ()) -> int:
     """Bring what is *stored* in a cache to *backend*; return the bytes that went there.
+
+    Blobs that are there already are believed by their size, but not those that were found to be *wrong*.
 
     Raises:
         CorruptObjectError: It is not what its name says; nothing of that went anywhere.
@@ -78,13 +80,13 @@ def store(backend: Backend, stored: Stored) -> int:
         FileNotFoundError: It has been removed meanwhile.
         StorageError: It cannot be read.
     """
-    if has(backend, stored.digest):
+    if not wrong and has(backend, stored.digest):
         return 0
     sent = 0
     leaves, text = _leaves(stored)
     for leaf in leaves:
         path = f"{stored.path}/{leaf.path}" if stored.digest.is_tree else stored.path
-        if backend.size(blob_name(leaf.digest)) == leaf.size:
+        if leaf.digest not in wrong and backend.size(blob_name(leaf.digest)) == leaf.size:
             continue
         try:
             actual, _ = files.digest_of(path)

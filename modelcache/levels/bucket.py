@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
-from .. import forks
+from .. import forks, reference
 from ..backends import contents, refs
 from ..backends.base import Backend
 from ..backends.refs import RefRecord
 from ..digest import Digest
 from ..errors import BackendSetupError, DamagedReplicaError, ModelCacheError, UsageError
+from ..objects import Stored
 from ..records import Entry
 from ..reference import Ref
 from ..sources.base import RemoteFile, RemoteListing
@@ -110,8 +111,7 @@ class BucketLevel(Level):
         refs.read(
             self.backend(), "modelcache tiers"
         )  # A miss, of which the bucket must know; and no list of thousands.
-        how = "" if not self.tier.write else "direct" if self.tier.is_direct else "queued"
-        return TierState(self.tier.path, self.kind, promote=True, problem="", name=self.name, write=how)
+        return TierState(self.tier.path, self.kind, promote=True, problem="", name=self.name)
 
     @property
     def kind(self) -> str:
@@ -186,6 +186,30 @@ class BucketLevel(Level):
         return RemoteListing(ref, revision, tuple(found))
 
 
+def publish(level: BucketLevel, stored: Stored, record: RefRecord | None, *, wrong: Collection[Digest] = ()) -> int:
+    """Bring what is *stored*, then its *record*, to *level* now, in this thread; return the bytes that went there.
+
+    Raises:
+        BackendError, CorruptObjectError, FileNotFoundError, StorageError: As `contents.store`.
+    """
+    backend = level.backend()
+    sent = contents.store(backend, stored, wrong=wrong)
+    if record is not None:
+        refs.write(backend, record)
+    return sent
+
+
 def is_shared(ref: Ref) -> bool:
     """Tell whether *ref* means the same on every machine: a path does not, nor what was derived for this one."""
     return ref.scheme != "file" and not ref.is_derived
+
+
+def record_of(entry: Entry) -> RefRecord | None:
+    """Return what a bucket is to have on record for *entry*; None if its ref is this machine's own."""
+    if not is_shared(reference.parse(entry.key)):
+        return None
+    source = entry.source if not entry.source.startswith("file:") else "put"
+    return RefRecord(
+        key=entry.key, digest=entry.digest, name=entry.name, size=entry.size, source=source, checked=entry.checked,
+        etag=entry.etag, last_modified=entry.last_modified, revision=entry.revision, mirrors=entry.mirrors,
+    )  # fmt: skip

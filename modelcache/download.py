@@ -479,7 +479,7 @@ class Download:
             request.ref,
             request.timeout,
             self._deadline,
-            on_progress=lambda done: self._progress(done, partial.total),
+            on_progress=lambda done: self._tell("progress", done=done, total=partial.total),
             throttle=self._means.throttle,
             policies=self._policies,
             may_split=may_split,
@@ -494,11 +494,6 @@ class Download:
                 self._means.counts.bytes_received += came
             self._reached = max(self._reached, partial.length)
         return not transfer.slow
-
-    def _progress(self, done: int, total: int | None) -> None:
-        if self._sharing is not None:
-            self._sharing.grown(self._job.ref.key, done)
-        self._tell("progress", done=done, total=total)
 
     def _receive_in_parallel(self, first: Stream, request: Request, partial: Partial) -> None:
         """Go on from where *first* was left, with several connections."""

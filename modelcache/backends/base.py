@@ -119,6 +119,7 @@ class Backend(ABC):
     location: str = ""
     is_remote: bool = False
     _conditional: bool | None = None  # What the probe has found, of this object.
+    _probes: tuple[str, ...] = ()  # What it has made, and not deleted yet.
 
     @abstractmethod
     def append_events(self, key: str, events: Sequence[Any]) -> None:
@@ -177,6 +178,9 @@ class Backend(ABC):
         """
         if self._conditional is None:
             self._conditional = self._makes_once()
+        while self._probes:  # Those of tries that failed too.
+            self.delete(self._probes[-1])
+            self._probes = self._probes[:-1]
         if not self._conditional:
             detail = "it has overwritten a file, or told two callers that they had made the same one"
             raise NoConditionalWritesError(backend=self.location, detail=detail)
@@ -197,16 +201,14 @@ class Backend(ABC):
 
         # Daemons: one that hangs keeps no process from ending.
         racers = [threading.Thread(target=race, args=(b"%d" % number,), daemon=True) for number in range(_RACERS)]
-        try:
-            for racer in racers:
-                racer.start()
-            for racer in racers:
-                racer.join()
-            if errors:
-                raise errors[0]
-            return not self.create(name, b"later") and len(winners) == 1 and self.read(name) == winners[0]
-        finally:
-            self.delete(name)
+        self._probes = (*self._probes, name)
+        for racer in racers:
+            racer.start()
+        for racer in racers:
+            racer.join()
+        if errors:
+            raise errors[0]
+        return not self.create(name, b"later") and len(winners) == 1 and self.read(name) == winners[0]
 
     def close(self) -> None:  # noqa: B027  # Most have nothing to give back.
         """Give back what it holds open; it may be used again."""

@@ -257,7 +257,7 @@ class _Flight(Generic[T]):
         if not notes.is_for_all(error) or isinstance(error, errors.NoSpaceError):
             return False
         text = notes.note(error, self._question.asked()).decode()
-        beat = Beat(FAILED, -1, note=text, strikes=self._strikes + 1)
+        beat = Beat(FAILED, note=text, strikes=self._strikes + 1)
         try:
             return self._bucket.ask(lambda: self._claims.beat(mine, beat, late=True), _brief(self._question.key))
         except ModelCacheError:

@@ -23,7 +23,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial as partial_of
-from time import monotonic
 from typing import Any
 
 from failpoints import fail_point
@@ -43,7 +42,8 @@ PIECE_BYTES, PIECE_BYTES_MAX = 8 << 20, 32 << 20
 _PIECES = 64  # So many a content has, as long as each is within these bounds.
 _TOP = "parts"
 _LOOK_S = 5.0  # For what saves bytes, and is not needed.
-_REST_S = 5.0  # After an upload that failed.
+_LOOK_EVERY_S = 0.1
+_REST_S, _REST_MAX_S = 0.1, 5.0  # After an upload that failed; twice as long after the next one.
 _END_S = 10.0  # For an upload under way at the end. One that takes longer removes what it has brought.
 _FACTS = {"place", "announced", *Validators.__dataclass_fields__}
 _log = logging.getLogger("modelcache")
@@ -73,14 +73,18 @@ class _Content:
     """One file that is shared while it comes; ``pieces`` are in the bucket, and go up to the byte ``shared``."""
 
     key: str
-    path: str = ""
+    partial: Partial | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     total: int | None = None
-    length: int = 0
     shared: int = 0
     pieces: list[tuple[str, int, str]] = field(default_factory=list)
     active: bool = False
     epoch: int = 0
+
+    @property
+    def length(self) -> int:
+        """The bytes that are here."""
+        return 0 if self.partial is None else self.partial.length
 
     @property
     def piece(self) -> int:
@@ -115,7 +119,7 @@ class Sharing:
         self._contents: dict[str, _Content] = {}
         self._whole: list[tuple[str, Digest, int]] = []
         self._closed = False
-        self._rest_until = 0.0
+        self._rest = 0.0
         self._failed = False
         forks.renew_after_fork(self)
 
@@ -245,26 +249,16 @@ class Sharing:
             if (partial.facts, partial.total) != (content.facts, content.total) or partial.length < content.shared:
                 content.pieces, content.shared = [], 0
                 content.epoch += 1
-            content.facts, content.total = dict(partial.facts), partial.total
-            content.path, content.length = partial.path, partial.length
+            content.facts, content.total, content.partial = dict(partial.facts), partial.total, partial
             content.active = resumable
             self._wake()
-
-    def grown(self, key: str, length: int) -> None:
-        """Take note that the partial of *key* has grown to *length*."""
-        with self._changed:
-            content = self._contents.get(key)
-            if content is not None:
-                content.length = length
-                if content.is_due:
-                    self._wake()
 
     def drop(self, key: str) -> None:
         """Remove what the bucket has of *key*, of whomever: its bytes are wrong."""
         with self._changed:
             content = self._contents.get(key)
             if content is not None:
-                content.pieces, content.shared, content.length, content.active = [], 0, 0, False
+                content.pieces, content.shared, content.partial, content.active = [], 0, None, False
                 content.epoch += 1
         try:
             clear(self._bucket, f"{self._top}{layout.key_id(key)}.", self._deadline, patience=_LOOK_S)
@@ -297,10 +291,12 @@ class Sharing:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._due() is not None or bool(self._whole))
-                rest = self._rest_until - monotonic()
-                if not self._closed and rest > 0:
-                    self._changed.wait_for(lambda: self._closed, rest)
+                while not (self._closed or self._due() is not None or self._whole):
+                    # Nobody tells how a partial grows: a download has better things to do.
+                    growing = any(one.active for one in self._contents.values())
+                    self._changed.wait(_LOOK_EVERY_S if growing else None)
+                if self._rest:
+                    self._changed.wait_for(lambda: self._closed, self._rest)
                 if self._closed:
                     return
                 content = self._due()
@@ -310,9 +306,10 @@ class Sharing:
                     self._share(content)
                 elif whole is not None:
                     self._upload(*whole)
+                self._rest = 0.0
             except (BackendError, OSError) as error:  # No upload is worth a download.
                 self._tell(error)
-                self._rest_until = monotonic() + _REST_S
+                self._rest = min(2 * self._rest or _REST_S, _REST_MAX_S)
 
     def _due(self) -> _Content | None:
         return next((one for one in self._contents.values() if one.is_due), None)
@@ -320,9 +317,9 @@ class Sharing:
     def _share(self, content: _Content) -> None:
         """Bring the next piece of *content*, then the index that names it."""
         with self._changed:
-            epoch, start, size, path = content.epoch, content.shared, content.piece, content.path
+            epoch, start, size, partial = content.epoch, content.shared, content.piece, content.partial
         try:
-            data = _read(path, start, size)
+            data = b"" if partial is None else _read(partial.path, start, size)
         except FileNotFoundError:
             data = b""  # It is an object by now, or was given up.
         if len(data) != size:
@@ -332,16 +329,11 @@ class Sharing:
         fail_point("fleet.parts.before-piece")
         self._bucket.backend.put(f"{self._top}{name}", data)
         with self._changed:
-            stale = self._closed or content.epoch != epoch
+            stale = self._closed or content.epoch != epoch or partial is None or partial.length < start + size
             if not stale:
                 content.pieces.append((name, size, hashlib.sha256(data).hexdigest()))
                 content.shared += size
-                index: dict[str, Any] = {
-                    "key": layout.key_id(content.key),
-                    "facts": content.facts,
-                    "total": content.total,
-                }
-                index["pieces"] = list(content.pieces)
+                index = content.index()
         if stale:  # Nobody is to find it: what it was part of is whole, or wrong.
             self._bucket.backend.delete(f"{self._top}{name}")
             return

@@ -171,7 +171,7 @@ class Direct(Bucket):
         super().__init__("memory", lambda: world.backend)
         self._world = world
 
-    def enter(self, deadline: Deadline) -> MemoryBackend:  # type: ignore[override]
+    def enter(self, deadline: Deadline) -> MemoryBackend:
         return self._world.backend
 
     def ask(self, work, deadline, *, patience=None):  # type: ignore[no-untyped-def]

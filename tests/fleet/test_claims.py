@@ -79,7 +79,7 @@ def test_a_claim_on_a_dead_one_that_beats_after_all_is_given_back(backend: Racin
     sight = seen(backend, first)
     other = claims(backend, "b")
     mine = other.next(sight)
-    backend.meanwhile = lambda: claims(backend).beat(first, Beat(count=7)) or backend.put(first.beat_name, b"late")
+    backend.meanwhile = lambda: backend.put(first.beat_name, Beat(count=7).encode())
 
     assert not other.acquire(mine, sight)
     assert claims(backend).stands(first)

@@ -32,7 +32,6 @@ def test_sixteen_machines_whose_claimers_are_killed_cause_one_download(
     assert outcomes.count("killed") == kills, outcomes
     assert set(outcomes) == {"killed", got(content)}
     assert server.sent() <= 1.1 * len(content), f"{server.sent() / len(content):.2f} downloads"
-    assert len(server.seen()) == 1 + kills
     assert traces(bucket) == []
 
 
@@ -42,7 +41,7 @@ def test_a_bucket_that_is_slow_and_fails_one_time_in_five_still_saves_all_but_on
     bucket = tmp_path / "bucket"
     url = server.add("/m.onnx", SMALL, [Fault(rate=MB)])
 
-    with machines(8, tmp_path, f"directory://{bucket}", url, failing=0.2, slow=0.05) as started:
+    with machines(8, tmp_path, f"directory://{bucket}", url, failing=0.2, slow=0.05, lease=15.0) as started:
         outcomes = ends(started)
 
     assert outcomes == [got(SMALL)] * 8
@@ -91,7 +90,7 @@ def test_a_bucket_that_dies_half_way_costs_downloads_and_nothing_else(tmp_path: 
 def test_what_the_origin_does_not_have_is_asked_for_by_one(tmp_path: Path, server: FaultServer) -> None:
     url = server.add("/missing.onnx", b"", [Fault(hold_head=True, status=404), *[Fault(status=404)] * 8])
 
-    with machines(6, tmp_path, f"directory://{tmp_path / 'bucket'}", url) as started:
+    with machines(6, tmp_path, f"directory://{tmp_path / 'bucket'}", url, lease=15.0) as started:
         server.wait_for_requests(1)
         claimer = next_to(started, "claimed")
         for one in started:

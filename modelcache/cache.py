@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -41,15 +41,18 @@ from .records import Entry
 from .report import Stats
 
 if TYPE_CHECKING:
+    from .backends.refs import RefRecord
     from .events import Event
     from .intake import Content
     from .leasing import Lease
     from .levels.base import TierState
+    from .levels.bucket import BucketLevel
     from .manifest import LockedModel
     from .reference import Ref
     from .replication import Replication
     from .retry import Deadline
     from .sources import Source
+    from .syncing import Synced, SyncReport
     from .tier import Tier
     from .warmup import PrewarmReport
 
@@ -514,6 +517,56 @@ class Cache(Maker):
         replication = self._replication()
         return replication is None or replication.flush(timeout)
 
+    def sync_tiers(
+        self,
+        *refs: RefLike,
+        to: str | None = None,
+        from_: str | None = None,
+        jobs: int | None = None,
+        dry_run: bool = False,
+        on_synced: Callable[[Synced], object] | None = None,
+    ) -> SyncReport:
+        """Copy what is missing from this cache to buckets among its tiers, or from one of them to this cache.
+
+        What was derived stays where it is. A ref that stands for another content on the other side is left alone.
+
+        Args:
+            refs: What to copy; all that there is if none is given, what is private too.
+            to: The name of the bucket. Default: all that are written to.
+            from_: The name of the bucket to copy from, in place of to. Capacity and policies hold as for `get`.
+            jobs: Refs at a time.
+            dry_run: Say what would be copied, and copy nothing.
+            on_synced: Called with each outcome as it comes.
+
+        Returns:
+            What became of each ref. Failures are in it, not raised.
+
+        Raises:
+            UsageError: An argument makes no sense, or there is no such tier.
+            EntryNotFoundError: One of *refs* is not on the side that is copied from.
+            BackendError: What the bucket has cannot be listed.
+        """
+        from .syncing import Sync
+
+        self._check_open()
+        if to is not None and from_ is not None:
+            raise UsageError(problem="to and from_ contradict each other: copying has one direction")
+        tiers = self._getter.tiers
+        if tiers is None:
+            raise UsageError(problem="there are no tiers: MODELCACHE_TIERS names them")
+        tell = on_synced or (lambda _: None)
+        sync = Sync(self.root, tiers, jobs=self._jobs(jobs), dry_run=dry_run, tell=tell)
+        if from_ is None:
+            entries = [self._recorded(ref) for ref in refs] if refs else self.entries()
+            return sync.push([entry for entry in entries if entry.derivation is None], to)
+        keys = {reference.parse(ref).key for ref in refs}
+        report = sync.pull(lambda key: not keys or key in keys, from_, self._bring)
+        found = {one.ref for one in report.refs}
+        absent = next((key for key in sorted(keys) if key not in found), None)
+        if absent is not None:
+            raise EntryNotFoundError(ref=absent, root=from_)
+        return report
+
     def waiting(self) -> dict[str, int]:
         """Return how many objects wait for which tier, by its name; of those that something waits for."""
         replication = self._replication()
@@ -625,6 +678,17 @@ class Cache(Maker):
 
             self._replicating = Replication(self.root, tiers)
         return self._replicating
+
+    def _bring(self, level: BucketLevel, record: RefRecord) -> Entry:
+        """Return the entry of *record*, brought from *level* alone."""
+        limits = replace(self._limits, tiers=(level.tier,), offline=True)
+        getter = Getter(self.root, limits, (), self._tell)
+        getter.reaches = True
+        try:
+            ask = question(limits, record.key, record.digest, verify="stat", promote=True)
+            return getter.entry(ask, self._getter.patience(record.key, limits.timeout.total))
+        finally:
+            getter.close()
 
     def _prepare(self) -> None:
         from .roots import prepare_root

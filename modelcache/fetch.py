@@ -49,6 +49,7 @@ class Fetcher:
     """Fetches into the cache at *root*.
 
     Attributes:
+        reaches: Whether buckets may be asked though no source is.
         deliver: Called with the tiers, by name, that something new waits for, and its digest, when the lock of
             its key is free again. What it raises is the fetch's.
     """
@@ -69,6 +70,7 @@ class Fetcher:
         self._policy, self._lock_timeout = retry_policy, lock_timeout
         self._together = Together(self.means)
         self._swept = False
+        self.reaches = False
         self.deliver: Callable[[list[str], Digest], None] | None = None
 
     def fetch(self, job: Job, deadline: Deadline) -> Entry:
@@ -263,7 +265,7 @@ class Fetcher:
             if wrong:
                 expected = getattr(error, "expected", None) or (None if told is None else told.digest)
                 job.wrong.extend([] if expected is None else [(failed.name, Digest(expected))])
-            offer = tiers.find(job.ref, job.digest, local=job.local, after=failed)
+            offer = tiers.find(job.ref, job.digest, local=job.local and not self.reaches, after=failed)
             if offer is not None and offer.in_place:
                 offer = None if offer.entry is None else replace(offer, in_place=False)
         if offer is not None:

@@ -62,6 +62,7 @@ class Getter:
             from .tiers import Tiers
 
             self.tiers = Tiers(limits.tiers, root, tell)
+        self.reaches = False  # Buckets may be asked though no source is.
         self.deliver: Callable[[list[str], Digest], None] | None = None  # See `Fetcher`.
         self._closed = False
         renew_after_fork(self)
@@ -179,7 +180,7 @@ class Getter:
         entry = self._find(ask)
         if entry is not None or self.tiers is None or ask.own:
             return entry
-        ask.offer = self.tiers.find(ask.ref, ask.digest, verify=ask.verify, local=ask.local)
+        ask.offer = self.tiers.find(ask.ref, ask.digest, verify=ask.verify, local=ask.local and not self.reaches)
         if ask.offer is not None and ask.archive is not None:
             told = ask.offer.entry
             ask.offer = ask.offer if told is not None and told.revision == ask.archive else None
@@ -418,7 +419,7 @@ class Getter:
                     fetcher.means.throttle = Throttle(self.limits.bandwidth)
                 if self.limits.capacity is not None:
                     fetcher.means.room = Room(self.root, self.limits.capacity, self.limits.grace, self._tell)
-                fetcher.means.tiers, fetcher.deliver = self.tiers, self.deliver
+                fetcher.means.tiers, fetcher.deliver, fetcher.reaches = self.tiers, self.deliver, self.reaches
                 self._fetching = fetcher, Flights()
             return self._fetching[1]
 

@@ -157,7 +157,9 @@ class TreeDownload:
                 self._means.room.make(self._job.ref.key, self._total)
             self._means.check_space(self._job.ref.key, self._total)
         self._tell("started", done=0, total=self._total)
-        run_all(missing, self._fetch, jobs=self._jobs, deadline=lambda _: self._deadline)
+        with self._deadline.part() as part:  # What ends the others of these files does not end the whole get.
+            run_all(missing, self._fetch, jobs=self._jobs, deadline=lambda _: part)
+        self._deadline.check()
         if self._first_error is not None:
             raise self._first_error
         for partial, leaf in self._kept:

@@ -51,6 +51,14 @@ class Deadline:
         after = f"; the last attempt: {getattr(last, 'detail', last)}" if last else ""
         return DeadlineError(ref=self.ref, detail=f"not done {limit}{after}")
 
+    @contextmanager
+    def part(self) -> Iterator[Deadline]:
+        """Yield a deadline of the same end for some of the work: it ends with this one, and can be given up alone."""
+        part = Deadline(None, ref=self.ref)
+        part.seconds, part._end = self.seconds, self._end
+        with self.cutting(part.cancel):
+            yield part
+
     def sleep(self, seconds: float) -> None:
         """Wait *seconds*, less if the caller gives up."""
         self._cancelled.wait(seconds)

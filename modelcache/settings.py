@@ -35,6 +35,7 @@ from .errors import ConfigFileError, ConfigurationError, UsageError
 MODES = ("cache-first", "offline", "refresh")
 PROGRESS = ("auto", "bar", "plain", "json", "none")
 DEFAULT, ARGUMENT = "default", "argument"
+_WRITTEN = re.compile(r",(write|write-direct|single-flight|private|required)(,|$)")
 _SECRETS = {"token", "password", "secret", "auth", "authorization", "headers", "credentials", "api-key", "netrc"}
 _KINDS: dict[type, str] = {
     str: "a string", int: "a whole number", float: "a number", bool: "true or false", list: "a list of strings",
@@ -335,6 +336,9 @@ def in_file(table: FileTable, *, project: bool = False) -> Layer:
         if setting.key in table.values:
             values[setting.name] = table.value(setting.key, setting.kinds, setting.parse)
             origins[setting.name] = table.where(setting.key)
+    if project and any(_WRITTEN.search(tier) for tier in values.get("tiers", ())):
+        problem = "would bring what is fetched to a tier, which a file of the working directory cannot: it may be a stranger's"
+        raise table.error("tiers", problem)
     if "offline" in values and "mode" in values and values["offline"] != (values["mode"] == "offline"):
         raise table.error("offline", f"contradicts mode = {values['mode']!r}")
     return Layer(values, origins, project)

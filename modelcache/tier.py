@@ -234,7 +234,7 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
     said: dict[str, str] = {}
     while "," in text:
         rest, _, ending = text.rpartition(",")
-        known = ("name", ending[5:]) if ending.startswith("name=") else _OPTIONS.get(ending)
+        known = ("name", ending[5:]) if len(ending) > 5 and ending.startswith("name=") else _OPTIONS.get(ending)
         if known is None:
             if "://" not in text:
                 break

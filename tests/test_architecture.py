@@ -62,6 +62,7 @@ FLOORS = [
     {"archive.archivist"},
     {"archive"},
     {"memory", "replication", "warmup"},
+    {"syncing"},
     {"keeper"},
     {"making"},
     {"cache"},
@@ -76,7 +77,7 @@ FLOORS = [
     {"onnx.contexts"},
     {"onnx.sessions"},
     {"onnx"},
-    {"cli.asking", "cli.each", "cli.sharing"},
+    {"cli.asking", "cli.each", "cli.sharing", "cli.tierstates"},
     {
         "cli.config", "cli.derive", "cli.doctor", "cli.du", "cli.export", "cli.gc", "cli.get", "cli.import_",
         "cli.info", "cli.init", "cli.lock", "cli.ls", "cli.path", "cli.pin", "cli.prewarm", "cli.remove", "cli.stats",

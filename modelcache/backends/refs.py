@@ -99,7 +99,11 @@ def read(backend: Backend, key: str) -> RefRecord | None:
         DamagedReplicaError: It cannot be believed.
         BackendError
     """
-    name = record_name(key)
+    return read_file(backend, record_name(key))
+
+
+def read_file(backend: Backend, name: str) -> RefRecord | None:
+    """Do what `read` does, for the record in the file *name*."""
     try:
         data = backend.read(name)
     except NotInArchiveError:
@@ -108,7 +112,7 @@ def read(backend: Backend, key: str) -> RefRecord | None:
     problem = "its checksum is wrong"
     if facts is not None:
         record = RefRecord.of_facts(facts)
-        if record is not None and record.key == key:
+        if record is not None and record_name(record.key) == name:
             return record
         problem = "it is not the record of this key"
     raise DamagedReplicaError(backend=backend.location, name=name, detail=problem)

@@ -37,7 +37,7 @@ COMMANDS = {
     "gc": "remove what nothing names, what crashes left, and what is beyond a limit",
     "export": "write models to a folder or a file, for a machine without a network",
     "import": "take models from what export wrote",
-    "tiers": "show the caches below this one, and how each is",
+    "tiers": "show what is asked before any source, and how it is; sync copies what is missing",
     "stats": "count what is on disk",
     "config": "show every setting, and where it comes from",
     "doctor": "examine the cache directory and its file system",

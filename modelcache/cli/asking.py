@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..cache import Cache
 from ..config import parse_bytes
 from ..settings import MODES
+from .console import Console
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -29,3 +31,9 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
         "mode": arguments.mode,
         "max_bandwidth": parse_bytes(limit, setting="--max-bandwidth") if limit else None,
     }
+
+
+def say_what_waits(cache: Cache, console: Console) -> None:
+    """Say what the closed *cache* has not brought to its tiers in the time that an end takes."""
+    for name, count in cache.waiting().items():
+        console.note(f"{count} object{'s' if count > 1 else ''} still to go to the tier {name}: the next get goes on")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from ..doctor import examine, fix
-from ..errors import UsageError
+from ..cache import Cache
+from ..doctor import Check, examine, fix
+from ..errors import ModelCacheError, StorageError, UsageError
+from ..levels.base import TierState
 from .console import Console, one_line
 from .sharing import root_of, said
+from .tierstates import described
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +36,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         checks.append(check)
         if not console.json:
             console.data(one_line(f"{check.level:<8} {check.name:<12} {check.detail}"))
+    for state in _tiers(arguments.root):
+        level = "ok" if not state.problem and state.state == "healthy" else "warning"
+        waits = f"; {state.waiting} objects wait for it" if state.waiting else ""
+        checks.append(Check(f"tier {state.name}", level, f"{state.path}: {described(state)}{waits}"))
+        if not console.json:
+            console.data(one_line(f"{level:<8} {checks[-1].name:<12} {checks[-1].detail}"))
     if console.json:
         console.data_json([{"name": c.name, "level": c.level, "detail": c.detail} for c in checks])
     return 1 if any(check.level == "failed" for check in checks) else 0
@@ -48,3 +57,16 @@ def _fix(root: str, console: Console, *, dry_run: bool) -> int:
     if not found:
         console.note("all modes and groups are as they should be")
     return 1 if any(one.why and not one.mended for one in found) else 0
+
+
+def _tiers(root: str | None) -> list[TierState]:
+    """Return how the tiers are; what keeps all of them from being used counts as one of them."""
+    try:
+        with Cache(root) as cache:
+            return cache.tiers()
+    except StorageError:
+        return []  # Which is told above.
+    except ModelCacheError as error:
+        return [
+            TierState("", "unknown", promote=False, problem=f"{error.summary}. {error.hint}", name="", state="down")
+        ]

@@ -62,4 +62,5 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             console.data_json({**(entry.as_dict() if entry else {"path": path}), "stats": stats})
         else:
             console.data(path)
+    asking.say_what_waits(cache, console)
     return 0

@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         )
         stats = cache.stats().as_dict()
     console.close()
+    asking.say_what_waits(cache, console)
     if console.json:
         console.data_json({"event": "report", "models": [_row(model) for model in report.models], "stats": stats})
     elif not console.quiet:

@@ -127,6 +127,6 @@ class Level(ABC):
 
     def complain(self, why: str) -> None:
         """Say once why it is passed over."""
-        if (self.tier.path, why) not in _complained:
-            _complained.add((self.tier.path, why))
+        if (self.name, why) not in _complained:
+            _complained.add((self.name, why))
             _log.warning("the tier %s is passed over: %s", self.tier.path, why)

@@ -19,7 +19,7 @@ import failpoints
 from failpoints.source import find_points
 from modelcache import Cache
 from modelcache.archive import DirectoryBackend
-from modelcache.backends import contents
+from modelcache.backends import contents, refs
 from modelcache.digest import Digest
 from modelcache.outbox import Outbox
 from modelcache.promises import check_cache
@@ -30,6 +30,7 @@ from tests.support.state import leftovers
 FILE = bytes(range(256)) * 400
 TREE = tree_of(FILE)
 DIGESTS = [digest_of(FILE), tree_digest(TREE)]
+RECORD = refs.RefRecord("https://host/m", Digest(DIGESTS[0]), "m", len(FILE), "https://host/m", 1)
 POINTS = sorted({point.name for point in find_points("modelcache")})
 OURS = {point for point in POINTS if point.startswith(("outbox.", "archive.", "backends."))}
 
@@ -60,6 +61,8 @@ def replicate(root: Path) -> None:
         assert archive.flush(60)
         for digest in DIGESTS:
             archive.put_object(digest)
+        Outbox(str(root), "below").add(Digest(DIGESTS[0]), record=RECORD.facts())
+        archive.resume("below")
         archive.append_events("k", ["second"])
         assert archive.flush(60)
 
@@ -102,6 +105,7 @@ def judge(root: Path) -> list[str]:
     """Return what is wrong after the kill, and after the next processes have done their part."""
     wrong = [str(violation) for violation in check_cache(root) if violation.kind != "garbage"]
     waiting = Outbox(str(root), "below").all()
+    recorded = any(filing.record for filing in Outbox(str(root), "below").filings())
     backend = DirectoryBackend(root.parent / "replicas")
     there = {digest for digest in map(Digest, DIGESTS) if contents.has(backend, digest)}
     with archivist(root) as archive:
@@ -112,7 +116,14 @@ def judge(root: Path) -> list[str]:
         wrong.append(f"the events are {found}")
     due = {*waiting, *there}
     wrong += [f"{digest} is lost" for digest in due if not contents.has(backend, digest)]
+    record = refs.read(backend, RECORD.key)  # Raises for one that is torn.
+    if record is not None and record.digest not in there | due:
+        wrong.append("a record names what is not there")
+    if recorded and record is None:
+        wrong.append("the record is lost")
     replicate(root)
+    if refs.read(backend, RECORD.key) != RECORD:
+        wrong.append("the record is not there in the end")
     with archivist(root) as archive:
         for digest in DIGESTS:
             out = Path(archive.read_object(digest, root.parent / f"judged-{digest[:4]}"))

@@ -37,7 +37,7 @@ FLOORS = [
     {"sources.http", "sources.tier", "backends.contents"},
     {"sources.hf"},
     {"backends", "sources"},
-    {"fleet.bucket", "fleet.claims"},
+    {"fleet.bucket", "fleet.claims", "fleet.garbage"},
     {"fleet.parts"},
     {"fleet.flight"},
     {"fleet"},

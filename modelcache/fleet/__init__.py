@@ -53,10 +53,11 @@ patience (30 s), end the waiting: the machine asks the origin by itself.
 waiter: a listing, a read, then a read after 0.1 s, 0.15 s … 5 s at most, each with jitter; one create when a claim has
 died. Beside it a piece and an index for each 8 to 32 MiB (`parts`).
 
-**Garbage.** Who lets go of a claim removes those below it, and their beats; who has published, or found it published
-while it held the claim, removes all parts of the key. So a claim, a beat and parts stay only where every machine that
-wanted a key was killed, or its last claimer failed; the next fetch of the key clears them up, or `collect`, which
-looks twice, a lease apart.
+**Garbage.** Who lets go of a claim removes those below it, and the beats of those who came back too late; who has
+published, or found it published while it held the claim, removes all parts of the key. So a claim, a beat and parts
+stay only where nobody waited when the last claimer was killed, or failed. The next machine that claims the key clears
+them up; what is in the tier is claimed no more, and its remains, a few hundred bytes and perhaps parts, are for
+`collect`, which looks twice, more than a lease apart.
 """
 
 from __future__ import annotations
@@ -66,5 +67,6 @@ from .bucket import Bucket as Bucket
 from .flight import LEASE_S as LEASE_S
 from .flight import Fleet as Fleet
 from .flight import Question as Question
+from .garbage import collect as collect
 from .parts import Offered as Offered
 from .parts import Sharing as Sharing

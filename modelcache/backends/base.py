@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from .. import forks
 from ..errors import BackendError, NoConditionalWritesError, UsageError
 
 EVENT_BYTES_MAX = 1 << 20
@@ -108,6 +109,19 @@ def decode(line: str | bytes) -> Archived | None:
         return None
 
 
+class _Probing:
+    """One probe at a time: it deletes what earlier ones have left."""
+
+    def __init__(self) -> None:
+        forks.renew_after_fork(self)
+
+    def renew_guard(self) -> None:
+        self.lock = threading.Lock()
+
+
+_probing = _Probing()
+
+
 class Backend(ABC):
     """Storage for events and files.
 
@@ -176,11 +190,12 @@ class Backend(ABC):
             NoConditionalWritesError: It has overwritten a file, or told two callers that they had made it.
             BackendError: That could not be tried.
         """
-        if self._conditional is None:
-            self._conditional = self._makes_once()
-        while self._probes:  # Those of tries that failed too.
-            self.delete(self._probes[-1])
-            self._probes = self._probes[:-1]
+        with _probing.lock:
+            if self._conditional is None:
+                self._conditional = self._makes_once()
+            while self._probes:  # Those of tries that failed too.
+                self.delete(self._probes[-1])
+                self._probes = self._probes[:-1]
         if not self._conditional:
             detail = "it has overwritten a file, or told two callers that they had made the same one"
             raise NoConditionalWritesError(backend=self.location, detail=detail)

@@ -216,6 +216,7 @@ class Tier:
         said += ["required"] if self.is_required else []
         said += ["private"] if self.private else []
         said += ["single-flight"] if self.single_flight else []
+        said += [f"lease={self.lease:g}"] if self.lease != LEASE_S else []
         said += ["content-only"] if self.trust == "content" else []
         said += [f"name={self.name}"] if self.name != _name_of(self.path) else []
         return ",".join(said)
@@ -235,10 +236,12 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
     while "," in text:
         rest, _, ending = text.rpartition(",")
         known = ("name", ending[5:]) if len(ending) > 5 and ending.startswith("name=") else _OPTIONS.get(ending)
+        if ending.startswith("lease="):
+            known = ("lease", _seconds(ending[6:]))
         if known is None:
             if "://" not in text:
                 break
-            expected = f"one of {', '.join(_OPTIONS)}, name=…"
+            expected = f"one of {', '.join(_OPTIONS)}, name=…, lease=…"
             raise UsageError(problem=f"{ending!r:.100} behind the tier {_shown(rest)} means nothing: {expected}")
         option, value = known
         if option in options and options[option] != value:
@@ -246,6 +249,14 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
         options[option], said[option] = value, ending
         text = rest
     return text, options
+
+
+def _seconds(text: str) -> float | str:
+    """Return the number in *text*; as it is if it is none, so that the tier refuses it."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _name_of(path: str) -> str:

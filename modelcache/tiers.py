@@ -266,7 +266,8 @@ class Tiers:
         found: TierState | None = self._answer(level, look) if look is not None else None
         breaker = health.breaker
         if found is None:
-            why = "does not answer" if breaker.is_hanging else breaker.last_error or "does not answer"
+            late = breaker.is_hanging or (look is not None and not look.wait(0.0))
+            why = "does not answer" if late else breaker.last_error or "does not answer"
             kind = level.kind if isinstance(level, BucketLevel) else "unknown"
             found = TierState(tier.path, kind, tier.is_bucket or bool(tier.promote), why, name=level.name)
         how = "" if not tier.write else "direct" if tier.is_direct else "queued"

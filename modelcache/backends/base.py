@@ -24,6 +24,7 @@ from ..errors import BackendError, NoConditionalWritesError, UsageError
 EVENT_BYTES_MAX = 1 << 20
 KEY_CHARACTERS_MAX = 4096
 _RACERS = 4
+PIECE_BYTES = 8 << 20  # What is asked for at a time, of a large file.
 
 
 def _plain(value: object) -> Any:
@@ -172,6 +173,16 @@ class Backend(ABC):
         Raises:
             NotInArchiveError: There is no such file.
         """
+
+    def stream(self, name: str, start: int = 0) -> Iterator[bytes]:
+        """Yield the bytes of the file *name* from *start*, which is in it, to its end: by one request if that can be.
+
+        Raises:
+            NotInArchiveError: There is no such file.
+        """
+        while data := self.read(name, start, PIECE_BYTES):
+            yield data
+            start += len(data)
 
     @abstractmethod
     def names(self, prefix: str = "") -> Iterator[str]:

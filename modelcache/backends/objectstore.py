@@ -33,6 +33,7 @@ from .base import Archived, Backend, Batch, check_name, decode
 
 _EVENTS, _FILES = "events", "files"
 _RECENT = 1000  # Writes that may come again. What comes later than that lands twice, and is told by its ids.
+_CHUNK_BYTES = 512 << 10
 _NO_BUCKET = "there is no such bucket"
 _DENIED = re.compile(r"status code: 40[13]\b")
 _MISSING = re.compile(r"status code: 404\b|NoSuchBucket")
@@ -194,6 +195,14 @@ class ObjectStoreBackend(Backend):
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """See `Backend`."""
         return self._read(f"{_FILES}/{check_name(name)}", start, length)
+
+    def stream(self, name: str, start: int = 0) -> Iterator[bytes]:
+        """See `Backend`."""
+        options = {"range": {"offset": start}} if start else None
+        with self._failing(name):
+            found = self._library.get(self._store, self._at(f"{_FILES}/{check_name(name)}"), options=options)
+            for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
+                yield bytes(chunk)
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """See `Backend`."""

@@ -70,10 +70,11 @@ class Health:
         forks.renew_after_fork(self)
 
     def renew_guard(self) -> None:
-        """See `forks`. A child finds out for itself."""
+        """See `forks`. A child finds out for itself how it is; that it is configured rightly, its parent has seen."""
         self._guard = threading.Lock()
         self._slots = threading.BoundedSemaphore(_SLOTS)
-        self._proved = self._heard = self._noted = False
+        self._proved = getattr(self, "_proved", False)
+        self._heard = self._noted = False
         self._refused: ModelCacheError | None = None
 
     @property
@@ -99,8 +100,11 @@ class Health:
         try:
             self._level.prepare()
         except (BackendSetupError, BackendAccessError) as error:
-            self.failed(error)
-            raise
+            self.breaker.trip(error)
+            self._after(error)
+            if self.is_refused:
+                raise
+            return None
         return self._begin(work, slot=self._timeout)
 
     def _begin(self, work: Callable[[], Any], *, slot: float) -> Look | None:
@@ -155,7 +159,8 @@ class Health:
         if isinstance(error, BackendSetupError | BackendAccessError) and not self._proved:
             self._refused = error  # Nobody gets by that: it is a mistake, and not an outage.
             return
-        self._note()
+        if not isinstance(error, BackendSetupError):  # Such as obstore in a forked child: no matter of the others.
+            self._note()
         self._level.complain(error.detail)
 
     def _hear(self) -> None:

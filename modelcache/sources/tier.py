@@ -1,6 +1,6 @@
 """``tier://``: a content in a bucket below the cache. No ref of a user names one; `tiers` does, for its own offers.
 
-Several pieces are under way at a time, and handed on in order. What does not come in time is told as a stall, whatever
+It is read ahead, and handed on in order. What does not come in time is told as a stall, whatever
 the backend waits for: the next place is asked then.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..backends.ahead import Ahead
+from ..backends.ahead import Brisk
 from ..backends.base import Backend
 from ..digest import Digest
 from ..errors import (
@@ -59,7 +59,7 @@ class _TierStream(Stream):
         self.digest = Digest.parse(blob.rpartition("/")[2])
         self.validators = Validators()
         self._ref, self._timeout = request.ref, request.timeout.stall
-        self._ahead = Ahead(backend, blob, size, request.start)
+        self._ahead = Brisk(backend, blob, size, request.start)
         self._piece, self._at = b"", 0
         self._interrupted = False
 
@@ -67,6 +67,9 @@ class _TierStream(Stream):
         """See `Stream.read`."""
         if self._at == len(self._piece):
             self._piece, self._at = self._next(), 0
+            if len(self._piece) <= 2 * limit:  # To cut it costs a copy.
+                self._at = len(self._piece)
+                return self._piece
         chunk = self._piece[self._at : self._at + limit]
         self._at += len(chunk)
         return chunk

@@ -26,6 +26,7 @@ from modelcache.archive import (
     SqliteBackend,
 )
 from modelcache.backends import ahead, contents, refs
+from modelcache.backends import base as backends_base
 from modelcache.digest import Digest
 from modelcache.objects import Objects
 from modelcache.sealed import seal
@@ -233,6 +234,37 @@ def test_a_file_is_read_in_ranges(subject: Subject, tmp_path: Path) -> None:
     assert again.read("blobs/x", 300_000, 10) == b""
 
 
+def test_a_file_is_read_in_one_stream_from_anywhere_in_it(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends_base, "PIECE_BYTES", 70_000)
+    subject.backend.upload("blobs/x", file_of(tmp_path, CONTENT), len(CONTENT))
+
+    for start in (0, 1, 123_456, len(CONTENT) - 1):
+        assert b"".join(subject.backend.stream("blobs/x", start)) == CONTENT[start:]
+    with pytest.raises(errors.NotInArchiveError):
+        list(subject.backend.stream("blobs/none"))
+
+
+@pytest.mark.parametrize("fast", [0, 1 << 60])
+@pytest.mark.parametrize("start", [0, 5, len(CONTENT) - 1, len(CONTENT)])
+def test_bytes_come_in_order_whichever_way_they_come(
+    subject: Subject, tmp_path: Path, fast: int, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends_base, "PIECE_BYTES", 30_000)
+    monkeypatch.setattr(ahead, "_JUDGE_AFTER_S", 0.0)
+    monkeypatch.setattr(ahead, "_WORTH_BYTES", 0)
+    monkeypatch.setattr(ahead, "FAST_BYTES_PER_S", fast)
+    subject.backend.upload("blobs/x", file_of(tmp_path, CONTENT), len(CONTENT))
+
+    for way in (ahead.Brisk, ahead.Ahead, ahead.Flow):
+        reading, found = way(subject.backend, "blobs/x", len(CONTENT), start), b""
+        while data := reading.take():
+            found += data
+        reading.close()
+        assert found == CONTENT[start:]
+
+
 def test_a_large_file_is_uploaded_whole_and_an_empty_one_too(subject: Subject, tmp_path: Path) -> None:
     large = random.Random(5).randbytes(7 << 20)
 
@@ -388,7 +420,7 @@ def test_trees_share_the_blobs_of_their_files(subject: Subject, cache: Cache, tm
 def test_a_read_goes_on_where_it_was_cut(
     subject: Subject, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "PIECE_BYTES", 10_000)
+    monkeypatch.setattr(backends_base, "PIECE_BYTES", 10_000)
     one = stored(cache, cache.put(CONTENT, name="m"))
     contents.store(subject.backend, one)
     found = contents.manifest(subject.backend, one.digest)

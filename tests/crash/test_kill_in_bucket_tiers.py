@@ -77,6 +77,8 @@ def judge(root: Path, url: str) -> list[str]:
         record = refs.read_file(backend, name)  # Raises for one that is torn.
         if record is None or not contents.has(backend, record.digest):
             wrong.append(f"{name} names what is not there")
+    if Cache(root).lookup(url) is not None and not filed and refs.read(backend, url) is None:
+        wrong.append(f"{url} is on record, and no tier will ever get it")
     with Cache(root, tiers=[tier(root)]) as cache:
         if not cache.flush(60):
             wrong.append("what was filed is not delivered")

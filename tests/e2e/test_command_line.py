@@ -772,3 +772,85 @@ def test_a_name_that_a_stranger_chose_is_no_line_of_its_own(run: Run, root: Path
         assert "all is well" in told
         assert not any(line.startswith("ok       promises     all is well") for line in told.splitlines())
         assert "\x1b" not in told
+
+
+# -- tiers -------------------------------------------------------------------------------------------------------------
+
+
+def test_tiers_are_listed_with_how_they_are_and_what_waits(run: Run, root: Path, tmp_path: Path) -> None:
+    said = f"/nowhere:directory://{tmp_path}/shared,write,name=shared"
+
+    listed = run("tiers", MODELCACHE_TIERS=said)
+    as_json = run("tiers", "--json", MODELCACHE_TIERS=said)
+    doctor = run("doctor", "--locks", MODELCACHE_TIERS=said)
+
+    assert (listed.returncode, as_json.returncode, doctor.returncode) == (0, 0, 0)
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["NAME", "nowhere", "shared"]
+    first, second = json.loads(as_json.stdout)
+    assert (first["problem"], second["state"], second["write"], second["waiting"]) == (
+        "is not there", "healthy", "queued", 0,
+    )  # fmt: skip
+    assert f"directory://{tmp_path}/shared: ok" in doctor.stdout
+    assert "warning  tier nowhere" in doctor.stdout
+    assert not root.exists() or os.listdir(root)  # A look makes no cache.
+
+
+def test_tiers_sync_copies_what_is_missing_either_way(
+    run: Run, root: Path, tmp_path: Path, server: FaultServer
+) -> None:
+    urls = [server.add("/model.onnx", CONTENT), server.add("/other.onnx", CONTENT[:1000])]
+    with Cache(root) as cache:
+        for url in urls:
+            cache.get(url)
+    tiers = {"MODELCACHE_TIERS": f"directory://{tmp_path}/shared,write,name=shared"}
+    other = {**tiers, "MODELCACHE_DIR": str(tmp_path / "other")}
+
+    pushed = run("tiers", "sync", "--to", "shared", urls[0], "--json", **tiers)
+    planned = run("tiers", "sync", "--all", "--dry-run", **tiers)
+    with Cache(root, tiers=[tiers["MODELCACHE_TIERS"]]) as cache:
+        cache.sync_tiers()
+    blob = tmp_path / "shared/files/blobs/sha256" / DIGEST.partition(":")[2]
+    blob.chmod(0o644)
+    blob.write_bytes(CONTENT[::-1])
+    pulled = run("tiers", "sync", "--all", "--from", "shared", **other)
+
+    assert (json.loads(pushed.stdout)["copied"], json.loads(pushed.stdout)["bytes"]) == (1, len(CONTENT))
+    assert planned.stdout.split() == ["missing", "1.0", "kB", "shared", urls[1]]
+    assert (pushed.returncode, planned.returncode, pulled.returncode) == (0, 0, 3)  # One was damaged meanwhile.
+    assert pulled.stdout.split()[0] == "copied"
+    assert f"failed: {urls[0]}" in pulled.stderr
+    with Cache(tmp_path / "other") as there:
+        assert [entry.key for entry in there.entries()] == [urls[1]]
+
+
+@pytest.mark.parametrize("arguments", [["sync"], ["sync", "--all", "--to", "nobody"]])
+def test_a_sync_that_makes_no_sense_is_told_so(run: Run, tmp_path: Path, arguments: list[str]) -> None:
+    done = run("tiers", *arguments, MODELCACHE_TIERS=f"directory://{tmp_path}/shared,write")
+
+    assert done.returncode == 2
+    assert "hint:" in done.stderr or "name what to copy" in done.stderr
+
+
+def test_a_get_says_what_still_waits_and_the_next_one_brings_it(run: Run, tmp_path: Path, server: FaultServer) -> None:
+    url, other = server.add("/model.onnx", CONTENT), server.add("/other.onnx", CONTENT[:1000])
+    tiers = {"MODELCACHE_TIERS": f"directory://{tmp_path}/shared,write,name=shared"}
+
+    first = run("get", url, **tiers, FAILPOINTS="backends.directory.before-copy=raise(OSError)")
+    second = run("get", other, **tiers)
+
+    assert first.returncode == second.returncode == 0
+    assert "1 object still to go to the tier shared" in first.stderr
+    assert "still to go" not in second.stderr
+    assert len(list((tmp_path / "shared/files/refs").iterdir())) == 2
+
+
+def test_a_bucket_that_cannot_be_used_is_an_error_of_the_get_with_a_hint(
+    run: Run, tmp_path: Path, server: FaultServer
+) -> None:
+    (tmp_path / "file").write_text("")
+
+    done = run("get", server.add("/model.onnx", CONTENT), MODELCACHE_TIERS=f"directory://{tmp_path}/file")
+
+    assert done.returncode == 14
+    assert "hint:" in done.stderr
+    assert done.stdout == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -15,10 +16,12 @@ import pytest
 from modelcache import Cache, Tier, Timeout, errors
 from modelcache.archive import ObjectStoreBackend
 from modelcache.backends import ahead, contents, refs
+from modelcache.backends import base as backends_base
 from modelcache.digest import Digest
 from modelcache.levels import base
 from modelcache.promises import check_cache
 from modelcache.testing import FaultServer
+from tests.crash.world import forked
 from tests.support.buckets import KEYS, needs_obstore, s3_server
 from tests.support.state import leftovers
 
@@ -57,7 +60,10 @@ def whole(root: Path) -> None:
 def test_a_file_and_a_tree_go_to_a_bucket_and_come_from_it(
     root: Path, s3: str, server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "PIECE_BYTES", 300_000)  # Seven pieces.
+    monkeypatch.setattr(backends_base, "PIECE_BYTES", 300_000)  # Seven pieces, and then one stream.
+    monkeypatch.setattr(ahead, "_JUDGE_AFTER_S", 0.0)
+    monkeypatch.setattr(ahead, "_WORTH_BYTES", 0)
+    monkeypatch.setattr(ahead, "FAST_BYTES_PER_S", 1 << 60)
     url = server.add("/model.onnx", CONTENT)
     (tmp_path / "t/inside").mkdir(parents=True)
     (tmp_path / "t/inside/weights").write_bytes(CONTENT)
@@ -184,20 +190,19 @@ def test_a_black_hole_is_waited_for_once_by_all_processes_of_a_boot(root: Path, 
 def test_a_bucket_that_stops_in_the_middle_of_a_content_is_left_for_the_source(
     root: Path, s3: str, server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "PIECE_BYTES", 300_000)
     url = server.add("/model.onnx", CONTENT)
     tier = bucket(s3, tmp_path.name, write="direct")
     with Cache(root.parent / "first", tiers=[tier]) as first:
         first.get(url)
     release = threading.Event()
-    read = ObjectStoreBackend.read
+    stream = ObjectStoreBackend.stream
 
-    def stalling(self: ObjectStoreBackend, name: str, start: int = 0, length: int | None = None) -> bytes:
-        if start >= 600_000:
-            release.wait()
-        return read(self, name, start, length)
+    def stalling(self: ObjectStoreBackend, name: str, start: int = 0) -> Iterator[bytes]:
+        whole = b"".join(stream(self, name, start))
+        yield whole[: 600_000 - start]
+        release.wait()
 
-    monkeypatch.setattr(ObjectStoreBackend, "read", stalling)
+    monkeypatch.setattr(ObjectStoreBackend, "stream", stalling)
     try:
         with Cache(root, tiers=[tier], timeout=Timeout(stall=1.0)) as second:
             assert Path(second.get(url)).read_bytes() == CONTENT
@@ -207,4 +212,23 @@ def test_a_bucket_that_stops_in_the_middle_of_a_content_is_left_for_the_source(
 
     assert (stats.bytes_promoted, stats.bytes_received) == (600_000, len(CONTENT) - 600_000)
     assert refs.read(backend_of(tier), url) is not None
+    whole(root)
+
+
+def test_in_a_forked_child_a_bucket_is_passed_over_and_its_writes_wait_for_others(
+    root: Path, s3: str, server: FaultServer, tmp_path: Path
+) -> None:
+    url, other = server.add("/model.onnx", CONTENT), server.add("/other.onnx", CONTENT[::-1])
+    tier = bucket(s3, tmp_path.name, write=True)
+    with Cache(root, tiers=[tier]) as upper:
+        upper.get(url)
+        assert upper.flush(60)
+
+        def work() -> None:
+            assert Path(upper.get(other)).read_bytes() == CONTENT[::-1]
+
+        assert os.waitstatus_to_exitcode(os.waitpid(forked(work), 0)[1]) == 0
+        assert upper.flush(60)
+
+    assert refs.read(backend_of(tier), other) is not None
     whole(root)

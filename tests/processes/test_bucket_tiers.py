@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modelcache import Cache, Tier
 from modelcache.archive import DirectoryBackend
-from modelcache.backends import ahead
+from modelcache.backends import base as backends_base
 from modelcache.promises import check_cache
 from modelcache.testing import FaultServer
 from tests.crash.world import forked
@@ -66,8 +66,8 @@ def test_sixteen_processes_read_a_cold_model_from_a_bucket_once(
     ended = in_processes(16, root, Tier("b", backend=Counting(tmp_path / "b", notes), timeout=60.0), url)
 
     assert ended == [0] * 16
-    pieces = -(-len(CONTENT) // ahead.PIECE_BYTES)
-    assert notes.read_text().splitlines() == [f"read {n * ahead.PIECE_BYTES}" for n in range(pieces)]
+    pieces = -(-len(CONTENT) // backends_base.PIECE_BYTES)
+    assert notes.read_text().splitlines() == [f"read {n * backends_base.PIECE_BYTES}" for n in range(pieces)]
     assert len(server.seen()) == seen
     assert check_cache(root) == []
     assert leftovers(root) == []

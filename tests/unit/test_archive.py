@@ -26,7 +26,8 @@ from modelcache.archive import (
     SqliteBackend,
 )
 from modelcache.archive.queue import Queue
-from modelcache.backends import ahead, contents
+from modelcache.backends import base as backends_base
+from modelcache.backends import contents
 from modelcache.digest import Digest
 
 QUICK = RetryPolicy(attempts=2, base=0)
@@ -687,7 +688,7 @@ def test_an_object_is_read_from_the_first_backend_that_has_it_whole(root: Path, 
 def test_a_read_that_was_cut_asks_only_for_the_rest(
     root: Path, digest: Digest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "PIECE_BYTES", 10_000)
+    monkeypatch.setattr(backends_base, "PIECE_BYTES", 10_000)
     asked: list[int] = []
 
     class Cut(MemoryBackend):

@@ -13,7 +13,8 @@ import pytest
 
 from modelcache import Cache, Event, Tier, Timeout, errors
 from modelcache.archive import DirectoryBackend, MemoryBackend, Queued
-from modelcache.backends import ahead, contents, refs
+from modelcache.backends import base as backends_base
+from modelcache.backends import contents, refs
 from modelcache.digest import Digest
 from modelcache.levels import base, health
 from modelcache.outbox import Outbox
@@ -424,9 +425,21 @@ def hanging() -> Iterator[Hanging]:
     backend.release.set()
 
 
-def test_tiers_that_hang_are_looked_at_side_by_side_and_then_left_alone(
-    root: Path, server: FaultServer, caplog: Any
-) -> None:
+def test_where_one_tier_does_not_answer_at_once_all_are_looked_at_side_by_side(root: Path, server: FaultServer) -> None:
+    meeting = threading.Barrier(4)
+
+    class Meeting(MemoryBackend):
+        def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+            meeting.wait(PATIENT / 2)  # Nobody goes on before all are asked.
+            return super().read(name, start, length)
+
+    with cache(root, *(tier(Meeting(), f"m{n}") for n in range(4))) as upper:
+        assert Path(upper.get(server.add("/model.onnx", CONTENT))).read_bytes() == CONTENT
+        assert [state.state for state in upper.tiers()] == ["healthy"] * 4
+    assert not meeting.broken
+
+
+def test_tiers_that_hang_are_asked_once_and_then_left_alone(root: Path, server: FaultServer, caplog: Any) -> None:
     hanging = [Hanging() for _ in range(4)]
     urls = [server.add(f"/{n}.onnx", CONTENT) for n in range(5)]
     try:
@@ -437,7 +450,7 @@ def test_tiers_that_hang_are_looked_at_side_by_side_and_then_left_alone(
         for one in hanging:
             one.release.set()
 
-    assert [one.asked for one in hanging] == [1, 1, 1, 1]  # Side by side: nobody waited for the sum.
+    assert [one.asked for one in hanging] == [1, 1, 1, 1]
     assert caplog.text.count("is passed over") == 4
 
 
@@ -476,7 +489,7 @@ def test_a_tier_that_answers_again_is_asked_again_and_nobody_waited_for_it(
 def test_a_tier_that_stalls_in_the_middle_is_left_for_the_source_which_goes_on(
     root: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "PIECE_BYTES", 100_000)
+    monkeypatch.setattr(backends_base, "PIECE_BYTES", 100_000)
     release = threading.Event()
 
     class Stalling(MemoryBackend):
@@ -503,7 +516,7 @@ def test_a_tier_that_stalls_in_the_middle_is_left_for_the_source_which_goes_on(
 def test_a_wrong_beginning_of_a_tier_is_never_gone_on_with_to_a_whole(
     root: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "PIECE_BYTES", 100_000)
+    monkeypatch.setattr(backends_base, "PIECE_BYTES", 100_000)
 
     class Lying(MemoryBackend):
         def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:

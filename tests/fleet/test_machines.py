@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from modelcache.archive import ObjectStoreBackend
 from modelcache.testing import Fault, FaultServer
 from tests.fleet.machines import PIECE, ends, got, machines, next_to, traces
+from tests.support.buckets import KEYS, s3_server
 
 MB = 1_000_000
 CONTENT = random.Random(81).randbytes(8 * MB)
@@ -47,6 +49,26 @@ def test_a_bucket_that_is_slow_and_fails_one_time_in_five_still_saves_all_but_on
     assert outcomes == [got(SMALL)] * 8
     assert server.methods() == ["GET"]
     assert traces(bucket) == []
+
+
+def test_over_a_real_s3_server_a_killed_claimer_is_followed_where_it_stood(tmp_path: Path, server: FaultServer) -> None:
+    url = server.add("/m.onnx", SMALL, [Fault(hold_after=MB), Fault(rate=2 * MB)])
+
+    with s3_server() as s3:
+        options = {"config": {"endpoint": s3, **KEYS}, "client_options": {"allow_http": True}}
+        with machines(5, tmp_path, "s3://models/fleet", url, options=options) as started:
+            server.wait_for_sent(MB)
+            first = next_to(started, "claimed")
+            first.wait_for(f"shared {MB // PIECE}")
+            first.kill()
+            outcomes = ends([one for one in started if one is not first])
+        backend = ObjectStoreBackend("s3://models/fleet", **options)
+        left = [name for top in ("claims/", "parts/", "probes/") for name in backend.names(top)]
+
+    assert outcomes == [got(SMALL)] * 4
+    assert [seen.headers.get("range") for seen in server.seen()] == [None, f"bytes={MB // PIECE * PIECE}-"]
+    assert server.sent() <= 1.1 * len(SMALL)
+    assert left == []
 
 
 def test_a_claimer_that_was_stopped_and_comes_back_stands_down(tmp_path: Path, server: FaultServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_over_a_real_s3_server_a_killed_claimer_is_followed_where_it_stood(tmp_p
     url = server.add("/m.onnx", SMALL, [Fault(hold_after=MB), Fault(rate=2 * MB)])
 
     with s3_server() as s3:
-        options = {"config": {"endpoint": s3, **KEYS}, "client_options": {"allow_http": True}}
+        options: dict[str, Any] = {"config": {"endpoint": s3, **KEYS}, "client_options": {"allow_http": True}}
         with machines(5, tmp_path, "s3://models/fleet", url, options=options) as started:
             server.wait_for_sent(MB)
             first = next_to(started, "claimed")

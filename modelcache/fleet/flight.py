@@ -253,10 +253,11 @@ class _Flight(Generic[T]):
             self._say_once(f"{error.summary}; the other machines find nothing there")
 
     def _leave_note(self, mine: Claim, error: ModelCacheError) -> bool:
-        """Leave *error* to those who wait, if it would meet them too; tell whether that was done."""
-        if not notes.is_for_all(error) or isinstance(error, errors.NoSpaceError):
-            return False
-        text = notes.note(error, self._question.asked()).decode()
+        """Say that we have failed: with *error*, if it would meet the others too; tell whether that was done."""
+        if isinstance(error, CancelledError | errors.DeadlineError):
+            return False  # That is our caller's.
+        is_for_all = notes.is_for_all(error) and not isinstance(error, errors.NoSpaceError)
+        text = notes.note(error, self._question.asked()).decode() if is_for_all else ""
         beat = Beat(FAILED, note=text, strikes=self._strikes + 1)
         try:
             return self._bucket.ask(lambda: self._claims.beat(mine, beat, late=True), _brief(self._question.key))

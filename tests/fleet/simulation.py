@@ -128,7 +128,7 @@ class World:
         return all(actor.over for machine in self.machines for actor in machine.actors)
 
     def beaten(self, name: str) -> None:
-        """Take note of the beat *name*, which the machine that runs now has written."""
+        """Take note of the claim or beat *name*, which the machine that runs now has written."""
         actor = getattr(self._current, "actor", None)
         if actor is not None and name.startswith("claims/"):
             actor.machine.beat_at = self.now
@@ -160,6 +160,7 @@ class Stepped(MemoryBackend):
 
     def create(self, name: str, data: bytes) -> bool:
         made = super().create(name, data)
+        self._world.beaten(name)  # A claim without a beat is as old as itself.
         self._world.step()
         return made
 
@@ -182,7 +183,9 @@ class Direct(Bucket):
 class Sim(Machine):
     """One machine: it wants the model, and fetches it in *steps* of three seconds if it must."""
 
-    def __init__(self, world: World, number: int, *, steps: int = 8, fails: bool = False) -> None:
+    def __init__(
+        self, world: World, number: int, *, steps: int = 8, fails: errors.ModelCacheError | None = None
+    ) -> None:
         self.world, self.number, self._steps, self._fails = world, number, steps, fails
         self.dead = self.paused = False
         self.actors: list[Actor] = []
@@ -246,14 +249,14 @@ class Sim(Machine):
         if others:
             self.world.wrong.append(f"machines {[self.number, *(one.number for one in others)]} hold it at once")
         self.world.fetches += 1
-        self.holds, self.lag = True, 0.0
-        self.beat_at = self.held_since = self.world.now
+        self.holds, self.held_since = True, self.world.now
+        self.lag = self.world.now - self.beat_at
         try:
             for _ in range(self._steps):
                 self.world.step(self.world.now + 3.0)
                 deadline.check()
-            if self._fails:
-                raise errors.RemoteNotFoundError(ref=KEY, detail="404")
+            if self._fails is not None:
+                raise self._fails
         finally:
             self.holds = False
         return "fetched"

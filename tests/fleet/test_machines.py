@@ -44,10 +44,10 @@ def test_a_bucket_that_is_slow_and_fails_one_time_in_five_still_saves_all_but_on
     bucket = tmp_path / "bucket"
     url = server.add("/m.onnx", SMALL, [Fault(rate=MB)])
 
-    with machines(8, tmp_path, f"directory://{bucket}", url, failing=0.2, slow=0.05, lease=15.0) as started:
+    with machines(5, tmp_path, f"directory://{bucket}", url, failing=0.2, slow=0.02, lease=15.0) as started:
         outcomes = ends(started)
 
-    assert outcomes == [got(SMALL)] * 8
+    assert outcomes == [got(SMALL)] * 5
     assert server.methods() == ["GET"]
     assert traces(bucket) == []
 

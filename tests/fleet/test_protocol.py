@@ -8,11 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fleet.simulation import LEASE_S, Sim, World
+from modelcache import errors
+from tests.fleet.simulation import KEY, LEASE_S, Sim, World
 
 _LARGE = os.environ.get("HYPOTHESIS_PROFILE") == "large"
 QUICK = settings(
-    max_examples=3000 if _LARGE else 120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=not _LARGE
+    max_examples=3000 if _LARGE else 80, deadline=None, suppress_health_check=list(HealthCheck), derandomize=not _LARGE
 )
 _FAIR_STEPS = 20_000
 # What happens next, who it happens to, and for how many steps: mostly somebody goes on, now and then time passes.
@@ -96,5 +97,27 @@ def test_without_trouble_one_fetches_and_nothing_is_left(count: int) -> None:
         assert world.fetches == 1
         assert left(world) == []
         assert sorted(machine.outcome for machine in world.machines) == ["fetched", *["found"] * (count - 1)]
+    finally:
+        world.end()
+
+
+@pytest.mark.parametrize(
+    ("error", "fetches"),
+    [
+        (errors.RemoteNotFoundError(ref=KEY, detail="404"), 1),
+        (errors.UnreachableError(ref=KEY, detail="refused"), 2),  # The first one may have been alone with that.
+        (errors.NoSpaceError(what="a root", needed=2, free=1), 6),  # Each has a disk of its own.
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_an_error_is_met_by_as_many_as_must_meet_it(error: errors.ModelCacheError, fetches: int) -> None:
+    world = World()
+    try:
+        for number in range(6):
+            Sim(world, number, fails=error)
+        be_fair(world)
+        assert world.wrong == []
+        assert {machine.outcome for machine in world.machines} == {type(error).__name__}
+        assert world.fetches == fetches
     finally:
         world.end()

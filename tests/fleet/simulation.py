@@ -160,7 +160,8 @@ class Stepped(MemoryBackend):
 
     def create(self, name: str, data: bytes) -> bool:
         made = super().create(name, data)
-        self._world.beaten(name)  # A claim without a beat is as old as itself.
+        if made:
+            self._world.beaten(name)  # A claim without a beat is as old as itself.
         self._world.step()
         return made
 
@@ -246,7 +247,8 @@ class Sim(Machine):
         if sharing is None:
             self.world.wrong.append(f"machine {self.number} goes on without the fleet")
         others = [one for one in self.world.machines if one.holds and one is not self and not one.may_be_replaced]
-        if others:
+        # One that stood still for its lease between its claim and here is none of those of whom that is promised.
+        if others and self.world.now - self.beat_at < LEASE_S:
             self.world.wrong.append(f"machines {[self.number, *(one.number for one in others)]} hold it at once")
         self.world.fetches += 1
         self.holds, self.held_since = True, self.world.now

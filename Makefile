@@ -5,7 +5,7 @@ PYTHON ?= python3
 BUDGET ?= small
 SOAK ?= 60
 
-.PHONY: demo serve test check clean
+.PHONY: demo serve test test-s3 check clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/python examples/demo.py
@@ -16,6 +16,10 @@ serve: .venv-demo/ready
 
 test: .venv/ready
 	.venv/bin/python -m pytest --crash-budget=$(BUDGET) --soak-seconds=$(SOAK)
+
+# The S3 tests on a real server, Ceph's gateway: docs/testing.md. As root, Debian's packages are installed.
+test-s3: .venv/ready
+	.venv/bin/python tests/s3/rgw.py
 
 # What CI runs beside the tests.
 check: .venv/ready

@@ -10,11 +10,12 @@ from typing import TypeVar
 
 from . import forks, retry
 from .config import RetryPolicy
-from .errors import BackendAccessError, BackendDownError, BackendError, ModelCacheError
+from .errors import BackendAccessError, BackendDownError, BackendError, ModelCacheError, RejectedError
 from .retry import Deadline
 
 T = TypeVar("T")
 HEALTHY, DEGRADED, DOWN = "healthy", "degraded", "down"
+_BYTES_A_SECOND = 1 << 20  # Of a call that moves many: slower, and it counts as one that hangs.
 
 
 class Breaker:
@@ -40,8 +41,9 @@ class Breaker:
 
     def renew_guard(self) -> None:
         """See `forks`. A child has no calls under way, and finds out for itself how the backend is."""
-        self._guard = threading.Lock()
-        self._under_way: dict[int, float] = {}
+        self._guard = threading.RLock()  # What interrupts its owner may come here, too: a signal handler.
+        self._callers: set[int] = set()
+        self._under_way: dict[int, float] = {}  # When each call began; later, if it may take longer.
         self._failures = 0
         self._cooldown = 0.0  # 0: the breaker is closed.
         self._until = 0.0
@@ -75,7 +77,9 @@ class Breaker:
         """Return the seconds until a call is let through; 0 if one is now."""
         return max(0.0, self._until - monotonic()) if self._cooldown else 0.0
 
-    def call(self, work: Callable[[], T], *, patience: Deadline, probe: bool = False, once: bool = False) -> T:
+    def call(
+        self, work: Callable[[], T], *, patience: Deadline, probe: bool = False, once: bool = False, size: int = 0
+    ) -> T:
         """Return ``work()``, tried again as the policy says.
 
         Args:
@@ -83,12 +87,26 @@ class Breaker:
             patience: Ends the waits between tries when it is cancelled.
             probe: Ask now, once, also if the cooldown is not over.
             once: Do not try again.
+            size: Bytes that *work* moves: for each MiB it may take a second longer, before it counts as one that hangs.
 
         Raises:
+            RejectedError: The backend is well, and refuses this.
             BackendDownError: It was not asked.
             BackendError: It failed; or what else of modelcache *work* raises, which says nothing of the backend.
             CancelledError
         """
+        me = threading.get_ident()
+        if me in self._callers:
+            # What the backend's own lock would make hang for ever.
+            detail = "this thread is in a call to it already: a signal handler or a finalizer has interrupted that"
+            raise BackendError(backend=self.name, detail=detail)
+        self._callers.add(me)
+        try:
+            return self._call(work, patience, size, probe=probe, once=once)
+        finally:
+            self._callers.discard(me)
+
+    def _call(self, work: Callable[[], T], patience: Deadline, size: int, *, probe: bool, once: bool) -> T:
         policy = self._policy
         with self._guard:
             half_open = bool(self._cooldown)
@@ -101,12 +119,14 @@ class Breaker:
             policy = type(policy)(attempts=1)
         try:
             return retry.call(
-                lambda: self._attempt(work),
+                lambda: self._attempt(work, size),
                 policy=policy,
                 deadline=patience,
                 progress=lambda: 0,
                 on_retry=lambda _error, _seconds: None,
             )
+        except RejectedError:
+            raise
         except BackendError:
             self._open()
             raise
@@ -122,11 +142,14 @@ class Breaker:
             with self._guard:
                 self._until = monotonic() + seconds
 
-    def _attempt(self, work: Callable[[], T]) -> T:
+    def _attempt(self, work: Callable[[], T], size: int) -> T:
         number = next(self._numbers)
-        self._under_way[number] = monotonic()
+        self._under_way[number] = monotonic() + size / _BYTES_A_SECOND
         try:
             result = work()
+        except RejectedError:
+            self._succeeded()  # It has answered.
+            raise
         except ModelCacheError as error:
             if isinstance(error, BackendError):
                 self._failed(error)
@@ -137,9 +160,12 @@ class Breaker:
             raise found from error
         finally:
             self._under_way.pop(number, None)
+        self._succeeded()
+        return result
+
+    def _succeeded(self) -> None:
         with self._guard:
             self._failures, self._cooldown, self._until = 0, 0.0, 0.0
-        return result
 
     def _failed(self, error: BackendError) -> None:
         with self._guard:

@@ -569,8 +569,12 @@ class Cache(Maker):
 
     def waiting(self) -> dict[str, int]:
         """Return how many objects wait for which tier, by its name; of those that something waits for."""
-        replication = self._replication()
-        return {} if replication is None else replication.waiting()
+        names = [tier.name for tier in self._limits.tiers if tier.write]
+        if not names:
+            return {}
+        from .outbox import counts
+
+        return counts(self.root, names)
 
     def stats(self) -> Stats:
         """Return what this object has counted so far. Hits are counted without a lock: threads may lose a few."""
@@ -681,7 +685,8 @@ class Cache(Maker):
 
     def _bring(self, level: BucketLevel, record: RefRecord) -> Entry:
         """Return the entry of *record*, brought from *level* alone."""
-        limits = replace(self._limits, tiers=(level.tier,), offline=True)
+        patient = replace(level.tier, timeout=max(level.tier.timeout, 60.0))  # Nobody has another place to ask.
+        limits = replace(self._limits, tiers=(patient,), offline=True)
         getter = Getter(self.root, limits, (), self._tell)
         getter.reaches = True
         try:

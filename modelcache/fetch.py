@@ -159,6 +159,8 @@ class Fetcher:
                 raise notes.error_in(held.note)
             try:
                 roots.prepare_root(self.means.root)
+                if self.means.tiers is not None:
+                    self.means.tiers.note_outages()
                 if not self._swept:  # Whoever fetches clears up too, once: those who wait have no time for it.
                     self._swept = True
                     sweep(self.means.root)

@@ -57,11 +57,7 @@ class Getter:
         self.hits = self.misses = 0
         self._sources, self._tell = sources, tell
         self._entries = Entries(root)
-        self.tiers: Tiers | None = None
-        if limits.tiers:
-            from .tiers import Tiers
-
-            self.tiers = Tiers(limits.tiers, root, tell)
+        self._tiers: Tiers | None = None
         self.reaches = False  # Buckets may be asked though no source is.
         self.deliver: Callable[[list[str], Digest], None] | None = None  # See `Fetcher`.
         self._closed = False
@@ -74,6 +70,17 @@ class Getter:
     def renew_guard(self) -> None:
         """Replace the lock, which another thread may have held at a fork."""
         self._guard = threading.Lock()
+
+    @property
+    def tiers(self) -> Tiers | None:
+        """What is below, made when it is first needed: a hit needs none of it. None if there are no tiers."""
+        if self._tiers is None and self.limits.tiers:
+            from .tiers import Tiers
+
+            made = Tiers(self.limits.tiers, self.root, self._tell)
+            with self._guard:
+                self._tiers = self._tiers or made
+        return self._tiers
 
     def entry(self, ask: Ask, deadline: Deadline) -> Entry:
         """Return the answer: a hit, or what a fetch brings."""
@@ -178,9 +185,10 @@ class Getter:
     def find(self, ask: Ask) -> Entry | None:
         """Return the entry that holds what *ask* names, whole, here or in a tier; None if there is none."""
         entry = self._find(ask)
-        if entry is not None or self.tiers is None or ask.own:
+        tiers = None if entry is not None or ask.own else self.tiers
+        if tiers is None:
             return entry
-        ask.offer = self.tiers.find(ask.ref, ask.digest, verify=ask.verify, local=ask.local and not self.reaches)
+        ask.offer = tiers.find(ask.ref, ask.digest, verify=ask.verify, local=ask.local and not self.reaches)
         if ask.offer is not None and ask.archive is not None:
             told = ask.offer.entry
             ask.offer = ask.offer if told is not None and told.revision == ask.archive else None
@@ -330,7 +338,7 @@ class Getter:
     def counts(self) -> Counts:
         """Return what fetching has cost so far."""
         counts = self._fetching[0].means.counts if self._fetching else Counts()
-        return counts if self.tiers is None else replace(counts, refused=self.tiers.refused)
+        return counts if self._tiers is None else replace(counts, refused=self._tiers.refused)
 
     def close(self) -> None:
         """Cancel what is being fetched, and let go of threads and connections."""
@@ -343,8 +351,8 @@ class Getter:
             self._executor[1].shutdown(wait=self._executor[0] == os.getpid())
         if self._fetching is not None:
             self._fetching[0].means.registry.close()
-        if self.tiers is not None:
-            self.tiers.close()
+        if self._tiers is not None:
+            self._tiers.close()
 
     def _work(self, ask: Ask) -> Callable[[Deadline], Entry]:
         from .download import Job
@@ -404,6 +412,7 @@ class Getter:
         from .sources import Registry
         from .transfer import Throttle
 
+        tiers = self.tiers
         with self._guard:
             if self._fetching is None:
                 fetcher = Fetcher(
@@ -419,7 +428,7 @@ class Getter:
                     fetcher.means.throttle = Throttle(self.limits.bandwidth)
                 if self.limits.capacity is not None:
                     fetcher.means.room = Room(self.root, self.limits.capacity, self.limits.grace, self._tell)
-                fetcher.means.tiers, fetcher.deliver, fetcher.reaches = self.tiers, self.deliver, self.reaches
+                fetcher.means.tiers, fetcher.deliver, fetcher.reaches = tiers, self.deliver, self.reaches
                 self._fetching = fetcher, Flights()
             return self._fetching[1]
 

@@ -90,25 +90,29 @@ class Outbox:
 
     def has(self, digest: Digest) -> bool:
         """Tell whether the object waits."""
-        return layout.object_name(digest) in _objects(self._directory)
+        return digest in self.digests()
 
     def count(self) -> int:
         """Return how many objects wait."""
-        return len(_objects(self._directory))
+        return len(self.digests())
 
     def all(self) -> list[Digest]:
         """Return the objects that wait, what came first before the others."""
         return list(dict.fromkeys(filing.digest for filing in self.filings()))
 
+    def digests(self) -> set[Digest]:
+        """Return the objects that wait; no record is read."""
+        return {digest for name in files.listing(self._directory) if (digest := _object_of(name)) is not None}
+
     def filings(self) -> list[Filing]:
         """Return what waits, what came first before the others. A broken one is of the object that its name says."""
         found = []
         for name in files.listing(self._directory):
-            try:
-                digest = Digest.parse(name.partition(".")[0].replace("-", ":", 1))
-            except InvalidDigestError:
-                continue  # Nothing of ours.
-            facts = unseal(files.content(f"{self._directory}/{name}") or b"") or {}
+            digest = _object_of(name)
+            content = files.content(f"{self._directory}/{name}") if digest is not None else None
+            if digest is None or content is None:
+                continue  # Nothing of ours, or no file; or it was delivered this moment.
+            facts = unseal(content) or {}
             since, record, wrong = facts.get("time"), facts.get("record"), facts.get("wrong")
             found.append(
                 Filing(
@@ -122,8 +126,14 @@ class Outbox:
         return sorted(found, key=lambda filing: (filing.since, filing.digest, filing.name))
 
 
-def _objects(directory: str) -> set[str]:
-    return {name.partition(".")[0] for name in files.listing(directory)}
+def _object_of(name: str) -> Digest | None:
+    """Return whose record is called *name*, None if it is nothing of ours: also another spelling of a digest."""
+    head = name.partition(".")[0]
+    try:
+        digest = Digest.parse(head.replace("-", ":", 1))
+    except InvalidDigestError:
+        return None
+    return digest if layout.object_name(digest) == head else None
 
 
 def waiting(root: str) -> Callable[[Digest], bool]:
@@ -136,3 +146,9 @@ def waiting(root: str) -> Callable[[Digest], bool]:
         if files.age(f"{top}/{tier}/{name}") < KEEP_S
     }
     return lambda digest: layout.object_name(digest) in found
+
+
+def counts(root: str, tiers: Iterable[str]) -> dict[str, int]:
+    """Return how many objects wait for which of *tiers*, of those that something waits for."""
+    found = {tier: Outbox(root, tier).count() for tier in tiers}
+    return {tier: count for tier, count in found.items() if count}

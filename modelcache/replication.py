@@ -74,12 +74,7 @@ class Replication:
                     _log.warning("the tier %s cannot be written: %s", level.name, error.summary)
         if self._made is not None:
             self._made.flush(max(0.0, until - monotonic()))
-        return not self.waiting()
-
-    def waiting(self) -> dict[str, int]:
-        """Return how many objects wait for which tier, of those that something waits for."""
-        counts = {level.name: Outbox(self._root, level.name).count() for level in self._tiers.writable()}
-        return {name: count for name, count in counts.items() if count}
+        return not any(Outbox(self._root, level.name).count() for level in self._tiers.writable())
 
     def close(self) -> None:
         """Bring what waits, within a bound, and end the threads. What does not get there waits for the next process."""

@@ -22,8 +22,10 @@ from .errors import (
     BackendDownError,
     BackendError,
     BackendSetupError,
+    DeadlineError,
     IntegrityError,
     ModelCacheError,
+    NetworkError,
     NoSpaceError,
     NotFoundError,
     QueueFullError,
@@ -119,6 +121,11 @@ class Tiers:
         """Return how *level* is, and what its calls go through."""
         return self._healths[level.name]
 
+    def note_outages(self) -> None:
+        """Tell other processes which tiers are down: when that was found out, there may have been no root yet."""
+        for health in self._healths.values():
+            health.note_outage()
+
     def failed(self, tier: Tier, key: str, error: ModelCacheError) -> bool:
         """Take note that what *tier* had offered for *key* could not be brought; tell whether it was wrong."""
         level = next(level for level in self.levels if level.tier is tier)
@@ -127,7 +134,8 @@ class Tiers:
             return True
         if isinstance(error, NotFoundError):
             return True  # A record, and nothing behind it: as good as damaged.
-        if isinstance(level, BucketLevel):
+        is_outage = isinstance(error, BackendError | NetworkError) and not isinstance(error, DeadlineError)
+        if isinstance(level, BucketLevel) and is_outage:  # A policy that refuses the content, say, is none.
             self._healths[level.name].failed(error)
         return False
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from modelcache.testing import FaultServer
+from tests.support import buckets
 
 _PREFIXES = ("MODELCACHE_", "HF_", "TRANSFORMERS_", "FAILPOINTS")
 _OTHERS = {
@@ -40,7 +41,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("s3_endpoint"):
+        buckets.use(config.getoption("s3_endpoint"))
     os.environ["MODELCACHE_CONFIG"] = ""  # For what is started before a test has its own environment.
     # A shell ignores SIGINT in what it starts in the background, and all that is started from there inherits that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -57,4 +60,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--crash-seed", type=int, default=1, help="what the crash tests draw from (default: 1)")
     parser.addoption(
         "--soak-seconds", type=float, default=15, help="how long everything runs at once (default: 15; in CI 60)"
+    )
+    parser.addoption(
+        "--s3-endpoint",
+        default="",
+        help="an S3 server with the bucket `models`, in place of moto's; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
+        "open it. `make test-s3` starts one",
     )

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
+from sys import getsizeof
 from time import monotonic
 from time import time as clock
 from types import TracebackType
@@ -76,8 +77,12 @@ class Archivist:
         wanted = list(registrations)
         self._check(wanted)
         exits.keep(self)
-        for registration in wanted:
-            self.add(registration)
+        try:
+            for registration in wanted:
+                self.add(registration)
+        except BaseException:
+            self.shutdown(0)  # Nobody else will: there is no archivist to call.
+            raise
 
     def renew_guard(self) -> None:
         """See `forks`. Events of a child have ids of their own."""
@@ -229,7 +234,7 @@ class Archivist:
             backend, patience = lane.registration.backend, Deadline(None, ref=lane.name)
             with Landing(manifest, os.fspath(to)) as landing:
                 try:
-                    lane.breaker.call(partial(landing.fill, backend), patience=patience)
+                    lane.breaker.call(partial(landing.fill, backend), patience=patience, size=manifest.size)
                 except (BackendError, NotInArchiveError) as error:
                     errors.append(error)
                     continue
@@ -364,16 +369,19 @@ class Archivist:
             raise ArchiveClosedError(what="an event")
         if not isinstance(key, str) or not 0 < len(key) <= KEY_CHARACTERS_MAX:
             raise UsageError(problem=f"{key!r:.100} is no key: text, {KEY_CHARACTERS_MAX} characters at most")
+        if not key.isascii():
+            _check_text(key)
         if isinstance(events, str | bytes | Mapping):
             raise UsageError(problem="append_events() takes several events: give a list, with one in it if need be")
         lanes = self._enabled()
         for lane in lanes:
             lane.raise_pending()
-        items, starts, now = [], True, clock()
+        items, starts, now, since = [], True, clock(), monotonic()
         for event in events:
             # Encoded here, once for all backends: what cannot be archived is told to whoever wrote it.
             identity = f"{self._origin}.{next(self._numbers)}"
-            items.append(Item(key, event, encode(event), identity, now, starts))
+            line = encode(event)
+            items.append(Item(key, event, line, identity, now, since, starts, getsizeof(line)))
             starts = False
         if not items:
             return []
@@ -433,9 +441,9 @@ class Archivist:
         for registration in registrations:
             if not isinstance(registration, Registration):
                 raise UsageError(problem=f"a Registration is expected, not {type(registration).__name__}")
-            if registration.name in seen:
+            if registration.name.lower() in seen:  # It is also a directory's, where capital letters may not count.
                 raise UsageError(problem=f"two backends are called {registration.name!r}: a name is one's own")
-            seen.add(registration.name)
+            seen.add(registration.name.lower())
             location = getattr(registration.backend, "location", "")
             path = location.removeprefix("file://") if isinstance(location, str) else ""
             root = os.path.realpath(self._root)
@@ -478,6 +486,14 @@ def _each(calls: Iterable[Callable[[], None]]) -> None:
         for other in errors[1:]:
             errors[0].add_note(f"also: {other}")
         raise errors[0]
+
+
+def _check_text(key: str) -> None:
+    """Raise UsageError if *key* has no form in UTF-8: it would stay in every queue for ever."""
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(problem=f"{key!r:.100} is no key: {error}") from error
 
 
 def _raising(error: ModelCacheError) -> Callable[[], None]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Callable, Collection
 from time import monotonic
 from typing import Any
 
@@ -17,25 +18,29 @@ from failpoints import fail_point
 
 from .. import forks, locks
 from ..backends import contents, refs
-from ..breaker import Breaker
+from ..breaker import DOWN, Breaker
 from ..digest import Digest
 from ..errors import (
     ArchiveClosedError,
+    BackendError,
     CancelledError,
     CorruptObjectError,
     LockTimeoutError,
     ModelCacheError,
     NotInArchiveError,
     QueueFullError,
+    RejectedError,
+    storage_error,
 )
-from ..objects import Objects
-from ..outbox import Outbox
+from ..objects import Objects, Stored
+from ..outbox import Filing, Outbox
 from ..records import Entries
 from ..retry import Deadline
 from . import exits
 from .queue import Ledger
 from .registration import Queued, Registration
 
+_TOLD_S = 1.0
 _OWNER_S = 600.0  # How long one looks on while another process delivers, before it looks again.
 _log = logging.getLogger("modelcache")
 
@@ -52,12 +57,13 @@ class Carrier:
 
     def renew_guard(self) -> None:
         """See `forks`. What the parent has asked for, the parent delivers."""
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition(threading.RLock())
         self._thread: threading.Thread | None = None
         self._patience = Deadline(None, ref=self._registration.name)
         self._asked: dict[Digest, float] = {}
         self._failed: dict[Digest, ModelCacheError] = {}
         self._error: ModelCacheError | None = None  # What the last round ended with.
+        self._tries: Counter[Digest] = Counter()  # That failed: what goes well is not to wait for what does not.
         self._awake = self._closed = False
         self.dispatched = 0
 
@@ -86,8 +92,8 @@ class Carrier:
         """
         if self._closed:
             raise ArchiveClosedError(what=f"the object {digest}")
-        waiting = self._outbox.all()
-        if digest not in waiting and len(waiting) >= self._policy.capacity and not self._made_room(waiting[0]):
+        waiting = self._outbox.digests()
+        if digest not in waiting and len(waiting) >= self._policy.capacity and not self._made_room():
             self._ledger.add(digest, digest, "full")
             return False
         self._outbox.add(digest)
@@ -95,12 +101,15 @@ class Carrier:
         self._wake(digest)
         return True
 
-    def _made_room(self, oldest: Digest) -> bool:
+    def _made_room(self) -> bool:
         """Do what the policy says when the outbox is full; False if the new one is dropped."""
         policy, name = self._policy, self._registration.name
         if policy.overflow == "drop-newest":
             return False
         if policy.overflow == "drop-oldest":
+            oldest = next(iter(self._outbox.all()), None)
+            if oldest is None:
+                return True  # All of it has been delivered meanwhile.
             self._outbox.remove(oldest)
             self._settle({oldest: None})
             self._ledger.add(oldest, oldest, "full")
@@ -108,12 +117,12 @@ class Carrier:
         full = QueueFullError(backend=name, capacity=policy.capacity, detail="so many objects wait for it already")
         if policy.overflow == "error":
             raise full
-        self._wake(*self._outbox.all())  # What others have filed has to go, too.
+        self._wake(*self._outbox.digests())  # What others have filed has to go, too.
         until = monotonic() + policy.wait_max
-        with self._changed:
-            while len(self._asked) >= policy.capacity and monotonic() < until and self._breaker.state != "down":
-                self._changed.wait(min(until - monotonic(), max(0.001, self._breaker.hangs_in())))
-        if len(self._outbox.all()) < policy.capacity:
+        self._wait_for(
+            lambda: len(self._asked) < policy.capacity or self._breaker.state == DOWN, until, "for room in its outbox"
+        )
+        if len(self._outbox.digests()) < policy.capacity:
             return True
         if self._registration.is_required:
             raise full
@@ -128,9 +137,10 @@ class Carrier:
         """
         with self._changed:
             before = self._error
-            self._changed.wait_for(
-                lambda: digest not in self._asked or self._error is not before, min(seconds, threading.TIMEOUT_MAX)
-            )
+            self._wait_for(
+                lambda: digest not in self._asked or self._error not in {None, before},
+                monotonic() + seconds, f"until it has {digest}",
+            )  # fmt: skip
             error = self._failed.pop(digest, None) or (self._error if digest in self._asked else None)
             if error is not None and error is not before:
                 raise error
@@ -138,6 +148,8 @@ class Carrier:
 
     def flush(self, seconds: float) -> bool:
         """Wait until nothing waits, for so many *seconds*; tell whether that came."""
+        if self._asked:
+            self._wake()
         with self._changed:
             return self._changed.wait_for(lambda: not self._asked, min(seconds, threading.TIMEOUT_MAX))
 
@@ -153,6 +165,8 @@ class Carrier:
         What still does is in the outbox, for the next process.
         """
         self.close()
+        if self._asked:
+            self._wake()
         thread = self._thread
         if thread is not None:
             thread.join(min(seconds, threading.TIMEOUT_MAX))
@@ -195,7 +209,8 @@ class Carrier:
                     continue
             except CancelledError:
                 return
-            except ModelCacheError as error:
+            except (ModelCacheError, OSError) as failed:
+                error = storage_error(failed, action="read", path="outbox") if isinstance(failed, OSError) else failed
                 level = logging.DEBUG if self._error is not None else logging.WARNING  # Told once, until it is well.
                 _log.log(level, "%s: %d objects wait: %s", self._registration.name, self.depth, error)
                 with self._changed:
@@ -230,23 +245,38 @@ class Carrier:
 
     def _left(self) -> bool:
         """Forget what was asked for and does not wait any more; tell whether anything is left."""
-        here = set(self._outbox.all())
+        here = self._outbox.digests()
         self._settle({digest: None for digest in list(self._asked) if digest not in here})
         return bool(self._asked)
 
     def _deliver_all(self) -> bool:
         while waiting := self._outbox.filings():
-            for digest in dict.fromkeys(filing.digest for filing in waiting):
+            failed: ModelCacheError | None = None
+            for digest in sorted({filing.digest: 0 for filing in waiting}, key=self._tries.__getitem__):
                 self._patience.check()
-                filings = [filing for filing in waiting if filing.digest == digest]
-                error = self._bring(digest, {wrong for filing in filings for wrong in filing.wrong})
-                for filing in filings:
-                    if error is None and filing.record is not None:
-                        self._put_on_record(filing.record)
-                    fail_point("archive.carrier.before-forget")
-                    self._outbox.forget(filing)
+                try:
+                    error = self._deliver_one(digest, [filing for filing in waiting if filing.digest == digest])
+                except ModelCacheError as found:
+                    self._tries[digest] += 1
+                    if isinstance(found, BackendError | CancelledError):
+                        raise
+                    failed = found  # It says nothing of the others, such as a disk that does not read this one.
+                    continue
+                del self._tries[digest]
                 self._settle({digest: error})
+            if failed is not None:
+                raise failed
         return not self._left()
+
+    def _deliver_one(self, digest: Digest, filings: list[Filing]) -> ModelCacheError | None:
+        """Bring one object, and what was filed with it; return the error if it can never be brought."""
+        error = self._bring(digest, {wrong for filing in filings for wrong in filing.wrong})
+        for filing in filings:
+            if error is None and filing.record is not None:
+                self._put_on_record(filing.record)
+            fail_point("archive.carrier.before-forget")
+            self._outbox.forget(filing)
+        return error
 
     def _put_on_record(self, facts: dict[str, Any]) -> None:
         """Write the record of a ref, whose object is there, unless the ref stands for another one here by now.
@@ -277,22 +307,45 @@ class Carrier:
         if stored is not None:
             try:
                 fail_point("archive.carrier.before-bring")
-                found = stored
                 self._breaker.call(
-                    lambda: contents.store(self._backend, found, wrong=wrong),
-                    patience=self._patience,
-                    probe=self._closed,
+                    self._storing(stored, wrong), patience=self._patience, probe=self._closed, size=stored.size
                 )
                 self.dispatched += 1
                 return None
             except CorruptObjectError as corrupt:
                 error, reason = corrupt, "corrupt"
-            except ModelCacheError as failed:
-                if self._objects.find(digest) is not None or not isinstance(failed.__cause__, FileNotFoundError):
+            except RejectedError as rejected:
+                error, reason = rejected, "rejected"
+            except NotInArchiveError:
+                if self._objects.find(digest) is not None:
                     raise
         _log.warning("%s: %s was not replicated: it is %s", self._registration.name, digest, reason)
         self._ledger.add(digest, digest, reason)
         return error
+
+    def _storing(self, stored: Stored, wrong: Collection[Digest]) -> Callable[[], int]:
+        """Return what brings *stored* to the backend; that it has gone from the cache is not the backend's failure."""
+
+        def store() -> int:
+            try:
+                return contents.store(self._backend, stored, wrong=wrong)
+            except (BackendError, FileNotFoundError) as error:
+                absent = isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError)
+                if absent and self._objects.find(stored.digest) is None:
+                    raise NotInArchiveError(what=stored.digest, asked=("the cache",)) from error
+                raise
+
+        return store
+
+    def _wait_for(self, is_so: Callable[[], bool], until: float, what: str) -> None:
+        """Wait until *is_so*, to the moment *until*; say so after a second."""
+        told, began = False, monotonic()
+        with self._changed:
+            while not is_so() and (left := until - monotonic()) > 0:
+                if not told and monotonic() - began >= _TOLD_S:
+                    told = True
+                    _log.warning("%s: a write waits %s, %g s at most", self._registration.name, what, left)
+                self._changed.wait(min(left, max(0.001, self._breaker.hangs_in()), _TOLD_S))
 
     def _settle(self, outcomes: dict[Digest, ModelCacheError | None]) -> None:
         with self._changed:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 class Dropped(NamedTuple):
     """A write that was not made.
 
-    ``what`` is the event, or the digest of the object; ``reason`` is ``full``, ``down``, ``shutdown``, ``gone`` (the
-    object is not in the cache any more) or ``corrupt``.
+    ``what`` is the event, or the digest of the object; ``reason`` is ``full``, ``down``, ``shutdown``, ``rejected``
+    (the backend would never take it), ``disk`` (the outbox could not be written), ``gone`` (the object is not in the
+    cache any more) or ``corrupt``.
     """
 
     key: str

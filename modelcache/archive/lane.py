@@ -16,8 +16,11 @@ from ..errors import (
     BackendError,
     CorruptObjectError,
     ModelCacheError,
+    NoSpaceError,
     NotInArchiveError,
     QueueFullError,
+    RejectedError,
+    StorageError,
     UsageError,
 )
 from ..objects import Stored
@@ -47,7 +50,6 @@ class Lane:
             registration.name, policy=registration.retry, cooldown=registration.cooldown,
             cooldown_max=registration.cooldown_max, timeout=registration.timeout,
         )  # fmt: skip
-        self._direct = 0
         self._writer: Writer | None = None
         self._carrier: Carrier | None = None
         if isinstance(registration.policy, Queued):
@@ -124,10 +126,11 @@ class Lane:
             write_now(self.registration.backend, items, self.breaker)
         except ModelCacheError as error:
             self._forgive(error)
+            reason = "rejected" if isinstance(error, RejectedError) else "down"
             for item in items:
-                self.ledger.add(item.key, item.event, "down")
+                self.ledger.add(item.key, item.event, reason, item.size)
         else:
-            self._direct += len(items)
+            self.ledger.landed(len(items))
 
     def check_takes_objects(self) -> None:
         """Raise UsageError if it must have every object, and cannot."""
@@ -143,13 +146,18 @@ class Lane:
             if self._carrier is None:
                 self._check_hanging()
                 backend, patience = self.registration.backend, Deadline(None, ref=self.name)
-                self.breaker.call(lambda: contents.store(backend, stored), patience=patience)
-                self._direct += 1
+                self.breaker.call(lambda: contents.store(backend, stored), patience=patience, size=stored.size)
+                self.ledger.landed(1)
             elif self._carrier.put(stored.digest) and self.registration.is_required:
                 self._await(self._carrier, stored.digest, until)
-        except (BackendError, CorruptObjectError, NotInArchiveError) as error:
+        except ArchiveClosedError:
+            if not self.removed:
+                raise
+        except (BackendError, CorruptObjectError, NotInArchiveError, StorageError, NoSpaceError) as error:
             self._forgive(error)
-            reasons = {QueueFullError: "full", CorruptObjectError: "corrupt"}
+            reasons = {QueueFullError: "full", CorruptObjectError: "corrupt", RejectedError: "rejected"}
+            if isinstance(error, StorageError | NoSpaceError):
+                reasons[type(error)] = "disk"
             self.ledger.add(stored.digest, stored.digest, reasons.get(type(error), "down"))
 
     def resume(self) -> None:
@@ -175,6 +183,8 @@ class Lane:
         done, writer = True, self._writer
         if writer is not None:
             required = self.registration.is_required
+            if writer.queue.depth:
+                writer.start()
             done = writer.queue.flush(max(0.0, until - monotonic()), stop=lambda: required and writer.error is not None)
         if self._carrier is not None:
             done = self._carrier.flush(max(0.0, until - monotonic())) and done
@@ -200,7 +210,10 @@ class Lane:
         close = getattr(self.registration.backend, "close", None)
         # Not while a call hangs in it; whether all has landed does not matter.
         if ended and (self._carrier is None or self._carrier.has_ended) and callable(close):
-            close()
+            try:
+                close()
+            except Exception as error:  # noqa: BLE001  # Of somebody's own; the other backends are to end as well.
+                _log.warning("%s: closing it failed: %s: %s", self.name, type(error).__name__, error)
         return ended and landed and self.ledger.count == dropped
 
     def health(self) -> BackendHealth:
@@ -213,7 +226,9 @@ class Lane:
             depth=(writer.queue.depth if writer else 0) + (carrier.depth if carrier else 0),
             lag=max(writer.queue.lag if writer else 0.0, carrier.lag if carrier else 0.0),
             dropped=self.ledger.count,
-            dispatched=self._direct + (writer.dispatched if writer else 0) + (carrier.dispatched if carrier else 0),
+            dispatched=self.ledger.direct
+            + (writer.dispatched if writer else 0)
+            + (carrier.dispatched if carrier else 0),
             coalesced=writer.coalesced if writer else 0,
             enabled=self.enabled,
         )

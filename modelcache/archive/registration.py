@@ -31,7 +31,9 @@ class Queued:
         batch_window: How long the writer collects before it writes, in seconds.
         batch_max: Events that end the window at once, and the most that are written together.
         wait_max: How long ``block`` holds a sender back, in seconds: after that, or at once while the backend is down,
-            a best-effort write is dropped and counted, and a required one raises QueueFullError.
+            or has moved nothing for another sender that long, a best-effort write is dropped and counted, and a
+            required one raises QueueFullError.
+        capacity_bytes: Bytes of events, as JSON in memory, that may wait; one event alone always may.
     """
 
     capacity: int = 10_000
@@ -39,9 +41,10 @@ class Queued:
     batch_window: float = 0.05
     batch_max: int = 1_000
     wait_max: float = 30.0
+    capacity_bytes: int = 64 << 20
 
     def __post_init__(self) -> None:
-        for name in ("capacity", "batch_max"):
+        for name in ("capacity", "batch_max", "capacity_bytes"):
             value = getattr(self, name)
             if not is_whole(value) or value < 1:
                 _refuse(f"Queued.{name}", value, "a whole number from 1")

@@ -7,7 +7,8 @@
     staging/<owner>               private to one writer
 
 Each process writes to files of its own, so that nothing rests on locks, or on how a network disk appends. An append is
-one write and one fdatasync(2). A write that failed half-way leaves a torn last line, which no reader takes; it comes
+one write and one fdatasync(2). A file that somebody has deleted meanwhile gets no more: what was written to it comes
+again in a new one. A write that failed half-way leaves a torn last line, which no reader takes; it comes
 again in a new file, and what had landed of it is recognised by the ids of its events.
 """
 
@@ -50,6 +51,7 @@ class DirectoryBackend(Backend):
             raise BackendSetupError(backend=self.location, detail="it is in a cache, and would be a tier of itself")
         self._rotate = rotate_bytes
         self._log: _Log | None = None
+        self._last = 0  # The time in the name of our last file: a clock that is set back must not put one before it.
         forks.renew_after_fork(self)
         try:
             for name in ("events", "files", "staging"):
@@ -64,7 +66,7 @@ class DirectoryBackend(Backend):
 
     def renew_guard(self) -> None:
         """See `forks`. A child writes to a file of its own."""
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()
 
     def append_events(self, key: str, events: Sequence[Any]) -> None:
         """See `Backend`."""
@@ -77,7 +79,8 @@ class DirectoryBackend(Backend):
             log = self._log
             if log is None or log.pid != os.getpid() or log.size >= self._rotate:
                 self._close()
-                log = self._log = _Log(f"{self.location}/events")
+                self._last = max(self._last + 1, time.time_ns())
+                log = self._log = _Log(f"{self.location}/events", self._last)
             try:
                 log.append(data)
             except BaseException:
@@ -228,10 +231,10 @@ class DirectoryBackend(Backend):
 class _Log:
     """A new file of events, open for appending."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, number: int) -> None:
         self.pid, self.size = os.getpid(), 0
         commit.settle(directory)
-        path = f"{directory}/{time.time_ns():020d}.{process.token()}.jsonl"
+        path = f"{directory}/{number:020d}.{process.token()}.jsonl"
         self._descriptor = commit.create_file(path)
         try:
             commit.sync_directory(directory)
@@ -246,6 +249,8 @@ class _Log:
         self.size += len(data)
         fail_point("backends.directory.before-sync-events")
         commit.sync_data(self._descriptor)
+        if not os.fstat(self._descriptor).st_nlink:
+            raise OSError(errno.ESTALE, "the file of events was deleted while it was written to")
 
     def close(self) -> None:
         """Close it; in a forked child that is the child's descriptor alone."""

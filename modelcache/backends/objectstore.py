@@ -102,8 +102,11 @@ class ObjectStoreBackend(Backend):
     def _opened(self, url: str, config: Mapping[str, Any], client_options: Mapping[str, Any]) -> Any:
         options: dict[str, Any] = {}
         if not url.startswith(("file:", "memory:")):
+            # The variable, as obstore reads it where it is given no options.
+            said = os.environ.get("AWS_ALLOW_HTTP", "").strip().lower()
+            plain = {"allow_http": True} if said in {"1", "true", "yes", "on", "y"} else {}
             options = {
-                "config": dict(config), "client_options": {**_TIMEOUT, **client_options},
+                "config": dict(config), "client_options": {**_TIMEOUT, **plain, **client_options},
                 "retry_config": {"max_retries": 0},
             }  # fmt: skip
         try:

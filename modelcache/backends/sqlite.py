@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .. import files, forks
-from ..errors import BackendError, BackendSetupError, NotInArchiveError
+from ..errors import BackendError, BackendSetupError, NotInArchiveError, RejectedError
 from .base import Archived, Backend, Batch, check_name, decode
 
 _SCHEMA = """
@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS parts (
 """
 _PART_BYTES = 1 << 20
 _BUSY_S = 10.0  # How long a transaction waits for that of another process.
+_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _PAGE = 1000
 _abandoned: list[sqlite3.Connection] = []  # A forked child must not touch, nor close, those of its parent.
 
@@ -43,7 +44,7 @@ class SqliteBackend(Backend):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.location = os.path.abspath(os.fspath(path))
-        self._connection: sqlite3.Connection | None = None
+        self._to_write, self._to_read = _Door(), _Door()  # A long query holds no writer up.
         self._pid = os.getpid()
         forks.renew_after_fork(self)
         try:
@@ -54,10 +55,10 @@ class SqliteBackend(Backend):
 
     def renew_guard(self) -> None:
         """See `forks`. A child opens a connection of its own."""
-        self._guard = threading.Lock()
-        if self._connection is not None and self._pid != os.getpid():
-            _abandoned.append(self._connection)
-            self._connection = None
+        if self._pid != os.getpid():
+            doors = (self._to_write, self._to_read)
+            _abandoned.extend(door.connection for door in doors if door.connection is not None)
+            self._to_write, self._to_read = _Door(), _Door()
         self._pid = os.getpid()
 
     def append_events(self, key: str, events: Sequence[Any]) -> None:
@@ -99,12 +100,9 @@ class SqliteBackend(Backend):
         Raises:
             BackendError
         """
-        with self._open() as connection:
+        with self._open(self._to_read) as connection:
             connection.execute("PRAGMA query_only = on")
-            try:
-                return connection.execute(sql, tuple(parameters)).fetchall()
-            finally:
-                connection.execute("PRAGMA query_only = off")
+            return connection.execute(sql, tuple(parameters)).fetchall()
 
     def create(self, name: str, data: bytes) -> bool:
         """See `Backend`."""
@@ -149,7 +147,7 @@ class SqliteBackend(Backend):
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """See `Backend`."""
         first = start // _PART_BYTES
-        with self._open() as connection:
+        with self._open(self._to_read) as connection:
             connection.execute("BEGIN")  # Its size and its bytes are of one moment: it may be replaced.
             try:
                 sized = connection.execute("SELECT size FROM files WHERE name = ?", (check_name(name),)).fetchone()
@@ -178,15 +176,16 @@ class SqliteBackend(Backend):
 
     def close(self) -> None:
         """See `Backend`."""
-        with self._guard:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        for door in (self._to_write, self._to_read):
+            with door.guard:
+                door.close()
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """Run the block in one transaction, which is committed, durably, at its end."""
-        with self._open() as connection:
+        with self._open(self._to_write) as connection:
+            if connection.in_transaction:
+                raise BackendError(backend=self.location, detail="this thread writes to it already: it was interrupted")
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -197,14 +196,30 @@ class SqliteBackend(Backend):
                 raise
 
     @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        with self._guard:
+    def _open(self, door: _Door) -> Iterator[sqlite3.Connection]:
+        with door.guard:
             try:
-                if self._connection is None:
-                    self._connection = self._connect()
-                yield self._connection
+                there = self._there()
+                if door.connection is not None and door.file != there:
+                    door.close()  # Somebody has deleted or replaced it; into the old one everything would be lost.
+                if door.connection is None:
+                    door.connection = self._connect()
+                    door.file = self._there()
+                yield door.connection
+            except (sqlite3.DataError, sqlite3.IntegrityError) as error:
+                raise RejectedError(backend=self.location, detail=f"SQLite: {error}") from error
             except sqlite3.Error as error:
+                if getattr(error, "sqlite_errorcode", None) not in _BUSY:
+                    door.close()  # Whatever state it is in, after a full disk or a broken page.
                 raise BackendError(backend=self.location, detail=f"SQLite: {error}") from error
+
+    def _there(self) -> tuple[int, int] | None:
+        """Return what tells the file from another one of its name."""
+        try:
+            found = os.stat(self.location)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.location, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
@@ -216,6 +231,23 @@ class SqliteBackend(Backend):
             connection.close()
             raise
         return connection
+
+
+class _Door:
+    """A connection, and the lock of who uses it."""
+
+    def __init__(self) -> None:
+        self.guard = threading.RLock()
+        self.connection: sqlite3.Connection | None = None
+        self.file: tuple[int, int] | None = None
+
+    def close(self) -> None:
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            try:
+                connection.close()
+            except sqlite3.Error:
+                pass  # It is of no use any more.
 
 
 def _delete(connection: sqlite3.Connection, name: str) -> None:

@@ -53,6 +53,7 @@ exit codes:
   2 usage            6 network         10 offline, and not cached
   3 some of many     7 integrity       11 models.lock has drifted
   12 refused by a policy             13 could not be derived
+  14 a tier or backend failed
   130 interrupted (SIGINT)   143 terminated (SIGTERM); what had arrived is resumed next time
 """
 

@@ -76,6 +76,7 @@
     │   ├── BackendDownError                                  it failed before, and is left alone for a while
     │   ├── BackendSetupError                                 it cannot be used at all: no bucket, no database
     │   ├── BackendAccessError (PermissionError)           5  it does not let these credentials in
+    │   ├── RejectedError                                     it will never take this one write
     │   ├── NoConditionalWritesError                          it overwrites where it was asked not to
     │   ├── QueueFullError                                    no room for more writes, and none may be dropped
     │   └── DamagedReplicaError (ValueError)               7  what it holds is not what its name says
@@ -104,6 +105,7 @@ from .archives import DamagedReplicaError as DamagedReplicaError
 from .archives import NoConditionalWritesError as NoConditionalWritesError
 from .archives import NotInArchiveError as NotInArchiveError
 from .archives import QueueFullError as QueueFullError
+from .archives import RejectedError as RejectedError
 from .base import BatchError as BatchError
 from .base import ModelCacheError as ModelCacheError
 from .builds import BuildDiedError as BuildDiedError

@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from .base import ModelCacheError, shown
 
+_SECRETS = (
+    (r"(?<=[A-Za-z0-9]:)(/{1,2})[^\s/?#@]+@", r"\1"),  # scheme://user:password@
+    (r"(?i)([\w.-]*(?:signature|\bsig|token|secret|passw|pwd|credential|access_?key)[\w.-]*=)[^&;\s\"']+", r"\1…"),
+)
+
+
+def without_credentials(text: str) -> str:
+    """Return *text*, of whatever library, without what looks like a password or a signature."""
+    import re  # Not on the path of a hit, which imports all errors.
+
+    for pattern, shown_as in _SECRETS:
+        text = re.sub(pattern, shown_as, text)
+    return text
+
 
 class BackendError(ModelCacheError):
     """A backend of the archive failed. ``backend`` is its name, ``detail`` what went wrong."""
@@ -14,8 +28,8 @@ class BackendError(ModelCacheError):
 
     def __init__(self, *, backend: str, detail: str) -> None:
         super().__init__(backend=backend, detail=detail)
-        self.backend, self.detail = backend, detail
-        self.summary = f"the backend {shown(backend)} failed: {detail}"
+        self.backend, self.detail = backend, without_credentials(detail)
+        self.summary = f"the backend {shown(backend)} failed: {self.detail}"
 
 
 class BackendDownError(BackendError):
@@ -26,9 +40,11 @@ class BackendDownError(BackendError):
 
     def __init__(self, *, backend: str, detail: str, seconds: float) -> None:
         ModelCacheError.__init__(self, backend=backend, detail=detail, seconds=seconds)
-        self.backend, self.detail = backend, detail
+        self.backend, self.detail = backend, without_credentials(detail)
         again = f"is tried again in {seconds:.1f} s" if seconds else "is tried again when it has answered"
-        self.summary = f"the backend {shown(backend)} is down, was not asked, and {again}; its last failure: {detail}"
+        self.summary = (
+            f"the backend {shown(backend)} is down, was not asked, and {again}; its last failure: {self.detail}"
+        )
 
 
 class BackendSetupError(BackendError):
@@ -38,8 +54,8 @@ class BackendSetupError(BackendError):
 
     def __init__(self, *, backend: str, detail: str, hint: str = "") -> None:
         ModelCacheError.__init__(self, backend=backend, detail=detail, hint=hint)
-        self.backend, self.detail = backend, detail
-        self.summary = f"the backend {shown(backend)} cannot be used: {detail}; nothing was written"
+        self.backend, self.detail = backend, without_credentials(detail)
+        self.summary = f"the backend {shown(backend)} cannot be used: {self.detail}; nothing was written"
         self.hint = hint or "Correct its address or its options; docs/archive.md lists them"
 
 
@@ -49,6 +65,20 @@ class BackendAccessError(BackendError, PermissionError):
     exit_code = 5
     transient = False
     hint = "Check the credentials: for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what they may do"
+
+
+class RejectedError(BackendError):
+    """The backend refuses one write for what it is, and would whenever it came again; it is well, and was not changed.
+
+    A backend raises it; the archive leaves that one event, or object, out, and goes on with the others.
+    """
+
+    transient = False
+    hint = "`Archivist.dropped()` names it; write it in a form that the backend takes"
+
+    def __init__(self, *, backend: str, detail: str) -> None:
+        super().__init__(backend=backend, detail=detail)
+        self.summary = f"the backend {shown(backend)} refuses this write: {self.detail}; it was left out"
 
 
 class NoConditionalWritesError(BackendError):
@@ -69,8 +99,8 @@ class QueueFullError(BackendError):
 
     def __init__(self, *, backend: str, capacity: int, detail: str) -> None:
         ModelCacheError.__init__(self, backend=backend, capacity=capacity, detail=detail)
-        self.backend, self.detail = backend, detail
-        self.summary = f"the queue of {shown(backend)} is full ({capacity} writes): {detail}"
+        self.backend, self.detail = backend, without_credentials(detail)
+        self.summary = f"the queue of {shown(backend)} is full ({capacity} writes): {self.detail}"
 
 
 class DamagedReplicaError(BackendError, ValueError):
@@ -82,8 +112,8 @@ class DamagedReplicaError(BackendError, ValueError):
 
     def __init__(self, *, backend: str, name: str, detail: str) -> None:
         ModelCacheError.__init__(self, backend=backend, name=name, detail=detail)
-        self.backend, self.detail = backend, detail
-        self.summary = f"{name} in the backend {shown(backend)} is damaged: {detail}; nothing of it was kept"
+        self.backend, self.detail = backend, without_credentials(detail)
+        self.summary = f"{name} in the backend {shown(backend)} is damaged: {self.detail}; nothing of it was kept"
 
 
 class NotInArchiveError(ModelCacheError, FileNotFoundError):

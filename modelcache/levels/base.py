@@ -8,12 +8,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..breaker import Breaker
+from ..config import RetryPolicy
 from ..digest import Digest
 from ..records import Entry
 from ..reference import Ref
 from ..sources.base import RemoteFile, RemoteListing
 from ..tier import Tier
 
+COOLDOWN_S, COOLDOWN_MAX_S = 5.0, 300.0
 _log = logging.getLogger("modelcache")
 _complained: set[tuple[str, str]] = set()
 
@@ -81,10 +84,15 @@ class Level(ABC):
 
     Attributes:
         tier: As it was given.
+        breaker: What its looks go through. A call that takes longer than the tier's timeout counts as one that hangs.
     """
 
     def __init__(self, tier: Tier) -> None:
         self.tier = tier
+        self.breaker = Breaker(
+            tier.name, policy=RetryPolicy(attempts=1), cooldown=COOLDOWN_S, cooldown_max=COOLDOWN_MAX_S,
+            timeout=tier.timeout,
+        )  # fmt: skip
 
     @property
     def name(self) -> str:

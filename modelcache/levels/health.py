@@ -14,14 +14,12 @@ from time import monotonic
 from typing import Any
 
 from .. import forks, layout
-from ..breaker import DOWN, Breaker
-from ..config import RetryPolicy
+from ..breaker import DOWN
 from ..errors import BackendAccessError, BackendDownError, BackendError, BackendSetupError, ModelCacheError
 from ..hints import Hints
 from ..retry import Deadline
-from .base import Level
+from .base import COOLDOWN_MAX_S, COOLDOWN_S, Level
 
-COOLDOWN_S, COOLDOWN_MAX_S = 5.0, 300.0
 _SLOTS = 8
 
 
@@ -63,10 +61,7 @@ class Health:
             layout.key_id(f"tier {level.tier.path}"),
         )
         self._timeout = level.tier.timeout
-        self.breaker = Breaker(
-            level.name, policy=RetryPolicy(attempts=1), cooldown=COOLDOWN_S, cooldown_max=COOLDOWN_MAX_S,
-            timeout=self._timeout,
-        )  # fmt: skip
+        self.breaker = level.breaker
         forks.renew_after_fork(self)
 
     def renew_guard(self) -> None:
@@ -92,8 +87,6 @@ class Health:
         if self.breaker.state == DOWN:
             if self._refused is not None:
                 raise self._refused
-            if self._noted is False:
-                self._note()  # There may be a root by now to write it to.
             if not self.breaker.is_hanging and self.breaker.closed_in() == 0.0:
                 self._begin(work, slot=0.0)
             return None
@@ -108,11 +101,11 @@ class Health:
         return self._begin(work, slot=self._timeout)
 
     def _begin(self, work: Callable[[], Any], *, slot: float) -> Look | None:
-        slots = self._slots
+        slots, until = self._slots, monotonic() + self._timeout
         if not slots.acquire(timeout=slot):
             return None
         look = Look()
-        look.until = monotonic() + self._timeout
+        look.until = until
 
         def run() -> None:
             try:
@@ -181,6 +174,11 @@ class Health:
                 self.breaker.trip(BackendError(backend=self._level.name, detail=detail), seconds)
                 self._noted = True
                 self._level.complain(f"{detail} (another process has found that)")
+
+    def note_outage(self) -> None:
+        """Tell the other processes that it is down, if it is and that could not be told before."""
+        if not self._noted and self.breaker.state == DOWN and self._refused is None:
+            self._note()
 
     def _note(self) -> None:
         """Tell the other processes of this boot how long it is left alone."""

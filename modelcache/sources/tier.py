@@ -82,7 +82,7 @@ class _TierStream(Stream):
         if piece is None and self._interrupted:
             raise InterruptedTransferError(ref=self._ref, detail="it was closed")
         if piece is None:
-            raise StalledError(ref=self._ref, detail=f"no byte came for {self._timeout:g} s")
+            raise StalledError(ref=self._ref, detail=f"no byte came for {self._timeout:g} s", transient=False)
         return piece
 
     def interrupt(self) -> None:

@@ -232,3 +232,19 @@ def test_in_a_forked_child_a_bucket_is_passed_over_and_its_writes_wait_for_other
 
     assert refs.read(backend_of(tier), other) is not None
     whole(root)
+
+
+def test_a_bucket_is_found_by_the_variables_of_its_store(
+    root: Path, s3: str, server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "REGION": "us-east-1", "ENDPOINT_URL": s3}
+    for name, value in {**said, "ALLOW_HTTP": "true"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("MODELCACHE_TIERS", f"s3://models/{tmp_path.name},write-direct")
+    url = server.add("/model.onnx", CONTENT)
+
+    with Cache(root) as upper:
+        upper.get(url)
+        assert upper.waiting() == {}
+
+    assert refs.read(backend_of(bucket(s3, tmp_path.name)), url) is not None

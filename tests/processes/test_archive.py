@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -162,6 +164,129 @@ def test_a_fork_while_every_lock_is_in_use_leaves_a_child_that_works(root: Path,
 
     assert victim.acknowledged() == [str([0] * 20)]
     assert sorted(one.event for one in DirectoryBackend(tmp_path / "d").read_events("child")) == list(range(20))
+
+
+def test_signals_that_append_again_and_again_lose_nothing_and_hang_nothing(root: Path, tmp_path: Path) -> None:
+    code = f"""{START}
+    import itertools, signal, threading
+    backend = SqliteBackend(place)
+    roomy = Queued(capacity=1_000_000, capacity_bytes=1 << 30, batch_window=0)
+    archivist = Archivist([Registration("s", backend, policy=roomy)], root=root)
+    numbers, told = itertools.count(), []
+    def handler(*_):
+        number = next(numbers)
+        archivist.append_events("handler", [number])
+        told.append(number)
+    signal.signal(signal.SIGUSR1, handler)
+    ended = threading.Event()
+    def interrupt():
+        while not ended.wait(0.0003):
+            os.kill(os.getpid(), signal.SIGUSR1)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    for number in itertools.count():
+        archivist.append_events("main", [number])
+        if number >= 5000 and len(told) >= 100:
+            break
+    ended.set()
+    thread.join()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    assert archivist.shutdown(60)
+    acknowledge(f"{{number}} {{len(told)}}")
+    """
+    with spawn(code, root, tmp_path / "e.db") as victim:
+        assert victim.wait() == 0, victim.errors()
+
+    number, told = map(int, victim.acknowledged()[0].split())
+    backend = SqliteBackend(tmp_path / "e.db")
+    assert [one.event for one in backend.read_events("main")] == list(range(number + 1))
+    assert sorted(one.event for one in backend.read_events("handler")) == list(range(told))
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "multiprocessing.get_context('fork').Process(target=work, args=('c',), daemon=True)",
+        "multiprocessing.get_context('spawn').Process(target=work, args=('c',), daemon=True)",
+        "concurrent.futures.ProcessPoolExecutor(1)",
+    ],
+)
+def test_workers_of_every_kind_write_what_waits_when_they_end(root: Path, tmp_path: Path, start: str) -> None:
+    (tmp_path / "program.py").write_text(
+        f"""
+import concurrent.futures, multiprocessing, sys
+from modelcache.archive import Archivist, Queued, Registration, SqliteBackend
+root, place = sys.argv[1:3]
+archivist = Archivist([Registration("s", SqliteBackend(place), policy=Queued(batch_window=60))], root=root)
+
+def work(what):
+    archivist.append_events("child", [what])
+
+if __name__ == "__main__":
+    archivist.append_events("parent", ["p"])
+    made = {start}
+    if hasattr(made, "submit"):
+        made.submit(work, "c").result()
+        made.shutdown()
+    else:
+        made.start()
+        made.join()
+        assert made.exitcode == 0
+"""
+    )
+    command = [sys.executable, str(tmp_path / "program.py"), str(root), str(tmp_path / "e.db")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(map(str, events_in(tmp_path / "e.db"))) == ["c", "p"]
+
+
+def test_a_service_writes_what_waits_when_it_is_asked_to_end(root: Path, tmp_path: Path) -> None:
+    """As systemd and Kubernetes do it: SIGTERM, for which the service has a handler that leaves by sys.exit."""
+    code = f"""{IN_SQLITE}
+    import signal
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    archivist.append_events("k", ["of the service"])
+    acknowledge("ready")
+    signal.pause()
+    """
+    with spawn(code, root, tmp_path / "e.db") as victim:
+        victim.wait_for("ready")
+        victim.signal(signal.SIGTERM)
+        assert victim.wait() == 0, victim.errors()
+
+    assert events_in(tmp_path / "e.db") == ["of the service"]
+
+
+def test_a_fork_by_a_signal_or_a_thread_in_the_queue_leaves_no_thread_lost(root: Path, tmp_path: Path) -> None:
+    """A child forked while a sender waits for room has an empty queue, and a writer of its own."""
+    code = f"""{START}
+    import threading
+    backend = MemoryBackend()
+    archivist = Archivist([Registration("m", backend, policy=Queued(capacity=1, batch_window=0))], root=root)
+    with backend.hold():
+        archivist.append_events("k", [0])
+        backend.waiting.wait(60)
+        archivist.append_events("k", [1])
+        sender = threading.Thread(target=archivist.append_events, args=("k", [2]))
+        sender.start()
+        while not archivist._lanes[0]._writer.queue._line:
+            threading.Event().wait(0.001)
+        child = os.fork()
+        if child == 0:
+            backend._open.set()
+            archivist.append_events("k", ["child"])
+            done = archivist.shutdown(60)
+            os._exit(0 if done and backend.events == ["child"] and not archivist.dropped("m") else 1)
+        acknowledge(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+    sender.join()
+    assert archivist.shutdown(60) and backend.events == [0, 1, 2]
+    """
+    with spawn(code, root, tmp_path / "e.db") as victim:
+        assert victim.wait() == 0, victim.errors()
+
+    assert victim.acknowledged() == ["0"]
 
 
 def test_events_survive_a_kill_up_to_the_last_batch_that_was_written(root: Path, tmp_path: Path) -> None:

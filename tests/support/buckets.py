@@ -1,4 +1,4 @@
-"""A bucket of a real S3 server in a process of its own: moto's. None where it is not installed."""
+"""The bucket ``models`` of an S3 server: moto's, in a process of its own, or the one that ``--s3-endpoint`` names."""
 
 from __future__ import annotations
 
@@ -24,6 +24,15 @@ sys.stdin.read()
 KEYS = {"access_key_id": "test", "secret_access_key": "test", "region": "us-east-1"}
 
 
+_given: list[str] = []
+
+
+def use(endpoint: str) -> None:
+    """Take the server at *endpoint*, which has the bucket, in place of moto's; the environment has its credentials."""
+    _given[:] = [endpoint.rstrip("/")]
+    KEYS.update(access_key_id=os.environ["AWS_ACCESS_KEY_ID"], secret_access_key=os.environ["AWS_SECRET_ACCESS_KEY"])
+
+
 def needs_obstore() -> None:
     if importlib.util.find_spec("obstore") is None:
         pytest.skip("obstore is not installed: pip install 'modelcache[s3]'")
@@ -31,8 +40,11 @@ def needs_obstore() -> None:
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """Run moto's server with the bucket ``models``; yield its address."""
+    """Run a server with the bucket ``models``; yield its address."""
     needs_obstore()
+    if _given:
+        yield _given[0]
+        return
     for library in ("moto", "flask", "flask_cors"):
         if importlib.util.find_spec(library) is None:
             pytest.skip(f"{library} is not installed: pip install 'moto[s3]' flask flask-cors")

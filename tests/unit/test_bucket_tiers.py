@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from modelcache import Cache, Event, Tier, Timeout, errors
+from modelcache import Cache, Event, Policy, Tier, Timeout, errors
 from modelcache.archive import DirectoryBackend, MemoryBackend, Queued
 from modelcache.backends import base as backends_base
 from modelcache.backends import contents, refs
 from modelcache.digest import Digest
-from modelcache.levels import base, health
+from modelcache.levels import base
 from modelcache.outbox import Outbox
 from modelcache.promises import check_cache
 from modelcache.reference import parse
@@ -460,7 +460,6 @@ def test_what_one_process_has_found_dead_the_next_one_does_not_ask(
     urls = [server.add(f"/{n}.onnx", CONTENT) for n in range(3)]
     with cache(root, tier(hanging, timeout=0.05)) as first:
         first.get(urls[0])
-        first.get(urls[1])
     asked = hanging.asked
 
     with cache(root, tier(hanging, timeout=PATIENT)) as second:  # It would wait for half a minute.
@@ -472,7 +471,7 @@ def test_what_one_process_has_found_dead_the_next_one_does_not_ask(
 def test_a_tier_that_answers_again_is_asked_again_and_nobody_waited_for_it(
     root: Path, bucket: MemoryBackend, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "COOLDOWN_S", 0.001)
+    monkeypatch.setattr(base, "COOLDOWN_S", 0.001)
     url, other = server.add("/model.onnx", CONTENT), server.add("/other.onnx", OTHER)
     filled(bucket, root, url)
     bucket.down = True
@@ -534,6 +533,17 @@ def test_a_wrong_beginning_of_a_tier_is_never_gone_on_with_to_a_whole(
     with cache(root, tier(bucket)) as second:
         assert Path(second.get(url)).read_bytes() == CONTENT
     whole(root)
+
+
+def test_a_tier_that_hangs_holds_few_threads_however_many_ask(
+    root: Path, server: FaultServer, hanging: Hanging
+) -> None:
+    urls = [server.add(f"/{n}.onnx", OTHER) for n in range(24)]
+
+    with cache(root, tier(hanging, timeout=0.3)) as upper:
+        assert len(upper.get_many(urls, jobs=24)) == 24
+
+    assert 1 <= hanging.asked <= 8
 
 
 # -- configuration -----------------------------------------------------------------------------------------------------
@@ -694,6 +704,35 @@ def test_a_directory_as_a_bucket_is_shared_by_caches(root: Path, tmp_path: Path,
     assert isinstance(DirectoryBackend(tmp_path / "shared"), DirectoryBackend)
     assert os.listdir(tmp_path / "shared/staging") == []
     assert logging.getLogger("modelcache").level == 0
+
+
+# -- policies ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_is_asked_of_where_the_bucket_had_it_from_and_of_what_it_is(
+    root: Path, bucket: MemoryBackend, server: FaultServer
+) -> None:
+    url = server.add("/model.onnx", CONTENT)
+    filled(bucket, root, url)
+
+    for policy in (Policy(hosts=["models.example.org"]), Policy(max_size=1000), Policy(digests="required")):
+        with cache(root, tier(bucket), policy=policy) as strict, pytest.raises(errors.PolicyError):
+            strict.get(url)
+        whole(root)
+    with cache(root, tier(bucket), policy=Policy(digests="required")) as strict:
+        assert Path(strict.get(url, digest=DIGEST)).read_bytes() == CONTENT
+        assert strict.stats().bytes_promoted == len(CONTENT)
+
+
+def test_what_comes_from_a_bucket_counts_towards_the_capacity(
+    root: Path, bucket: MemoryBackend, server: FaultServer
+) -> None:
+    url = server.add("/model.onnx", CONTENT)
+    filled(bucket, root, url)
+
+    with cache(root, tier(bucket), capacity=len(CONTENT) - 1) as small, pytest.raises(errors.CapacityError):
+        small.get(url)
+    whole(root)
 
 
 # -- copied on request -------------------------------------------------------------------------------------------------

@@ -114,6 +114,7 @@ EXAMPLES: list[ModelCacheError] = [
     errors.BackendAccessError(backend="s3://models", detail="403 Forbidden"),
     errors.NoConditionalWritesError(backend="s3://models", detail="it has overwritten an object of ours"),
     errors.QueueFullError(backend="bucket", capacity=10, detail="no room came in time"),
+    errors.RejectedError(backend="bucket", detail="the key is too long"),
     errors.DamagedReplicaError(backend="bucket", name="blobs/sha256/1", detail="it ends at byte 7 of 9"),
     errors.NotInArchiveError(what="sha256:1", asked=("bucket",), errors=(_INNER,)),
     errors.NotInArchiveError(what="sha256:1", asked=()),

@@ -240,9 +240,10 @@ class _Flight(Generic[T]):
             done = self._leave_note(mine, error)
             raise
         finally:
-            sharing.close()
+            published = beating.state == PUBLISHING
+            sharing.close(wait=published)  # Who gives up waits for no upload.
             if not done:
-                self._let_go(mine, clear=beating.state == PUBLISHING)
+                self._let_go(mine, clear=published)
 
     def _publish(self, result: T) -> None:
         try:

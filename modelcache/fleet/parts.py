@@ -271,13 +271,13 @@ class Sharing:
             self._whole.append((path, digest, size))
             self._wake()
 
-    def close(self) -> None:
-        """Share nothing more. What is in the bucket stays."""
+    def close(self, *, wait: bool = False) -> None:
+        """Share nothing more; with *wait*, what is under way has ended too, as a rule. What is in the bucket stays."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
             thread = self._thread
-        if thread is not None:
+        if thread is not None and wait:
             thread.join(_END_S)
 
     def _wake(self) -> None:

@@ -44,10 +44,10 @@ def test_a_bucket_that_is_slow_and_fails_one_time_in_five_still_saves_all_but_on
     bucket = tmp_path / "bucket"
     url = server.add("/m.onnx", SMALL, [Fault(rate=MB)])
 
-    with machines(5, tmp_path, f"directory://{bucket}", url, failing=0.2, slow=0.02, lease=15.0) as started:
+    with machines(4, tmp_path, f"directory://{bucket}", url, failing=0.2, slow=0.02, lease=15.0) as started:
         outcomes = ends(started)
 
-    assert outcomes == [got(SMALL)] * 5
+    assert outcomes == [got(SMALL)] * 4
     assert server.methods() == ["GET"]
     assert traces(bucket) == []
 
@@ -57,7 +57,7 @@ def test_over_a_real_s3_server_a_killed_claimer_is_followed_where_it_stood(tmp_p
 
     with s3_server() as s3:
         options: dict[str, Any] = {"config": {"endpoint": s3, **KEYS}, "client_options": {"allow_http": True}}
-        with machines(5, tmp_path, "s3://models/fleet", url, options=options) as started:
+        with machines(4, tmp_path, "s3://models/fleet", url, options=options) as started:
             server.wait_for_sent(MB)
             first = next_to(started, "claimed")
             first.wait_for(f"shared {MB // PIECE}")
@@ -66,7 +66,7 @@ def test_over_a_real_s3_server_a_killed_claimer_is_followed_where_it_stood(tmp_p
         backend = ObjectStoreBackend("s3://models/fleet", **options)
         left = [name for top in ("claims/", "parts/", "probes/") for name in backend.names(top)]
 
-    assert outcomes == [got(SMALL)] * 4
+    assert outcomes == [got(SMALL)] * 3
     assert [seen.headers.get("range") for seen in server.seen()] == [None, f"bytes={MB // PIECE * PIECE}-"]
     assert server.sent() <= 1.1 * len(SMALL)
     assert left == []
@@ -76,7 +76,7 @@ def test_a_claimer_that_was_stopped_and_comes_back_stands_down(tmp_path: Path, s
     bucket = tmp_path / "bucket"
     url = server.add("/m.onnx", SMALL, [Fault(hold_after=MB)])
 
-    with machines(4, tmp_path, f"directory://{bucket}", url) as started:
+    with machines(3, tmp_path, f"directory://{bucket}", url) as started:
         server.wait_for_sent(MB)
         stopped = next_to(started, "claimed")
         stopped.wait_for(f"shared {MB // PIECE}")
@@ -88,7 +88,7 @@ def test_a_claimer_that_was_stopped_and_comes_back_stands_down(tmp_path: Path, s
         server.release()
         outcomes = [*rest, *ends([stopped])]
 
-    assert outcomes == [got(SMALL)] * 4
+    assert outcomes == [got(SMALL)] * 3
     assert "stood down" in stopped.acknowledged()
     resumed = server.seen()[1].headers["range"]
     assert resumed == f"bytes={MB // PIECE * PIECE}-"
@@ -113,7 +113,7 @@ def test_a_bucket_that_dies_half_way_costs_downloads_and_nothing_else(tmp_path: 
 def test_what_the_origin_does_not_have_is_asked_for_by_one(tmp_path: Path, server: FaultServer) -> None:
     url = server.add("/missing.onnx", b"", [Fault(hold_head=True, status=404), *[Fault(status=404)] * 8])
 
-    with machines(6, tmp_path, f"directory://{tmp_path / 'bucket'}", url, lease=15.0) as started:
+    with machines(4, tmp_path, f"directory://{tmp_path / 'bucket'}", url, lease=15.0) as started:
         server.wait_for_requests(1)
         claimer = next_to(started, "claimed")
         for one in started:
@@ -122,5 +122,5 @@ def test_what_the_origin_does_not_have_is_asked_for_by_one(tmp_path: Path, serve
         server.release()
         outcomes = ends(started)
 
-    assert outcomes == ["failed RemoteNotFoundError"] * 6
+    assert outcomes == ["failed RemoteNotFoundError"] * 4
     assert server.methods() == ["GET"]

@@ -29,6 +29,7 @@ from .errors import (
     StorageError,
 )
 from .events import Event, Listener
+from .fleet import Sharing
 from .gate import Gate, missing
 from .gc import Room
 from .intake import link
@@ -103,6 +104,7 @@ class Means:
         self.throttle: Throttle | None = None
         self.room: Room | None = None
         self.tiers: Tiers | None = None
+        self.sharing: Sharing | None = None  # What comes is claimed for the fleet, and shared with it.
         self.counts = Counts()
 
     def entry(self, job: Job, stored: Stored, *, source: str, validators: Validators) -> Entry:
@@ -162,6 +164,7 @@ class Download:
     ) -> None:
         self._means, self._job, self._place, self._policy, self._deadline = means, job, place, policy, deadline
         self._below = below  # The place is in a tier: policies are asked of where the tier had it from, by who says so.
+        self._sharing = None if below else means.sharing
         if below and place.scheme == TIER and means.tiers is not None:
             self._source: Source = means.tiers.source
         else:
@@ -212,6 +215,11 @@ class Download:
         if not self._below:
             self._policies.check_place(self._place, self._host)
         self._partial = self._means.partials.claim(self._job.ref.key, self._job.ref.name)
+        if self._sharing is not None:
+            self._partial = self._sharing.longer(
+                self._partial, self._job.ref, self._place.key, self._means.partials,
+                proven=self._job.digest is not None, make_room=self._make_room,
+            )  # fmt: skip
         if self._partial is not None:
             self._reached = self._partial.length
             self._means.counts.bytes_resumed += self._partial.length
@@ -220,11 +228,16 @@ class Download:
         except (IntegrityError, StorageError, PolicyError) as error:
             # Wrong bytes, refused ones, or a sync that failed: none of it is used again. Not so if only the place is.
             if not (isinstance(error, PolicyError) and error.rule in PLACE_RULES):
-                self._drop_partial()
+                self._drop_partial(wrong=not isinstance(error, StorageError))
             raise
         finally:
             if self._partial is not None:
                 self._partial.release()
+
+    def _make_room(self, needed: int) -> None:
+        self._means.check_space(self._job.ref.key, needed)
+        if self._means.room is not None:
+            self._means.room.make(self._job.ref.key, needed)
 
     def _received(self) -> Partial | Entry:
         """Return the partial with all of the content, or the entry that the source has confirmed."""
@@ -232,7 +245,7 @@ class Download:
             return self._retried()
         except IntegrityError as error:
             # Once more, from the first byte: the fault may be in the transfer, or in what was resumed.
-            self._drop_partial()
+            self._drop_partial(wrong=True)
             self._tell("retry", seconds=0.0, detail=reason(error))
             return self._retried()
 
@@ -435,6 +448,9 @@ class Download:
             partial.describe({"place": place, "announced": announced, **asdict(validators)}, total)
         except OSError as error:
             raise errors.storage_error(error, action="record", path=self._job.ref.key) from error
+        if self._sharing is not None:
+            resumable = self._job.digest is not None or stream.validators.for_range is not None
+            self._sharing.follow(self._job.ref.key, partial, resumable=resumable)
         self._tell("started", done=partial.length, total=partial.total)
         return partial
 
@@ -544,7 +560,9 @@ class Download:
         self._tell("waiting", seconds=round(left, 3), detail=f"{self._host} asked all clients to wait")
         self._deadline.sleep(left)
 
-    def _drop_partial(self) -> None:
+    def _drop_partial(self, *, wrong: bool = False) -> None:
+        if self._sharing is not None and wrong:
+            self._sharing.drop(self._job.ref.key)
         if self._partial is not None:
             self._partial.discard()
             self._partial = None

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from . import hit, layout, locks, notes, roots
@@ -27,6 +29,7 @@ from .errors import (
     StorageError,
 )
 from .events import Event, Listener
+from .fleet import Sharing
 from .levels.base import Offer
 from .patterns import Patterns
 from .policy import PLACE_RULES
@@ -36,6 +39,7 @@ from .repository import TreeDownload
 from .retry import Deadline
 from .sources import Registry, RemoteListing
 from .sweep import sweep
+from .together import Together
 from .turns import turn
 
 _BRIEF_S = 5.0  # A host that asks to wait longer is left for a mirror, where there is one.
@@ -64,6 +68,7 @@ class Fetcher:
         self._archive_limits = archive_limits or ArchiveLimits()
         self.means = Means(root, registry, timeout, on_event)
         self._policy, self._lock_timeout = retry_policy, lock_timeout
+        self._together = Together(self.means)
         self._swept = False
         self.reaches = False
         self.deliver: Callable[[list[str], Digest], None] | None = None
@@ -75,15 +80,15 @@ class Fetcher:
             ModelCacheError: Any leaf; nothing half-written is visible, and what had come can be resumed.
         """
 
-        def promote(job: Job, offer: Offer) -> Entry:
+        def promote(job: Job, offer: Offer, policy: RetryPolicy = BELOW) -> Entry:
             assert offer.entry is not None
             place = offer.place or parse(offer.entry.path)
-            return Download(self.means, job, place, BELOW, deadline, below=True).run()
+            return Download(self.means, job, place, policy, deadline, below=True).run()
 
-        return self._delivered(
-            job,
-            self._once(job, deadline, lambda: self._promoted(job, promote, lambda job: self._fetch(job, deadline))),
-        )
+        def ask(job: Job) -> Entry:
+            return self._for_all(job, deadline, partial(promote, policy=self._policy), self._fetch)
+
+        return self._delivered(job, self._once(job, deadline, lambda: self._promoted(job, promote, ask)))
 
     def fetch_tree(self, job: Job, patterns: Patterns, deadline: Deadline, *, jobs: int) -> Entry:
         """Do what `fetch` does for a tree: of the files at its source those that *patterns* let through.
@@ -92,18 +97,48 @@ class Fetcher:
             ModelCacheError: As `fetch`.
         """
 
-        def work(job: Job, listing: RemoteListing | None = None) -> Entry:
+        def work(job: Job, deadline: Deadline, means: Means, listing: RemoteListing | None = None) -> Entry:
             if listing is None and _is_archive(job):
                 from .archived import ArchiveDownload  # With tarfile and zipfile it takes 20 ms to import.
 
                 limits = self._archive_limits
-                return ArchiveDownload(self.means, job, patterns, self._policy, deadline, limits).run()
-            return TreeDownload(self.means, job, patterns, self._policy, deadline, jobs=jobs, listing=listing).run()
+                return ArchiveDownload(means, job, patterns, self._policy, deadline, limits).run()
+            return TreeDownload(means, job, patterns, self._policy, deadline, jobs=jobs, listing=listing).run()
 
         def promote(job: Job, offer: Offer) -> Entry:
-            return work(job, offer.listing)
+            return work(job, deadline, self.means, offer.listing)
 
-        return self._delivered(job, self._once(job, deadline, lambda: self._promoted(job, promote, work)))
+        def ask(job: Job) -> Entry:
+            return self._for_all(job, deadline, promote, work)
+
+        return self._delivered(job, self._once(job, deadline, lambda: self._promoted(job, promote, ask)))
+
+    def _for_all(
+        self,
+        job: Job,
+        deadline: Deadline,
+        promote: Callable[[Job, Offer], Entry],
+        fetch: Callable[[Job, Deadline, Means], Entry],
+    ) -> Entry:
+        """Return what *fetch* brings, on this machine, or on one that was faster, where a tier has that settled."""
+        level = self._together.level(job)
+        if level is None:
+            return fetch(job, deadline, self.means)
+
+        def shared(job: Job, deadline: Deadline, sharing: Sharing | None) -> Entry:
+            means = copy(self.means)
+            means.sharing = sharing
+            return fetch(job, deadline, means)
+
+        return self._together.run(
+            job,
+            level,
+            deadline,
+            promote=promote,
+            fetch=shared,
+            heed=lambda note: self._heeds(note, job),
+            asked=lambda: self._asked(job),
+        )
 
     def _delivered(self, job: Job, entry: Entry) -> Entry:
         """Return *entry*, brought to the tiers that it waits for, or on the way there."""
@@ -254,14 +289,14 @@ class Fetcher:
             if entry is not None and not entry.digest.is_tree:
                 policies.check_announced(job.ref, job.digest, entry.announced)
 
-    def _fetch(self, job: Job, deadline: Deadline) -> Entry:
+    def _fetch(self, job: Job, deadline: Deadline, means: Means) -> Entry:
         """Ask the places of *job* in order."""
         brief = replace(self._policy, retry_after_max=min(self._policy.retry_after_max, _BRIEF_S))
         queue = [(place, brief if job.mirrors else self._policy) for place in job.places]
         failures: dict[str, ModelCacheError] = {}
         for number, (place, policy) in enumerate(queue, 1):  # It may grow meanwhile.
             try:
-                return Download(self.means, job, place, policy, deadline).run()
+                return Download(means, job, place, policy, deadline).run()
             except (CancelledError, StorageError, NoSpaceError):
                 raise
             except ModelCacheError as error:

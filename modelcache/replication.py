@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from time import monotonic
 
 from . import forks
 from .archive.archivist import Archivist
 from .archive.registration import Queued, Registration, check_timeout
-from .backends import contents, refs
-from .backends.refs import RefRecord
 from .breaker import DOWN
 from .digest import Digest
 from .errors import BackendError, ModelCacheError
 from .levels.bucket import BucketLevel
-from .objects import Stored
 from .outbox import Outbox
 from .tiers import Tiers
 
@@ -110,16 +107,3 @@ class Replication:
         assert self._made is not None
         if not self._made.wait_object(level.name, digest, _WAIT_S):
             raise BackendError(backend=level.name, detail=f"it did not take {digest} in {_WAIT_S:g} s")
-
-
-def publish(level: BucketLevel, stored: Stored, record: RefRecord | None, *, wrong: Collection[Digest] = ()) -> int:
-    """Bring what is *stored*, then its *record*, to *level* now, in this thread; return the bytes that went there.
-
-    Raises:
-        BackendError, CorruptObjectError, FileNotFoundError, StorageError: As `contents.store`.
-    """
-    backend = level.backend()
-    sent = contents.store(backend, stored, wrong=wrong)
-    if record is not None:
-        refs.write(backend, record)
-    return sent

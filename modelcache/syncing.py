@@ -18,10 +18,9 @@ from .breaker import Breaker
 from .config import RetryPolicy
 from .errors import DamagedReplicaError, EntryNotFoundError, ModelCacheError, UsageError
 from .jobs import run_all
-from .levels.bucket import BucketLevel, record_of
+from .levels.bucket import BucketLevel, publish, record_of
 from .objects import Objects
 from .records import Entries, Entry
-from .replication import publish
 from .retry import Deadline
 from .tiers import Tiers
 

@@ -22,6 +22,8 @@ HUB = "huggingface"
 STORES = ("s3", "gs", "az")  # In an object store.
 SCHEMES = (*STORES, "directory")
 TRUSTS = ("records", "content")
+LEASE_S = 15.0
+LEASE_MIN_S = 1.0  # Below that a machine that is busy for a moment passes for dead.
 LOOK_S = 0.9  # With what else a look costs, a get waits a second at most for all tiers together.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # It is the name of a directory, in the outbox.
 _OPTIONS: dict[str, tuple[str, Any]] = {
@@ -55,6 +57,7 @@ class Tier:
         single_flight: Whether a claim in it lets one machine of many fetch; it is written to then.
         trust: ``records`` believes what it has on record for a ref; ``content`` takes only what the caller gives the
             digest of.
+        lease: With `single_flight`, a machine that has not been heard of for so long, in seconds, has lost its claim.
         backend: In place of what `path` says: a `Backend`, or what makes one when it is called.
         config: What obstore takes for such a store, ``{"endpoint": …}``. Credentials are best left to the environment.
         client_options: What obstore takes for its HTTP client.
@@ -73,6 +76,7 @@ class Tier:
     private: bool = field(default=False, kw_only=True)
     single_flight: bool = field(default=False, kw_only=True)
     trust: str = field(default="records", kw_only=True)
+    lease: float = field(default=LEASE_S, kw_only=True)
     backend: Any = field(default=None, kw_only=True, compare=False, repr=False)
     config: Mapping[str, Any] | None = field(default=None, kw_only=True, compare=False, repr=False)
     client_options: Mapping[str, Any] | None = field(default=None, kw_only=True, compare=False, repr=False)
@@ -93,6 +97,8 @@ class Tier:
             raise self._refusal("failure", self.failure, f"{REQUIRED} or {BEST_EFFORT}")
         if self.trust not in TRUSTS:
             raise self._refusal("trust", self.trust, f"one of {', '.join(TRUSTS)}")
+        if not (is_seconds(self.lease) and self.lease >= LEASE_MIN_S):
+            raise self._refusal("lease", self.lease, f"seconds from {LEASE_MIN_S:g}")
         for option in ("private", "single_flight"):
             if not isinstance(getattr(self, option), bool):
                 raise self._refusal(option, getattr(self, option), "True or False")
@@ -210,6 +216,7 @@ class Tier:
         said += ["required"] if self.is_required else []
         said += ["private"] if self.private else []
         said += ["single-flight"] if self.single_flight else []
+        said += [f"lease={self.lease:g}"] if self.lease != LEASE_S else []
         said += ["content-only"] if self.trust == "content" else []
         said += [f"name={self.name}"] if self.name != _name_of(self.path) else []
         return ",".join(said)
@@ -229,10 +236,12 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
     while "," in text:
         rest, _, ending = text.rpartition(",")
         known = ("name", ending[5:]) if len(ending) > 5 and ending.startswith("name=") else _OPTIONS.get(ending)
+        if ending.startswith("lease="):
+            known = ("lease", _seconds(ending[6:]))
         if known is None:
             if "://" not in text:
                 break
-            expected = f"one of {', '.join(_OPTIONS)}, name=…"
+            expected = f"one of {', '.join(_OPTIONS)}, name=…, lease=…"
             raise UsageError(problem=f"{ending!r:.100} behind the tier {_shown(rest)} means nothing: {expected}")
         option, value = known
         if option in options and options[option] != value:
@@ -240,6 +249,14 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
         options[option], said[option] = value, ending
         text = rest
     return text, options
+
+
+def _seconds(text: str) -> float | str:
+    """Return the number in *text*; as it is if it is none, so that the tier refuses it."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _name_of(path: str) -> str:

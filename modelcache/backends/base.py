@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time as clock
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from ..errors import BackendError, UsageError
+from .. import forks
+from ..errors import BackendError, NoConditionalWritesError, UsageError
 
 EVENT_BYTES_MAX = 1 << 20
 KEY_CHARACTERS_MAX = 4096
+_RACERS = 4
 PIECE_BYTES = 8 << 20  # What is asked for at a time, of a large file.
 
 
@@ -107,6 +110,19 @@ def decode(line: str | bytes) -> Archived | None:
         return None
 
 
+class _Probing:
+    """One probe at a time: it deletes what earlier ones have left."""
+
+    def __init__(self) -> None:
+        forks.renew_after_fork(self)
+
+    def renew_guard(self) -> None:
+        self.lock = threading.Lock()
+
+
+_probing = _Probing()
+
+
 class Backend(ABC):
     """Storage for events and files.
 
@@ -117,6 +133,8 @@ class Backend(ABC):
 
     location: str = ""
     is_remote: bool = False
+    _conditional: bool | None = None  # What the probe has found, of this object.
+    _probes: tuple[str, ...] = ()  # What it has made, and not deleted yet.
 
     @abstractmethod
     def append_events(self, key: str, events: Sequence[Any]) -> None:
@@ -173,6 +191,50 @@ class Backend(ABC):
     @abstractmethod
     def delete(self, name: str) -> None:
         """Delete the file *name*; one that is not there is fine."""
+
+    def check_conditional(self) -> None:
+        """Check, once, that `create` makes a file once: asked for one after the other, and by several at the same time.
+
+        A store that looks first and writes then passes the first half of that, and fails the second one, mostly.
+
+        Raises:
+            NoConditionalWritesError: It has overwritten a file, or told two callers that they had made it.
+            BackendError: That could not be tried.
+        """
+        with _probing.lock:
+            if self._conditional is None:
+                self._conditional = self._makes_once()
+            while self._probes:  # Those of tries that failed too.
+                self.delete(self._probes[-1])
+                self._probes = self._probes[:-1]
+        if not self._conditional:
+            detail = "it has overwritten a file, or told two callers that they had made the same one"
+            raise NoConditionalWritesError(backend=self.location, detail=detail)
+
+    def _makes_once(self) -> bool:
+        name = f"probes/{os.urandom(10).hex()}"
+        start = threading.Barrier(_RACERS)
+        winners: list[bytes] = []
+        errors: list[BaseException] = []
+
+        def race(mine: bytes) -> None:
+            start.wait()
+            try:
+                if self.create(name, mine):
+                    winners.append(mine)
+            except Exception as error:  # noqa: BLE001  # It is raised again, by who asked.
+                errors.append(error)
+
+        # Daemons: one that hangs keeps no process from ending.
+        racers = [threading.Thread(target=race, args=(b"%d" % number,), daemon=True) for number in range(_RACERS)]
+        self._probes = (*self._probes, name)
+        for racer in racers:
+            racer.start()
+        for racer in racers:
+            racer.join()
+        if errors:
+            raise errors[0]
+        return not self.create(name, b"later") and len(winners) == 1 and self.read(name) == winners[0]
 
     def close(self) -> None:  # noqa: B027  # Most have nothing to give back.
         """Give back what it holds open; it may be used again."""

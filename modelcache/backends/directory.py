@@ -180,7 +180,8 @@ class DirectoryBackend(Backend):
     def names(self, prefix: str = "") -> Iterator[str]:
         """See `Backend`."""
         top = f"{self.location}/files"
-        for directory, inside, names in os.walk(top):
+        start = f"{top}/{prefix}".rpartition("/")[0]
+        for directory, inside, names in os.walk(start):
             inside.sort()
             for name in sorted(names):
                 found = f"{directory}/{name}"[len(top) + 1 :]

@@ -27,12 +27,11 @@ from ..errors import (
     BackendSetupError,
     ConfigurationError,
     MissingLibraryError,
-    NoConditionalWritesError,
     NotInArchiveError,
 )
 from .base import Archived, Backend, Batch, check_name, decode
 
-_EVENTS, _FILES, _PROBES = "events", "files", "probes"
+_EVENTS, _FILES = "events", "files"
 _RECENT = 1000  # Writes that may come again. What comes later than that lands twice, and is told by its ids.
 _CHUNK_BYTES = 512 << 10
 _NO_BUCKET = "there is no such bucket"
@@ -91,7 +90,6 @@ class ObjectStoreBackend(Backend):
         self._multipart = multipart_bytes
         self._prefix = f"{check_name(prefix.strip('/'))}/" if prefix.strip("/") else ""
         self._pid = os.getpid()
-        self._conditional: bool | None = None
         self._guard = threading.Lock()  # Not for a forked child: that cannot use obstore at all.
         self._recent: OrderedDict[bytes, str] = OrderedDict()
         self._last = 0
@@ -135,22 +133,6 @@ class ObjectStoreBackend(Backend):
             missing = _MISSING.search(error.detail) is not None
             detail = _NO_BUCKET if missing else error.detail
             raise BackendSetupError(backend=self.location, detail=detail) from error
-
-    def check_conditional(self) -> None:
-        """Check, once, that the store makes an object only if it is not there, when it is asked to.
-
-        Raises:
-            NoConditionalWritesError: It overwrites.
-            BackendError: That could not be tried.
-        """
-        if self._conditional is None:
-            name = f"{_PROBES}/{os.urandom(10).hex()}"
-            try:
-                self._conditional = self._create(name, b"1") and not self._create(name, b"2")
-            finally:
-                self._delete(name)
-        if not self._conditional:
-            raise NoConditionalWritesError(backend=self.location, detail="it has overwritten an object of ours")
 
     def append_events(self, key: str, events: Sequence[Any]) -> None:
         """See `Backend`."""
@@ -227,7 +209,9 @@ class ObjectStoreBackend(Backend):
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """See `Backend`."""
-        found = (name[len(_FILES) + 1 :] for name in self._names(f"{_FILES}/"))
+        inside, _, _ = prefix.rpartition("/")  # A store lists by whole segments of a name.
+        top = f"{_FILES}/{inside}/" if inside else f"{_FILES}/"
+        found = (name[len(_FILES) + 1 :] for name in self._names(top))
         return iter(sorted(name for name in found if name.startswith(prefix)))
 
     def delete(self, name: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from .. import forks, reference
 from ..backends import contents, refs
@@ -18,6 +18,7 @@ from ..backends.base import Backend
 from ..backends.refs import RefRecord
 from ..digest import Digest
 from ..errors import BackendSetupError, DamagedReplicaError, ModelCacheError, UsageError
+from ..objects import Stored
 from ..records import Entry
 from ..reference import Ref
 from ..sources.base import RemoteFile, RemoteListing
@@ -183,6 +184,19 @@ class BucketLevel(Level):
             for leaf in manifest.files
         )  # fmt: skip
         return RemoteListing(ref, revision, tuple(found))
+
+
+def publish(level: BucketLevel, stored: Stored, record: RefRecord | None, *, wrong: Collection[Digest] = ()) -> int:
+    """Bring what is *stored*, then its *record*, to *level* now, in this thread; return the bytes that went there.
+
+    Raises:
+        BackendError, CorruptObjectError, FileNotFoundError, StorageError: As `contents.store`.
+    """
+    backend = level.backend()
+    sent = contents.store(backend, stored, wrong=wrong)
+    if record is not None:
+        refs.write(backend, record)
+    return sent
 
 
 def is_shared(ref: Ref) -> bool:

@@ -694,9 +694,9 @@ def test_every_fail_point_was_reached_by_some_operation() -> None:
     if len(reached) == 0:
         pytest.skip("the operations above did not run in this session")
     replicating = ("outbox.", "archive.", "backends.", "commit.before-link-replica", "commit.before-sync-replica")
-    others = ("repository.", "archived.", "unpacking.", "usage.", *replicating)
+    others = ("repository.", "archived.", "unpacking.", "usage.", "fleet.", *replicating)
     elsewhere = {point for point in POINTS if point.startswith(others)}
-    # test_kill_in_a_tree.py, test_kill_in_an_archive.py, test_kill_in_replication.py and test_kill_in_usage.py do.
+    # The tests test_kill_in_a_tree.py, …_an_archive.py, …_replication.py, …_usage.py and …_a_fleet.py do.
     assert sorted(set(POINTS) - reached - elsewhere) == []
 
 

@@ -532,7 +532,7 @@ def test_a_tier_that_stalls_in_the_middle_is_left_for_the_source_which_goes_on(
             assert Path(second.get(url)).read_bytes() == CONTENT
             stats = second.stats()
             assert second._getter.tiers is not None
-                assert second._getter.tiers.levels[0].breaker.state == "down"
+            assert second._getter.tiers.levels[0].breaker.state == "down"
     finally:
         release.set()
 

@@ -1,0 +1,363 @@
+"""A cache over a tier with single flight, in one process: with a bucket that is bad, and with bad parts."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelcache import Cache, HttpSource, RetryPolicy, Tier, Timeout, errors
+from modelcache.archive import MemoryBackend
+from modelcache.backends import refs
+from modelcache.fleet import bucket as buckets
+from modelcache.fleet import collect, parts
+from modelcache.fleet.claims import Beat, Claims
+from modelcache.layout import key_id
+from modelcache.sealed import seal, unseal
+from modelcache.testing import Fault, FaultServer
+
+CONTENT = random.Random(83).randbytes(500_000)
+DIGEST = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+PIECE = 100_000
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PIECE_BYTES", PIECE)
+    monkeypatch.setattr(parts, "PIECE_BYTES_MAX", PIECE)
+    monkeypatch.setattr(buckets, "_probed", set())
+
+
+@pytest.fixture
+def backend() -> MemoryBackend:
+    return MemoryBackend()
+
+
+@pytest.fixture
+def cache_of(tmp_path: Path, backend: MemoryBackend) -> Iterator[Callable[..., Cache]]:
+    made = []
+
+    def make(number: int = 0, *, tier: dict[str, Any] | None = None, **options: Any) -> Cache:
+        options.setdefault("retry", RetryPolicy(attempts=2, base=0))
+        below = Tier("bucket", backend=backend, single_flight=True, name="bucket", **{"lease": 1.0, **(tier or {})})
+        made.append(Cache(tmp_path / f"root-{number}", tiers=[below], **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def traces(backend: MemoryBackend) -> list[str]:
+    return [name for top in ("claims/", "parts/", "probes/") for name in backend.names(top)]
+
+
+def content_at(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+def shared(backend: MemoryBackend, url: str, content: bytes, **facts: Any) -> str:
+    """Put parts of *content* in the bucket, as a claimer leaves them that is killed; return their directory."""
+    top, identity = parts.directory_of(url), key_id(url)
+    pieces = []
+    for at in range(0, len(content) - PIECE, PIECE):
+        name, data = f"{identity}.0123456789abcdef.{at:016d}", content[at : at + PIECE]
+        backend.put(f"{top}{name}", data)
+        pieces.append((name, len(data), hashlib.sha256(data).hexdigest()))
+    known = {
+        "place": url, "announced": None, "etag": None, "last_modified": None, "strong_date": False, "revision": None,
+        **facts,
+    }  # fmt: skip
+    index = {"key": identity, "facts": known, "total": len(content), "pieces": pieces}
+    backend.put(f"{top}{identity}.0123456789abcdef", seal(index))
+    return top
+
+
+def test_one_fetches_the_others_promote_and_nothing_is_left(
+    server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache]
+) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    caches = [cache_of(number) for number in range(4)]
+
+    threads = [threading.Thread(target=cache.get, args=(url,)) for cache in caches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert server.methods() == ["GET"]
+    assert [content_at(cache.get(url)) for cache in caches] == [CONTENT] * 4
+    assert sum(cache.stats().bytes_promoted for cache in caches) == 3 * len(CONTENT)
+    assert traces(backend) == []
+
+
+def test_a_bucket_without_conditional_writes_is_refused_with_the_reason(
+    server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    monkeypatch.setattr(backend, "create", lambda name, data: backend.put(name, data) or True)  # type: ignore[func-returns-value]
+
+    for _ in range(2):
+        with pytest.raises(errors.NoConditionalWritesError, match="bucket"):
+            cache_of().get(url)
+
+    assert server.seen() == []
+    assert traces(backend) == []
+
+
+def test_a_store_that_looks_first_and_writes_then_is_found_out_by_racing(
+    backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = threading.Barrier(4)
+
+    def create(name: str, data: bytes) -> bool:
+        there = backend.size(name) is not None
+        if not there:
+            looked.wait(10)
+            backend.put(name, data)
+        return not there
+
+    monkeypatch.setattr(backend, "create", create)
+
+    with pytest.raises(errors.NoConditionalWritesError):
+        backend.check_conditional()
+
+
+def test_a_bucket_that_is_down_costs_its_tries_and_then_the_origin_is_asked(
+    server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache], caplog: pytest.LogCaptureFixture
+) -> None:
+    urls = [server.add(f"/{number}.onnx", CONTENT) for number in range(3)]
+    backend.down = True
+    cache = cache_of()
+
+    with caplog.at_level(logging.WARNING, "modelcache"):
+        assert [content_at(cache.get(url)) for url in urls] == [CONTENT] * 3
+
+    assert server.methods() == ["GET"] * 3
+    assert len([one for one in caplog.messages if "without the fleet" in one]) >= 1
+
+
+def test_a_deadline_ends_a_wait_for_another_machine(
+    server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache]
+) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    claims = Claims(backend, url, "somebody")
+    mine = claims.next()
+    assert claims.acquire(mine)
+
+    with pytest.raises(errors.DeadlineError):
+        cache_of(timeout=Timeout(total=0.3), tier={"lease": 1000.0}).get(url)
+
+    assert server.seen() == []
+    assert claims.current() == mine
+
+
+def test_who_gives_up_while_it_waits_is_let_go_at_once(
+    server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache]
+) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    claims = Claims(backend, url, "somebody")
+    assert claims.acquire(claims.next())
+    heard, failed = threading.Event(), []
+
+    def hear(event: Any) -> None:
+        if event.kind == "waiting" and "somebody" in event.detail:
+            heard.set()
+
+    cache = cache_of(on_event=hear, tier={"lease": 1000.0})
+
+    def get() -> None:
+        try:
+            cache.get(url)
+        except errors.ModelCacheError as error:
+            failed.append(type(error))
+
+    thread = threading.Thread(target=get)
+    thread.start()
+    assert heard.wait(30)
+    cache.close()
+    thread.join(10)
+
+    assert not thread.is_alive()
+    assert failed == [errors.CancelledError]
+
+
+def test_a_dead_claim_is_taken_over_and_its_parts_are_gone_on_with(
+    server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache]
+) -> None:
+    url = server.add("/m.onnx", CONTENT, etag='"v1"')
+    claims = Claims(backend, url, "somebody")
+    mine = claims.next()
+    assert claims.acquire(mine)
+    assert claims.beat(mine, Beat())
+    shared(backend, url, CONTENT, etag='"v1"')
+
+    assert content_at(cache_of().get(url)) == CONTENT
+
+    assert [seen.headers.get("range") for seen in server.seen()] == [f"bytes={4 * PIECE}-"]
+    assert traces(backend) == []
+
+
+def test_parts_of_an_older_version_are_not_mixed_with_the_new_one(
+    server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache]
+) -> None:
+    url = server.add("/m.onnx", CONTENT, etag='"v2"')
+    shared(backend, url, bytes(len(CONTENT)), etag='"v1"')
+
+    assert content_at(cache_of().get(url)) == CONTENT
+    assert traces(backend) == []
+
+
+def test_wrong_parts_under_the_right_version_cost_one_clean_download(
+    server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache]
+) -> None:
+    url = server.add("/m.onnx", CONTENT, etag='"v1"')
+    shared(backend, url, bytes(len(CONTENT)), etag='"v1"')
+
+    assert content_at(cache_of().get(url, digest=DIGEST)) == CONTENT
+
+    assert [seen.headers.get("range") for seen in server.seen()] == [f"bytes={4 * PIECE}-", None]
+    assert traces(backend) == []
+
+
+@pytest.mark.parametrize("damage", ["piece", "short", "gone", "index"])
+def test_damaged_parts_count_up_to_the_damage(
+    damage: str, server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache]
+) -> None:
+    url = server.add("/m.onnx", CONTENT, etag='"v1"')
+    top = shared(backend, url, CONTENT, etag='"v1"')
+    third = f"{top}{key_id(url)}.0123456789abcdef.{2 * PIECE:016d}"
+    if damage == "piece":
+        backend.put(third, bytes(PIECE))
+    elif damage == "short":
+        backend.put(third, b"")
+    elif damage == "gone":
+        backend.delete(third)
+    else:
+        backend.put(f"{top}{key_id(url)}.0123456789abcdef", b"damaged")
+
+    assert content_at(cache_of().get(url)) == CONTENT
+
+    expected = None if damage == "index" else f"bytes={2 * PIECE}-"
+    assert [seen.headers.get("range") for seen in server.seen()] == [expected]
+    assert traces(backend) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"facts": {}}, {"facts": None}, {"total": "x"}, {"total": 5}, {"pieces": None}, {"pieces": [["x", 1, "y"]]},
+        {"pieces": [1]}, {"key": "other"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_index_of_a_stranger_is_not_believed(
+    change: dict[str, Any], server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache]
+) -> None:
+    url = server.add("/m.onnx", CONTENT, etag='"v1"')
+    name = f"{shared(backend, url, CONTENT, etag=chr(34) + 'v1' + chr(34))}{key_id(url)}.0123456789abcdef"
+    backend.put(name, seal({**(unseal(backend.read(name)) or {}), **change}))
+
+    assert content_at(cache_of().get(url)) == CONTENT
+    assert [seen.headers.get("range") for seen in server.seen()] == [None]
+
+
+def test_where_only_content_is_trusted_parts_need_a_digest(
+    server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache]
+) -> None:
+    url = server.add("/m.onnx", CONTENT, etag='"v1"')
+    shared(backend, url, bytes(len(CONTENT)), etag='"v1"')
+
+    assert content_at(cache_of(tier={"trust": "content"}).get(url)) == CONTENT
+    assert [seen.headers.get("range") for seen in server.seen()] == [None]
+
+
+def test_what_cannot_be_resumed_is_not_shared(
+    server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = server.add("/m.onnx", CONTENT, [Fault(rate=1_000_000)], etag=None)
+    put, names = backend.put, []
+
+    def spy(name: str, data: bytes) -> None:
+        names.append(name)
+        put(name, data)
+
+    monkeypatch.setattr(backend, "put", spy)
+
+    assert content_at(cache_of().get(url)) == CONTENT
+    assert [name for name in names if name.startswith("parts/")] == []
+
+
+def test_what_somebody_fetches_with_credentials_is_no_matter_of_the_fleet(
+    server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache]
+) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    source = HttpSource(headers={"Authorization": "Bearer secret"})
+
+    assert content_at(cache_of(sources=[source]).get(url)) == CONTENT
+    assert list(backend.names()) == []
+
+
+def test_a_refresh_is_asked_for_once_and_all_have_the_news(
+    server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache]
+) -> None:
+    url = server.add("/m.onnx", b"old")
+    caches = [cache_of(number) for number in range(3)]
+    for cache in caches:
+        cache.get(url)
+    server.add("/m.onnx", CONTENT, [Fault(hold_after=PIECE)])
+    found: list[bytes] = []
+
+    threads = [
+        threading.Thread(target=lambda cache=cache: found.append(content_at(cache.get(url, force_download=True))))
+        for cache in caches
+    ]
+    for thread in threads:
+        thread.start()
+    server.wait_for_sent(PIECE)
+    server.release()
+    for thread in threads:
+        thread.join()
+
+    assert found == [CONTENT] * 3
+    assert server.sent() == 3 + len(CONTENT)
+    record = refs.read(backend, url)
+    assert record is not None
+    assert record.digest == DIGEST
+
+
+def test_the_error_of_a_claimer_is_left_for_all_and_cleared_up_by_the_next(
+    server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache]
+) -> None:
+    url = server.add("/m.onnx", CONTENT, [Fault(status=404)])
+    with pytest.raises(errors.RemoteNotFoundError):
+        cache_of().get(url)
+    assert len(traces(backend)) == 2
+
+    assert content_at(cache_of(1).get(url)) == CONTENT  # It came too late to have waited for that error.
+    assert traces(backend) == []
+
+
+def test_what_nobody_moves_is_collected_and_what_moves_stays(backend: MemoryBackend) -> None:
+    dead, alive = Claims(backend, "https://a/dead"), Claims(backend, "https://a/alive")
+    first, second = dead.next(), alive.next()
+    assert dead.acquire(first)
+    assert alive.acquire(second)
+    shared(backend, "https://a/dead", CONTENT)
+
+    waited = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        assert alive.beat(second, Beat())
+
+    collect(backend, lease=15.0, wait=wait)
+
+    assert waited == [22.5]
+    assert traces(backend) == [second.name, second.beat_name]

@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 BUDGET ?= small
-SOAK ?= 60
+SOAK ?= 20
 
 .PHONY: demo serve test test-s3 check clean
 

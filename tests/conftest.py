@@ -59,7 +59,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--crash-seed", type=int, default=1, help="what the crash tests draw from (default: 1)")
     parser.addoption(
-        "--soak-seconds", type=float, default=15, help="how long everything runs at once (default: 15; in CI 60)"
+        "--soak-seconds", type=float, default=15, help="how long everything runs at once (default: 15; in CI 20)"
     )
     parser.addoption(
         "--s3-endpoint",

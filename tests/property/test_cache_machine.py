@@ -271,4 +271,5 @@ def test_a_pin_does_not_outlive_an_entry_that_is_removed_while_it_is_set(
 
 
 TestCacheMachine = CacheMachine.TestCase
-TestCacheMachine.settings = settings(stateful_step_count=12)
+# Half of the examples of the others: each of them takes half a second.
+TestCacheMachine.settings = settings(max_examples=settings().max_examples // 2, stateful_step_count=12)

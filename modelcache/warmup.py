@@ -157,6 +157,7 @@ def prewarm(
                 ttl=item.ttl,
                 policies=policies,
                 revision=item.revision,
+                for_use=False,
             )
             with getter.failing(ask):
                 entry = getter.look(ask)
@@ -199,8 +200,9 @@ def lock(
         try:
             fresh = model.digest is None and not getter.limits.offline
             ask = question(
-                getter.limits, model.ref, model.digest, model.mirrors, force_download=fresh, policies=policies
-            )
+                getter.limits, model.ref, model.digest, model.mirrors, force_download=fresh, policies=policies,
+                for_use=False,
+            )  # fmt: skip
             return getter.entry(ask, deadline)
         except ModelCacheError as error:
             return error

@@ -20,12 +20,15 @@ class Usage:
         hit_bytes: What these would have downloaded.
         misses: Gets that had to fetch, or failed to.
         coalesced: Of these, those for which another thread or process fetched.
+        kept: Of the misses, those that were answered by what is here after all: the source confirmed it, or was away.
         fetches: Downloads that were verified and stored.
         seconds: What these took, together.
         source_bytes: Received from sources, for whatever came of it.
         tier_bytes: Received from tiers.
         builds: Products that were built, of what is derived.
         build_seconds: What these took, together.
+        prewarms: Prewarms that came to something, and fetches of ``lock``: neither gets nor uses.
+        ahead: Of fetches, coalesced and kept, those that were for these.
         evictions: By gc.
         evicted_bytes: What was free by that.
         quarantines: Contents that were found corrupt, and set aside.
@@ -39,12 +42,15 @@ class Usage:
     hit_bytes: int = 0
     misses: int = 0
     coalesced: int = 0
+    kept: int = 0
     fetches: int = 0
     seconds: float = 0.0
     source_bytes: int = 0
     tier_bytes: int = 0
     builds: int = 0
     build_seconds: float = 0.0
+    prewarms: int = 0
+    ahead: int = 0
     evictions: int = 0
     evicted_bytes: int = 0
     quarantines: int = 0
@@ -60,12 +66,15 @@ class Usage:
         for name, count in other.errors.items():
             self.errors[name] = self.errors.get(name, 0) + count
         self.fetch_seconds = thinned([*self.fetch_seconds, *other.fetch_seconds])
-        self.size, self.digest = other.size or self.size, other.digest or self.digest
+        if other.digest:  # The size is that of the same content, or a lock file would demand what there never was.
+            self.size, self.digest = other.size, other.digest
+        elif not self.digest:
+            self.size = other.size or self.size
 
     @property
     def uses(self) -> int:
-        """Gets that came to something, as far as that is known: hits, fetches, and what others fetched."""
-        return self.hits + self.fetches + self.coalesced
+        """Gets that came to something, as far as that is known: hits, fetches, what others fetched or was kept."""
+        return self.hits + max(0, self.fetches + self.coalesced + self.kept - self.ahead)
 
     @property
     def median_seconds(self) -> float | None:
@@ -98,8 +107,8 @@ class Usage:
 
 
 _SUMS = (
-    "hits", "hit_bytes", "misses", "coalesced", "fetches", "seconds", "source_bytes", "tier_bytes", "builds",
-    "build_seconds", "evictions", "evicted_bytes", "quarantines",
+    "hits", "hit_bytes", "misses", "coalesced", "kept", "fetches", "seconds", "source_bytes", "tier_bytes", "builds",
+    "build_seconds", "prewarms", "ahead", "evictions", "evicted_bytes", "quarantines",
 )  # fmt: skip
 
 Tally = dict[str, Usage]

@@ -123,6 +123,39 @@ def test_threads_and_tasks_that_share_a_fetch_are_coalesced(root: Path, server: 
     assert (one.misses, one.fetches, one.coalesced, one.hits) == (5, 1, 4, 0)
 
 
+def test_a_get_that_its_source_confirms_or_cannot_answer_is_a_use(root: Path, server: FaultServer) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    with Cache(root, usage=True, retry=NEVER) as cache:
+        for _ in range(4):
+            cache.get(url, max_age=0)
+        server.add("/m.onnx", CONTENT, [Fault(status=503)])
+        cache.get(url, max_age=0)
+        asyncio.run(cache.aget(url, max_age=0))
+
+    one = counted(root)[url]
+    assert (one.misses, one.fetches, one.kept, one.uses) == (6, 1, 5, 6)
+
+
+def test_a_prewarm_is_no_use_for_what_every_node_is_given_would_never_leave_the_manifest(
+    root: Path, tmp_path: Path, server: FaultServer
+) -> None:
+    given, wanted = (server.add(f"/{name}.onnx", CONTENT + name.encode()) for name in "ab")
+    (tmp_path / "models.toml").write_text(f'[[model]]\nref = "{given}"\n')
+    with Cache(root, usage=True) as cache:
+        for _ in range(3):
+            cache.prewarm(tmp_path / "models.toml").check()
+            cache.lock(tmp_path / "models.toml")
+        cache.get(wanted)
+        refs = cache.usage_manifest(tmp_path / "used.toml", top=5)
+        cache.get(given)
+        total = cache.usage().total
+
+    one = counted(root)[given]
+    assert refs == [wanted]
+    assert (one.prewarms, one.hits, one.misses, one.fetches, one.uses) == (6, 1, 0, 1, 1)
+    assert (total.hit_ratio, total.usage.source_bytes) == (1 / 2, 2 * 5001)
+
+
 def test_evictions_quarantines_and_errors_are_counted(root: Path) -> None:
     with Cache(root, usage=True) as cache:
         cache.put(CONTENT, name="gone")
@@ -599,6 +632,25 @@ def test_a_manifest_from_an_archive_has_digests_and_no_credentials(
     assert "sha256:" in text
     assert "secret" not in (tmp_path / "usage.db").read_bytes().decode(errors="replace")
     assert all("secret" not in path.read_text() for path in (root / layout.USAGE).iterdir())
+
+
+@pytest.mark.parametrize("size", [5000, 6000], ids=["the same size", "another size"])
+def test_a_model_that_was_replaced_and_not_asked_for_again_is_locked_as_it_is_now(
+    size: int, root: Path, tmp_path: Path, server: FaultServer
+) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    place = f"sqlite://{tmp_path}/usage.db"
+    with Cache(root, usage_archive=[place]) as cache:
+        cache.get(url)
+        cache.get(url)
+        cache.usage()
+        server.add("/m.onnx", b"y" * size)
+        cache.get(url, force_download=True)
+    with Cache(tmp_path / "node") as node:
+        node.usage_manifest(tmp_path / "models.toml", top=1, archive=place)
+        node.prewarm(tmp_path / "models.toml", locked=True).check()
+        with open(node.get(url), "rb") as file:
+            assert file.read() == b"y" * size
 
 
 def test_without_usage_of_models_that_have_a_source_no_manifest_is_written(root: Path, tmp_path: Path) -> None:

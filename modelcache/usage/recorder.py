@@ -183,6 +183,7 @@ class Recorder:
 
     def _run(self, stop: threading.Event) -> None:
         pause = FLUSH_S
+        self._begin_archive(stop)
         while not stop.wait(pause):
             pause = min(pause * 2, FLUSH_S_MAX)
             if self.flush() or self._unwritten:
@@ -196,6 +197,15 @@ class Recorder:
         with self._guard:
             if self._thread is threading.current_thread():
                 self._thread = None
+
+    def _begin_archive(self, stop: threading.Event) -> None:
+        with self._writing:  # As `flush`: one of them makes the archivist. After `close` nobody does.
+            if self._archive is None or stop.is_set():
+                return
+            try:
+                self._archive.begin()
+            except (ModelCacheError, RuntimeError):
+                return  # It is told when something is to be sent.
 
     def _collect(self) -> None:
         """Count the hits that slots have gained."""

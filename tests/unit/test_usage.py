@@ -515,6 +515,15 @@ def test_counts_survive_json() -> None:
     assert Usage.from_dict({**one.as_dict(), "of a later version": 1}) == one
 
 
+def test_size_and_digest_are_of_one_content() -> None:
+    one = Usage(size=5, digest="sha256:a")
+
+    one.add(Usage(size=7))  # As an earlier modelcache counted a fetch.
+    assert (one.size, one.digest) == (5, "sha256:a")
+    one.add(Usage(size=0, digest="sha256:b"))
+    assert (one.size, one.digest) == (0, "sha256:b")
+
+
 # -- archives ----------------------------------------------------------------------------------------------------------
 
 

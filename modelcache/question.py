@@ -28,8 +28,8 @@ RefLike = str | os.PathLike[str]
 class Ask:
     """What a get asks for, checked.
 
-    With ``promote``, what a tier has is copied here in any case. One that is not ``for_use`` brings a model ahead of its
-    use, and does not count as one. The last four are filled in by the look: ``record`` is
+    With ``promote``, what a tier has is copied here in any case. One that is not ``for_use`` brings a model ahead of
+    its use, and does not count as one. The last four are filled in by the look: ``record`` is
     what was on record for the key, ``known`` is what was found whole, whether it is fresh enough or not, ``unread``
     says that there was a record, and that it could not be read, ``offer`` is what a tier has, if it is not here.
     """

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 
-from . import commit, recipes, reference
+from . import commit, files, recipes, reference
 from . import manifest as manifests
 from .errors import (
     BatchError,
@@ -325,11 +325,12 @@ def remove_ready_file(path: str, manifest: str | os.PathLike[str]) -> None:
     """Remove the file of an earlier run, durably: what it said may hold no longer.
 
     Raises:
-        UsageError: It is the manifest itself, or a lock file.
+        UsageError: It is the manifest itself, a lock file, or no file.
         StorageError: It could not be removed.
     """
     if os.path.realpath(path) == os.path.realpath(manifest) or path.endswith(".lock"):
         raise UsageError(problem=f"the ready file {path} is the manifest or a lock file", hint="Name another file")
+    files.check_replaceable(path)
     try:
         commit.remove_record(os.path.abspath(path))
     except OSError as error:

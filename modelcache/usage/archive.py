@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ..archive.archivist import Archivist
 
 KIND = "usage"
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _QUEUE = 10_000
 _log = logging.getLogger("modelcache")
 
@@ -134,6 +136,6 @@ def _events(events: Iterator[Any]) -> Iterator[tuple[str, str, str, Usage]]:
             continue
         seen.add(archived.id)
         usage = Usage.from_dict(facts)
-        names = [facts.get(name) for name in ("model", "day", "host")]
-        if usage is not None and all(isinstance(name, str) for name in names):
-            yield str(names[0]), str(names[1]), str(names[2]), usage
+        names = [name for name in map(facts.get, ("model", "day", "host")) if isinstance(name, str)]
+        if usage is not None and len(names) == 3 and _DAY.fullmatch(names[1]):
+            yield names[0], names[1], names[2], usage

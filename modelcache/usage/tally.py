@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 SAMPLES_MAX = 32  # Durations of fetches that are kept of one model: enough for a median.
 KEYS_MAX = 10_000  # Models that are counted by name, in a process and on a day; the others are counted together.
 OTHERS = "(others)"
+_MOST = 10**18  # Of anything; more is a mistake, or somebody's joke, and no float.
 
 
 @dataclass(slots=True)
@@ -88,22 +88,29 @@ class Usage:
 
     @classmethod
     def from_dict(cls, facts: object) -> Usage | None:
-        """Return what `as_dict` gave; None if it is something else. What a later modelcache counts is left out."""
+        """Return what `as_dict` gave; None if it is something else, or absurd. What a later one counts is left out."""
         if not isinstance(facts, dict):
             return None
         found = cls()
         for name, value in facts.items():
             if name in _SUMS or name == "size":
-                if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST:
                     return None
                 setattr(found, name, float(value) if name.endswith("seconds") else int(value))
         errors, samples, digest = facts.get("errors", {}), facts.get("fetch_seconds", []), facts.get("digest", "")
         if not (isinstance(errors, dict) and isinstance(samples, list) and isinstance(digest, str)):
             return None
-        found.errors = {str(name): count for name, count in errors.items() if type(count) is int and count > 0}
-        found.fetch_seconds = thinned([float(one) for one in samples if type(one) in {int, float} and one >= 0])
+        found.errors = {str(name): count for name, count in errors.items() if _is_error(name, count)}
+        found.fetch_seconds = thinned(
+            [float(one) for one in samples if type(one) in {int, float} and 0 <= one <= _MOST]
+        )
         found.digest = digest
         return found
+
+
+def _is_error(name: object, count: object) -> bool:
+    """Tell whether *name* is that of a class, as it becomes a label of metrics, and *count* a number of errors."""
+    return isinstance(name, str) and name.isidentifier() and type(count) is int and 0 < count <= _MOST
 
 
 _SUMS = (

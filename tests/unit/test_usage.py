@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import json
+import math
 import os
 import signal
 import threading
@@ -502,10 +503,28 @@ def test_time_saved_is_hits_times_the_median_fetch_of_the_model() -> None:
 
 
 @pytest.mark.parametrize(
-    "facts", [None, [], {"hits": -1}, {"hits": True}, {"hits": "1"}, {"errors": []}, {"seconds": 1e999}]
+    "facts",
+    [
+        None,
+        [],
+        {"hits": -1},
+        {"hits": True},
+        {"hits": "1"},
+        {"errors": []},
+        {"seconds": 1e999},
+        {"hits": 10**400},
+        {"seconds": 10**400},
+        {"size": 10**400},
+    ],
 )
 def test_counts_that_make_no_sense_are_none(facts: Any) -> None:
     assert Usage.from_dict(facts) is None
+
+
+def test_counts_that_make_no_sense_beside_others_are_left_out() -> None:
+    absurd = {"hits": 2, "fetch_seconds": [1, 10**400, math.inf, True], "errors": {"E": 1, "F": 10**400, 'x"\n': 1}}
+
+    assert Usage.from_dict(absurd) == Usage(hits=2, fetch_seconds=[1.0], errors={"E": 1})
 
 
 def test_counts_survive_json() -> None:
@@ -552,6 +571,7 @@ def test_events_of_others_and_what_makes_no_sense_is_passed_over(tmp_path: Path)
     (tmp_path / "archive").mkdir()
     with Archivist([Registration("a", locations.opened(place))], root=tmp_path / "cache") as archivist:
         archivist.append_events("m", [{"kind": "other"}, "text", {"kind": "usage", "hits": -1}, {"kind": "usage"}])
+        archivist.append_events("m", [{"kind": "usage", "model": "m", "day": "zzzz-zz-zz", "host": "h", "hits": 2}])
         archivist.append_events("m", [{"kind": "usage", "model": "m", "day": "2026-01-01", "host": "h", "hits": 2}])
 
     (part,) = archive.read(place)
@@ -660,6 +680,40 @@ def test_a_model_that_was_replaced_and_not_asked_for_again_is_locked_as_it_is_no
         node.prewarm(tmp_path / "models.toml", locked=True).check()
         with open(node.get(url), "rb") as file:
             assert file.read() == b"y" * size
+
+
+def test_a_manifest_that_somebody_wrote_is_not_replaced_by_one_of_usage(
+    root: Path, tmp_path: Path, server: FaultServer
+) -> None:
+    (tmp_path / "models.toml").write_text("# by hand")
+    os.mkfifo(tmp_path / "pipe.toml")
+    with Cache(root, usage=True) as cache:
+        cache.get(server.add("/m.onnx", CONTENT))
+        for name in ("models.toml", "pipe.toml"):
+            with pytest.raises(errors.UsageError, match="would be lost"):
+                cache.usage_manifest(tmp_path / name, top=1)
+        cache.usage_manifest(tmp_path / "used.toml", top=1)
+        cache.usage_manifest(tmp_path / "used.toml", top=1)
+
+    assert (tmp_path / "models.toml").read_text() == "# by hand"
+
+
+def test_a_lock_file_does_not_outlive_the_manifest_that_it_locked(
+    root: Path, tmp_path: Path, server: FaultServer
+) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    with Cache(root, usage=True) as cache:
+        cache.get(url)
+        cache.usage_manifest(tmp_path / "models.toml", top=1)
+        assert (tmp_path / "models.lock").exists()
+        cache.remove(url)
+        cache.usage()
+    for path in (root / layout.USAGE).iterdir():
+        path.write_bytes(seal({"version": 1, "hosts": {"h": {url: {"fetches": 1}}}}))  # As an earlier one counted.
+    with Cache(root) as cache:
+        cache.usage_manifest(tmp_path / "models.toml", top=1)
+
+    assert not (tmp_path / "models.lock").exists()
 
 
 def test_without_usage_of_models_that_have_a_source_no_manifest_is_written(root: Path, tmp_path: Path) -> None:

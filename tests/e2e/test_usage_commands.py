@@ -168,7 +168,7 @@ def test_senseless_calls_are_told_with_a_hint(arguments: list[str], code: int, r
     done = run(*arguments)
 
     assert (done.returncode, done.stdout) == (code, "")
-    assert "error: " in done.stderr
+    assert ('"error"' if "--json" in arguments else "error: ") in done.stderr
 
 
 @pytest.mark.parametrize("said", ["maybe", "on", "yes"])

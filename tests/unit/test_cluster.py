@@ -119,6 +119,24 @@ def test_a_host_whose_workers_stay_away_is_lost() -> None:
     assert (report.state, report.tries) == ("lost", 0)
 
 
+def test_a_worker_that_its_scheduler_has_lost_is_not_waited_for() -> None:
+    engine = Told(a=["never"], b=[DONE])
+
+    async def run() -> HostReport:
+        roll = Roll()
+        await roll.update({"h": ("a",)})
+        end = asyncio.get_running_loop().time() + 60
+        warming = Warming("h", engine, roll, token="t", order={}, end=end, patience=Patience(30))
+        under_way = asyncio.create_task(warming.run())
+        while not engine.started:
+            await asyncio.sleep(0)
+        await roll.update({"h": ("b",)})
+        return await under_way
+
+    report = asyncio.run(run())
+    assert (report.state, report.tries, engine.started) == ("ok", 2, ["a", "b"])
+
+
 def test_the_deadline_ends_a_wait_for_whatever() -> None:
     engine = Told(a=["never"])
 

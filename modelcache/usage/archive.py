@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..backends import locations
 from ..backends.base import KEY_CHARACTERS_MAX, Batch
 from ..errors import ModelCacheError
+from . import tally
 from .store import Part
 from .tally import Tally, Usage
 
@@ -121,7 +122,7 @@ def read(location: str, *, since: float = 0.0) -> list[Part]:
     try:
         found: dict[tuple[str, str], Tally] = {}
         for model, day, host, usage in _events(backend.read_events(since=since)):
-            found.setdefault((day, host), {}).setdefault(model, Usage()).add(usage)
+            tally.of(found.setdefault((day, host), {}), model).add(usage)
     finally:
         backend.close()
     return [Part(day, host, counted) for (day, host), counted in found.items()]
@@ -138,4 +139,4 @@ def _events(events: Iterator[Any]) -> Iterator[tuple[str, str, str, Usage]]:
         usage = Usage.from_dict(facts)
         names = [name for name in map(facts.get, ("model", "day", "host")) if isinstance(name, str)]
         if usage is not None and len(names) == 3 and _DAY.fullmatch(names[1]):
-            yield names[0], names[1], names[2], usage
+            yield tally.name(names[0]), names[1], tally.name(names[2]), usage

@@ -251,7 +251,7 @@ def _read(root: str, file: _File) -> _Content | None:
     content = _Content()
     if file.is_looks:
         for _, size, host, key in looks.lines(data):
-            one = tally.of(content.hosts.setdefault(host, {}), key)
+            one = tally.of(content.hosts.setdefault(tally.name(host), {}), tally.name(key))
             one.hits, one.hit_bytes, one.size = one.hits + 1, one.hit_bytes + size, size
         return content
     facts = unseal(data)
@@ -264,9 +264,13 @@ def _read(root: str, file: _File) -> _Content | None:
     of = facts.get("of", [])
     content.of = tuple(str(name) for name in of if _File.of(str(name))) if isinstance(of, list) else ()
     for host, counted in facts["hosts"].items():
-        if isinstance(counted, dict):
-            read = ((key, Usage.from_dict(usage)) for key, usage in counted.items())
-            content.hosts[host] = {key: usage for key, usage in read if usage is not None}
+        if not isinstance(counted, dict):
+            continue
+        sums = content.hosts.setdefault(tally.name(host) if host else "", {})
+        for key, facts_of_one in counted.items():
+            usage = Usage.from_dict(facts_of_one)
+            if usage is not None:
+                tally.of(sums, tally.name(key)).add(usage)
     return content
 
 

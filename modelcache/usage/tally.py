@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ..reference import REF_CHARACTERS_MAX
+
 SAMPLES_MAX = 32  # Durations of fetches that are kept of one model: enough for a median.
 KEYS_MAX = 10_000  # Models that are counted by name, in a process and on a day; the others are counted together.
 OTHERS = "(others)"
@@ -129,6 +131,14 @@ def of(tally: Tally, key: str) -> Usage:
             key = OTHERS
         found = tally.setdefault(key, Usage())
     return found
+
+
+def name(text: str, limit: int = REF_CHARACTERS_MAX) -> str:
+    """Return *text*, read from what others may have written, if it can be a ref or a host; else the others' name.
+
+    It becomes a label of metrics, and a line on a terminal; what is no text in UTF-8 would end both.
+    """
+    return text if 0 < len(text) <= limit and text.isprintable() else OTHERS
 
 
 def add(tally: Tally, other: Tally) -> None:

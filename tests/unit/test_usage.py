@@ -443,8 +443,11 @@ def test_a_look_says_its_model(store_root: str, key: str) -> None:
     looks.add(store_root, key, 7)
     looks.add(store_root, key, 7)
 
+    (path,) = Path(store_root, layout.USAGE).iterdir()
+    assert [line[1:] for line in looks.lines(path.read_bytes())] == [(7, os.uname().nodename, key)] * 2
     (part,) = store.read(store_root)
-    assert (part.host, part.tally[key].hits, part.tally[key].hit_bytes) == (os.uname().nodename, 2, 14)
+    (one,) = part.tally.values()
+    assert (part.host, one.hits, one.hit_bytes) == (os.uname().nodename, 2, 14)
 
 
 def test_a_torn_look_harms_no_other(store_root: str) -> None:
@@ -525,6 +528,23 @@ def test_counts_that_make_no_sense_beside_others_are_left_out() -> None:
     absurd = {"hits": 2, "fetch_seconds": [1, 10**400, math.inf, True], "errors": {"E": 1, "F": 10**400, 'x"\n': 1}}
 
     assert Usage.from_dict(absurd) == Usage(hits=2, fetch_seconds=[1.0], errors={"E": 1})
+
+
+@pytest.mark.parametrize("strange", ["\udcff", "a\nb", "\x1b[31m", "x" * 8193, ""])
+def test_a_name_that_no_model_has_is_one_of_the_others(strange: str, store_root: str, tmp_path: Path) -> None:
+    (Path(store_root) / layout.USAGE).mkdir(exist_ok=True)
+    facts = {"h": {strange: {"hits": 1}, "m": {"hits": 1}}, "\udcff": {strange: {"hits": 1}}}
+    (Path(store_root) / layout.USAGE / "2026-01-01.of-another").write_bytes(seal({"version": 1, "hosts": facts}))
+    looks.add(store_root, strange, 1)
+    place = f"directory://{tmp_path}/archive"
+    with Archivist([Registration("a", locations.opened(place))], root=tmp_path / "cache") as archivist:
+        event = {"kind": "usage", "day": "2026-01-01", "host": "h", "hits": 1}
+        archivist.append_events("m", [{**event, "model": strange.replace("\udcff", "\0")}] * 2)
+
+    here, there = summed(store.read(store_root)), summed(archive.read(place))
+
+    assert {key: one.hits for key, one in here.models.items()} == {OTHERS: 3, "m": 1}
+    assert {key: one.hits for key, one in there.models.items()} == {OTHERS: 2}
 
 
 def test_counts_survive_json() -> None:

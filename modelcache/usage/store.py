@@ -79,7 +79,7 @@ class _File:
 
 @dataclass(slots=True)
 class _Content:
-    """What is in a file. One that ``is_left`` is not counted nor folded: of a later modelcache, or unreadable for good."""
+    """What is in a file. One that ``is_left`` (a later modelcache's, or unreadable) is neither counted nor folded."""
 
     hosts: dict[str, Tally] = field(default_factory=dict)
     of: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from modelcache import Cache, RetryPolicy, Workspace, commit, errors, layout, looks, process
+from modelcache import Cache, RetryPolicy, Workspace, commit, errors, files, layout, looks, process
 from modelcache.archive import Archivist, Registration, SqliteBackend
 from modelcache.backends import locations
 from modelcache.sealed import seal
@@ -401,6 +401,29 @@ def test_a_file_that_a_fold_holds_is_not_counted_beside_it(store_root: str) -> N
     store.fold(store_root)
     assert [part.tally["m"].hits for part in store.read(store_root)] == [2]
     assert len(names(Path(store_root))) == 1
+
+
+def test_who_cannot_read_a_fold_does_not_fold_what_it_holds(store_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = write(store_root, "2020-01-01", 2)
+    data = Path(store_root, layout.USAGE, kept).read_bytes()
+    store.fold(store_root)
+    (fold,) = names(Path(store_root))
+    Path(store_root, layout.USAGE, kept).write_bytes(data)
+    write(store_root, "2020-01-02", 3)
+    read = files.read
+
+    def short(path: str, *, follow: bool = False) -> bytes | None:
+        if path.endswith(fold):
+            raise OSError(errno.EMFILE, "no descriptor is left")
+        return read(path, follow=follow)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "read", short)
+        with pytest.raises(OSError, match="no descriptor"):
+            store.fold(store_root)
+    store.fold(store_root)
+
+    assert sum(part.tally["m"].hits for part in store.read(store_root)) == 5
 
 
 def test_what_a_later_modelcache_wrote_is_left_to_it(store_root: str) -> None:

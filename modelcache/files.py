@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 from .digest import ALGORITHM, Digest
-from .errors import NoSpaceError, storage_error
+from .errors import NoSpaceError, UsageError, storage_error
 
 CHUNK_BYTES = 1 << 20
 _SMALL_BYTES = 1 << 14
@@ -135,6 +135,16 @@ def open_regular(path: str, *, follow: bool = True) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def check_replaceable(path: str) -> None:
+    """Raise UsageError if *path* is there and is no regular file: ``/dev/stdout`` would be replaced, or removed."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return
+    if not stat.S_ISREG(found.st_mode):
+        raise UsageError(problem=f"{path} is no regular file, and would be replaced by one", hint="Name another file")
 
 
 def has_changed(before: os.stat_result, descriptor: int) -> bool:

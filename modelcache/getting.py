@@ -105,6 +105,7 @@ class Getter:
             entry = self._admitted(ask, found)
         except (NetworkError, StorageError, NoSpaceError) as error:
             entry = self._stale(ask, error)
+        self._count(ask, entry, was_here=False)
         return self._wanted_for(ask, entry)
 
     async def aentry(self, ask: Ask, deadline: Deadline) -> Entry:
@@ -126,6 +127,7 @@ class Getter:
                 entry = await self._flights().arun(ask.flight, led(self._work(ask)), deadline, self.threads())
         except (NetworkError, StorageError, NoSpaceError) as error:
             entry = self._stale(ask, error, admit=False)
+        self._count(ask, entry, was_here=False)
         if ask.policies or self._changes(ask, entry):
             from asyncio import to_thread
 
@@ -162,6 +164,17 @@ class Getter:
         yield leading
         if not led:
             self._recorder.coalesced(ask.ref.key)
+
+    def _count(self, ask: Ask, entry: Entry, *, was_here: bool) -> None:
+        """Count that *ask* was answered by *entry*, which was here, or has come."""
+        if self._recorder is None:
+            return
+        if not ask.for_use:
+            self._recorder.warmed(entry.key, entry.digest, entry.size, was_here=was_here)
+        elif was_here:
+            self._recorder.hit(entry.key, entry.digest, entry.size)
+        else:
+            self._recorder.brought(entry.key, entry.digest, entry.size)
 
     def _wanted_for(self, ask: Ask, entry: Entry) -> Entry:
         """Return *entry* with the time that *ask* wants it for on record; a tier's keeps its own."""
@@ -214,13 +227,12 @@ class Getter:
                     reason="force_download needs a connection, but the cache is offline",
                 )
             self.hits += 1
-            if self._recorder is not None:
-                self._recorder.hit(entry.key, entry.digest, entry.size)
+            self._count(ask, entry, was_here=True)
             if 0 < entry.expires <= time():
                 self._tell_over(ask, entry)
             return self._wanted_for(ask, self._admitted(ask, entry))
         self.misses += 1
-        if self._recorder is not None:
+        if self._recorder is not None and ask.for_use:
             self._recorder.miss(ask.ref.key)
         if ask.offer is not None and not (ask.force and ask.local):
             return None  # It is promoted.
@@ -449,6 +461,8 @@ class Getter:
         if ask.known is None or ask.force:
             raise error
         self._tell(Event("stale", ask.ref.key, detail=f"{error.summary}; the cached content is served"))
+        if self._recorder is not None:
+            self._recorder.kept(ask.ref.key)
         return self._admitted(ask, ask.known) if admit else ask.known
 
     def _flights(self) -> Flights[Entry]:

@@ -326,13 +326,13 @@ class Keeper(ABC):
         known of all, a lock file is written beside it. Names that were put, paths and what was derived are left out.
 
         Args:
-            path: Of the manifest, such as ``models.toml``; replaced whole.
+            path: Of the manifest, such as ``models.toml``; one that was written by this is replaced whole.
             top: How many models.
             since: See `usage`.
             archive: See `usage`.
 
         Raises:
-            UsageError: An argument makes no sense; or no model with a source was used.
+            UsageError: An argument makes no sense; no model with a source was used; or there is another file at *path*.
             StorageError: It cannot be written.
             BackendError: The archive cannot be read.
         """

@@ -168,9 +168,12 @@ def render_lock(models: Iterable[LockedModel], *, file: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+OF_USAGE = "# Written by `modelcache lock --from-usage`: the models that are used most, first the most used."
+
+
 def render(models: Iterable[Model]) -> str:
     """Return the text of a manifest for *models*, whose refs are URLs; the patterns of a tree are in its ref."""
-    lines = ["# Written by `modelcache lock --from-usage`: the models that are used most, first the most used."]
+    lines = [OF_USAGE]
     for model in models:
         lines += ["", "[[model]]", f"ref = {_quoted(model.ref)}"]
         if model.digest is not None:

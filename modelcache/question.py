@@ -29,7 +29,8 @@ RefLike = str | os.PathLike[str]
 class Ask:
     """What a get asks for, checked.
 
-    With ``promote``, what a tier has is copied here in any case. The last four are filled in by the look: ``record`` is
+    With ``promote``, what a tier has is copied here in any case. One that is not ``for_use`` brings a model ahead of
+    its use, and does not count as one. The last four are filled in by the look: ``record`` is
     what was on record for the key, ``known`` is what was found whole, whether it is fresh enough or not, ``unread``
     says that there was a record, and that it could not be read, ``offer`` is what a tier has, if it is not here.
     """
@@ -47,6 +48,7 @@ class Ask:
     ttl: float | None = None
     promote: bool = False
     own: bool = False  # Tiers are not asked.
+    for_use: bool = True
     policies: Policies = NONE
     record: Entry | None = None
     known: Entry | None = None
@@ -118,6 +120,7 @@ def question(
     ttl: float | None = None,
     policies: Policies | None = None,
     revision: str | None = None,
+    for_use: bool = True,
 ) -> Ask:
     """Return the question to a cache with *limits*, checked before any I/O; with *patterns*, it is one for a tree.
 
@@ -168,6 +171,7 @@ def question(
         ttl=None if ttl is None else lifetime(ttl),
         policies=limits.policies if policies is None else policies,
         archive=archive,
+        for_use=for_use,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 
-from . import commit, recipes, reference
+from . import commit, files, recipes, reference
 from . import manifest as manifests
 from .errors import (
     BatchError,
@@ -157,6 +157,7 @@ def prewarm(
                 ttl=item.ttl,
                 policies=policies,
                 revision=item.revision,
+                for_use=False,
             )
             with getter.failing(ask):
                 entry = getter.look(ask)
@@ -199,8 +200,9 @@ def lock(
         try:
             fresh = model.digest is None and not getter.limits.offline
             ask = question(
-                getter.limits, model.ref, model.digest, model.mirrors, force_download=fresh, policies=policies
-            )
+                getter.limits, model.ref, model.digest, model.mirrors, force_download=fresh, policies=policies,
+                for_use=False,
+            )  # fmt: skip
             return getter.entry(ask, deadline)
         except ModelCacheError as error:
             return error
@@ -323,11 +325,12 @@ def remove_ready_file(path: str, manifest: str | os.PathLike[str]) -> None:
     """Remove the file of an earlier run, durably: what it said may hold no longer.
 
     Raises:
-        UsageError: It is the manifest itself, or a lock file.
+        UsageError: It is the manifest itself, a lock file, or no file.
         StorageError: It could not be removed.
     """
     if os.path.realpath(path) == os.path.realpath(manifest) or path.endswith(".lock"):
         raise UsageError(problem=f"the ready file {path} is the manifest or a lock file", hint="Name another file")
+    files.check_replaceable(path)
     try:
         commit.remove_record(os.path.abspath(path))
     except OSError as error:

@@ -128,6 +128,11 @@ class Archivist:
 
     # -- writes --
 
+    def start(self) -> None:
+        """Begin the threads that write, which the first write does otherwise: an interpreter that ends begins none."""
+        for lane in self._lanes:
+            lane.start()
+
     def append_events(self, key: str, events: Iterable[Any]) -> None:
         """Append *events* of *key* to all enabled backends, in order. What is queued has not landed when this returns.
 

@@ -81,6 +81,11 @@ class Lane:
             if error is not None:
                 raise error
 
+    def start(self) -> None:
+        """Begin the thread that writes events, if it has one."""
+        if self._writer is not None:
+            self._writer.start()
+
     def offer(self, items: Sequence[Item]) -> Sequence[Item]:
         """Queue *items* without waiting; return what found no room, and is to `wait`.
 

@@ -33,11 +33,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="SPAN",
         help="longest wait for the scheduler, and for a first worker (default: 10s)",
     )
+    group.add_argument(
+        "--silence", metavar="SPAN", help="longest wait for an answer of a worker, which hangs then (default: 2min)"
+    )
 
 
 def given(arguments: argparse.Namespace) -> str | None:
     """Return the first argument that only a cluster has a use for; None if there is none."""
-    for name in ("deadline", "at_once", "connect_timeout"):
+    for name in ("deadline", "at_once", "connect_timeout", "silence"):
         if getattr(arguments, name) is not None:
             return f"--{name.replace('_', '-')}"
     return None
@@ -69,6 +72,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             arguments.cluster,
             deadline=_span(arguments.deadline, "--deadline", cluster.DEADLINE_S),
             connect_timeout=_span(arguments.connect_timeout, "--connect-timeout", cluster.CONNECT_S),
+            silence=_span(arguments.silence, "--silence", cluster.SILENCE_S),
             root=arguments.root,
             jobs=arguments.jobs,
             locked=arguments.locked,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 
 from ..cache import Cache
@@ -51,10 +52,13 @@ def _from_usage(arguments: argparse.Namespace, console: Console) -> int:
         problem = "--check compares a lock file" if arguments.check else "--top N says how many models: it is missing"
         raise UsageError(problem=f"--from-usage writes a manifest, and {problem}")
     since = None if arguments.since is None else parse_moment(arguments.since, now=time.time(), setting="--since")
-    lock_path(arguments.manifest)  # Raises for the name of a lock file.
+    lock = lock_path(arguments.manifest)  # Raises for the name of a lock file.
     with Cache(arguments.root, **asking.options(arguments)) as cache:
         refs = cache.usage_manifest(arguments.manifest, top=arguments.top, since=since, archive=arguments.archive)
-    console.note(f"wrote {arguments.manifest}")
+    if os.path.exists(lock):
+        console.note(f"wrote {arguments.manifest} and {lock}")
+    else:
+        console.note(f"wrote {arguments.manifest}; for {lock}, bytes are missing: `modelcache lock` finds them")
     if console.json:
         console.data_json(refs)
     for ref in [] if console.json else refs:

@@ -30,8 +30,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Count entries, objects (shared bytes once), partials and quarantine; and sum up usage."""
-    if (arguments.output or arguments.models) and not arguments.prometheus:
+    if (arguments.output is not None or arguments.models) and not arguments.prometheus:
         raise UsageError(problem="--output and --models say how metrics are printed: --prometheus is missing")
+    given = {"--since": arguments.since, "--from": arguments.archive, "--json": console.json or None}
+    if arguments.prometheus and any(value is not None for value in given.values()):
+        option = next(name for name, value in given.items() if value is not None)
+        raise UsageError(problem=f"{option} has no meaning for metrics, which are of this cache, since it was made")
+    if arguments.output == "":
+        raise UsageError(problem="--output names no file")
     if arguments.top < 1:
         raise UsageError(problem=f"--top {arguments.top} makes no sense: a whole number from 1")
     since = None if arguments.since is None else parse_moment(arguments.since, now=time.time(), setting="--since")

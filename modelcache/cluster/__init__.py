@@ -248,6 +248,16 @@ class _Run:
         self.news.put(report)
 
 
+def _end(loop: asyncio.AbstractEventLoop) -> None:
+    """Close *loop*, as `asyncio.run` does: what the engine has left under way is ended first."""
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    loop.run_until_complete(asyncio.wait(left, timeout=_STOPPED_S / 2) if left else asyncio.sleep(0))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
 def _call(
     run: _Run,
     on_host: Callable[[HostReport], object] | None,
@@ -264,9 +274,10 @@ def _call(
         except BaseException as error:  # noqa: BLE001  # Raised in the thread that waits.
             outcome.append(error)
         finally:
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
-            run.news.put(None)
+            try:
+                _end(loop)
+            finally:
+                run.news.put(None)
 
     thread = threading.Thread(target=work, name="modelcache-cluster", daemon=True)
     thread.start()

@@ -11,6 +11,7 @@ import asyncio
 import socket
 import ssl
 import struct
+from importlib.util import find_spec
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -28,7 +29,6 @@ from .hosts import GoneError, SilentError, UnfitError, Worker
 
 PORT = 8786
 _SCHEMES = {"dask": "tcp", "tcp": "tcp", "tls": "tls"}
-_NOT_FOUND = ("ModuleNotFoundError(", "ImportError(", "AttributeError(")
 _LOOK_S = 1.5  # At what answers and is no scheduler.
 
 
@@ -137,6 +137,19 @@ class Dask:
         await self._call(worker, onhost.stop, token)
 
     async def _call(self, worker: Worker, function: Any, *arguments: Any) -> dict[str, Any]:
+        answer = await self._run(worker, function, *arguments)
+        if isinstance(answer, BaseException):
+            # What a worker cannot unpickle it tells in an error without a type of its own: so it is asked what it has.
+            has = await self._run(worker, find_spec, onhost.__name__)
+            if has is None or isinstance(has, ImportError) or isinstance(answer, ImportError | AttributeError):
+                raise UnfitError(f"modelcache is not installed there as it is here ({_said(answer)})")
+            raise GoneError(_said(answer))
+        if not isinstance(answer, dict):
+            raise UnfitError(f"it answers {answer!r:.100}")
+        return answer
+
+    async def _run(self, worker: Worker, function: Any, *arguments: Any) -> Any:
+        """Return what *function* returns on *worker*, or the error that it raises there."""
         try:
             async with asyncio.timeout(self._silence):
                 found = await self._client.run(function, *arguments, workers=[worker], on_error="return")
@@ -144,15 +157,7 @@ class Dask:
             raise SilentError(f"it has not answered for {self._silence:g} s") from error
         except Exception as error:
             raise GoneError(_said(error)) from error
-        answer = found.get(worker, GoneError("the scheduler does not know its worker any more"))
-        # What a worker cannot unpickle it tells as the text of the error, in an error without a type of its own.
-        if isinstance(answer, ImportError | AttributeError) or str(answer).startswith(_NOT_FOUND):
-            raise UnfitError(f"modelcache is not installed there as it is here ({_said(answer)})")
-        if isinstance(answer, BaseException):
-            raise GoneError(_said(answer))
-        if not isinstance(answer, dict):
-            raise UnfitError(f"it answers {answer!r:.100}")
-        return answer
+        return found.get(worker, GoneError("the scheduler does not know its worker any more"))
 
     async def _identity(self) -> Any:
         try:

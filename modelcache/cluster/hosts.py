@@ -2,7 +2,8 @@
 
 A host is asked through one of its workers, whichever that is. Rules:
   * A worker that dies, or that no longer knows what it was told, is replaced by any worker that its host has then, up
-    to `TRIES` times: what had arrived is resumed.
+    to `TRIES` times: what had arrived is resumed. An engine may take long to say that it cannot be reached: one that is
+    not on the roll any more is not waited for.
   * A host without workers is waited for, as long as `Patience.back`. A worker that comes back has another address.
   * A worker that does not answer is left for another one of its host; without one the host has timed out.
   * All of it ends at the deadline, whatever hangs: then the work on the host is ended too, if that can be said to it.
@@ -11,7 +12,7 @@ A host is asked through one of its workers, whichever that is. Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -135,6 +136,11 @@ class Roll:
         except TimeoutError:
             return None
 
+    async def without(self, host: str, worker: Worker) -> None:
+        """Return when *worker* is none of *host* any more."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: worker not in self._hosts.get(host, ()))
+
 
 class Warming:
     """The prewarm of one host.
@@ -223,18 +229,33 @@ class Warming:
 
     async def _wait_for(self, worker: Worker) -> dict[str, Any]:
         left = self._end - asyncio.get_running_loop().time()
-        answer = await self._engine.start(worker, self._token, {**self._order, "seconds": max(left, 0.1)})
+        order = {**self._order, "seconds": max(left, 0.1)}
+        answer = await self._while_there(worker, self._engine.start(worker, self._token, order))
         wait = _ASK_S_MIN
         while answer["state"] == "running":
             await asyncio.sleep(max(wait, self._crowd() / _ASKS_PER_S))
             wait = min(wait * 1.5, _ASK_S_MAX)
-            answer = await self._engine.ask(worker, self._token)
+            answer = await self._while_there(worker, self._engine.ask(worker, self._token))
         if answer["state"] == "skew":
             theirs, ours = answer.get("modelcache"), self._order["modelcache"]
             raise UnfitError(f"it has modelcache {theirs}, which does not take the orders of {ours}")
         if answer["state"] == "unknown":
             raise GoneError("its worker began anew")
         return answer
+
+    async def _while_there(self, worker: Worker, call: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+        """Return what *call* does; raise GoneError if *worker* goes meanwhile."""
+        asking = asyncio.ensure_future(call)
+        gone = asyncio.ensure_future(self._roll.without(self.host, worker))
+        try:
+            await asyncio.wait({asking, gone}, return_when="FIRST_COMPLETED")
+            if not asking.done():
+                raise GoneError("its scheduler has it no more")
+            return asking.result()
+        finally:
+            for task in (asking, gone):
+                task.cancel()
+            await asyncio.gather(asking, gone, return_exceptions=True)
 
     def _report(self, answer: dict[str, Any], seconds: float) -> HostReport:
         """Return the report of what the host has *answered*: ``done``, ``failed`` or ``timeout``."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from .. import commit
+from .. import commit, files
 from ..errors import storage_error
 
 if TYPE_CHECKING:
@@ -50,10 +50,12 @@ def write(
     """Replace the file *path* (``….prom``), whole, by the metrics: what node_exporter's textfile collector reads.
 
     Raises:
+        UsageError: It is there, and is no file.
         StorageError: It cannot be written; the old one stays.
         MissingLibraryError: prometheus_client is not installed.
     """
     target = os.path.abspath(os.fspath(path))
+    files.check_replaceable(target)
     data = text(cache, archivist=archivist, models=models).encode()
     try:
         commit.replace_hint(os.path.dirname(target), target, data, mode=_FILE_MODE)

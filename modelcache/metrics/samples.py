@@ -7,10 +7,12 @@ error, the name of a backend, and a model only where somebody asks for that, the
 from __future__ import annotations
 
 import threading
+import weakref
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from ..forks import renew_after_fork
 from ..usage.summary import UsageReport, most_used
 from ..usage.tally import Usage
 
@@ -41,7 +43,9 @@ _USAGE = (
     ("modelcache_hits", "Gets that were answered from the cache", "", "hits"),
     ("modelcache_misses", "Gets that had to fetch, or failed to", "", "misses"),
     ("modelcache_coalesced", "Gets for which another thread or process fetched", "", "coalesced"),
+    ("modelcache_kept", "Misses that were answered by what is here: confirmed, or its source away", "", "kept"),
     ("modelcache_hit_bytes", "Bytes that hits did not download", "bytes", "hit_bytes"),
+    ("modelcache_prewarms", "Models that were brought, or found here, ahead of their use", "", "prewarms"),
     ("modelcache_fetches", "Downloads that were verified and stored", "", "fetches"),
     ("modelcache_fetch_seconds", "Time that these took, together", "seconds", "seconds"),
     ("modelcache_builds", "Products that were built, of what is derived", "", "builds"),
@@ -57,29 +61,45 @@ _BY_MODEL = (
 )
 
 
+class _Kept:
+    """What is kept of one cache from one reading to the next, whoever reads: most of them make a new `Sampler`."""
+
+    def __init__(self) -> None:
+        self.most: dict[tuple[str, ...], float] = {}
+        self.disk: list[Metric] = []
+        self.disk_until = 0.0
+        renew_after_fork(self)
+
+    def renew_guard(self) -> None:
+        """See `forks`."""
+        self.guard = threading.Lock()
+
+
+_kept: weakref.WeakKeyDictionary[Cache, _Kept] = weakref.WeakKeyDictionary()
+_making = threading.Lock()
+
+
 class Sampler:
     """Reads the metrics of *cache*, and of the backends of *archivist*. Any thread may ask."""
 
     def __init__(self, cache: Cache, archivist: Archivist | None, *, models: bool) -> None:
         self._cache, self._archivist, self._models = cache, archivist, models
-        self._guard = threading.Lock()
-        self._most: dict[tuple[str, ...], float] = {}
-        self._disk: list[Metric] = []
-        self._disk_until = 0.0
+        with _making:
+            self._kept = _kept.setdefault(cache, _Kept())
 
     def read(self) -> list[Metric]:
         """Return all metrics as they are now."""
         report = self._cache.usage()
-        metrics = [*_of_usage(report), *self._of_disk()]
+        metrics = _of_usage(report)
         if self._models:
             metrics += _of_models(report)
-        if self._archivist is not None:
-            metrics += _of_archive(self._archivist)
-        with self._guard:
+        with self._kept.guard:
             for metric in metrics:
                 if metric.kind == COUNTER:
                     self._keep_growing(metric)
-        return metrics
+        metrics += self._of_disk()
+        # Not kept growing: an archivist is of this process, and a new one begins at nothing.
+        return metrics if self._archivist is None else metrics + _of_archive(self._archivist)
 
     def _keep_growing(self, metric: Metric) -> None:
         """Let no count fall: Prometheus would take that for a restart, and count all of it anew.
@@ -88,16 +108,16 @@ class Sampler:
         """
         for labels, value in metric.values.items():
             name = (metric.name, *labels)
-            metric.values[labels] = self._most[name] = max(value, self._most.get(name, 0.0))
+            metric.values[labels] = self._kept.most[name] = max(value, self._kept.most.get(name, 0.0))
 
     def _of_disk(self) -> list[Metric]:
         """Return what is on disk, as it was half a minute ago at most: all objects are walked for that."""
         failures = self._cache.stats().usage_failures
         told = _one("modelcache_usage_failures", COUNTER, "Writes of usage by this process that failed", failures)
-        with self._guard:
-            if not self._disk or monotonic() >= self._disk_until:
-                self._disk, self._disk_until = self._walked(), monotonic() + _DISK_S
-            return [*self._disk, told]
+        with self._kept.guard:
+            if not self._kept.disk or monotonic() >= self._kept.disk_until:
+                self._kept.disk, self._kept.disk_until = self._walked(), monotonic() + _DISK_S
+            return [*self._kept.disk, told]
 
     def _walked(self) -> list[Metric]:
         disk = self._cache.disk_usage()

@@ -1,19 +1,23 @@
 """Usage elsewhere: sent to archives while it is counted, and read from one.
 
 One event for each model, process and write, with what was counted since the last one. Each has an id, by which a
-backend, and who reads, tell a repetition. Sending is best effort: a queue of its own, dropping the oldest first.
+backend, and who reads, tell a repetition. Sending is best effort: a queue of its own, dropping the oldest first. Who
+counts never waits for a backend, nor does who ends a program wait for longer than he says: a backend is opened by the
+thread that writes to it.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..backends import locations
-from ..backends.base import KEY_CHARACTERS_MAX
+from ..backends.base import KEY_CHARACTERS_MAX, Batch
 from ..errors import ModelCacheError
+from . import tally
 from .store import Part
 from .tally import Tally, Usage
 
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from ..archive.archivist import Archivist
 
 KIND = "usage"
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _QUEUE = 10_000
 _log = logging.getLogger("modelcache")
 
@@ -31,22 +36,23 @@ class Sender:
     def __init__(self, root: str, places: tuple[str, ...]) -> None:
         self._root, self._places = root, places
         self._archivist: Archivist | None = None
-        self._warned: set[str] = set()
-        self.dropped = 0
+        self._warned = False
+
+    def begin(self) -> None:
+        """Have the threads that write: from Python 3.12 on, none can be begun when the program ends."""
+        self._made().start()
 
     def send(self, day: str, host: str, counted: Tally) -> None:
-        """Queue what was *counted*; what no archive takes is dropped, and warned of once."""
-        archivist = self._made()
-        if archivist is None:
-            self.dropped += len(counted)
-            return
+        """Queue what was *counted*; what cannot be queued is dropped, and warned of once."""
         about = {"kind": KIND, "day": day, "host": host, "pid": os.getpid()}
         for key, usage in counted.items():
             try:
-                archivist.append_events(key[:KEY_CHARACTERS_MAX], [{**about, "model": key, **usage.as_dict()}])
-            except ModelCacheError as error:
-                self.dropped += 1
-                self._warn("", error)
+                event = {**about, "model": key, **usage.as_dict()}
+                self._made().append_events(key[:KEY_CHARACTERS_MAX], [event])
+            except (ModelCacheError, RuntimeError) as error:  # It may be that no thread can be begun any more.
+                if not self._warned:
+                    self._warned = True
+                    _log.warning("usage is not archived: %s", error)
 
     def close(self, seconds: float) -> None:
         """Write what waits, for *seconds* at most."""
@@ -54,30 +60,55 @@ class Sender:
         if archivist is not None:
             archivist.shutdown(seconds)
 
-    def _made(self) -> Archivist | None:
-        """Return the archivist, made when there is something to send: it may have to connect."""
+    def _made(self) -> Archivist:
         if self._archivist is not None:
             return self._archivist
         from ..archive.archivist import Archivist
         from ..archive.registration import Queued, Registration
 
         policy = Queued(capacity=_QUEUE, overflow="drop-oldest")
-        found = []
-        for number, place in enumerate(self._places):
-            try:
-                found.append(
-                    Registration(f"usage-{number}", lambda place=place: locations.opened(place), policy=policy)
-                )
-            except ModelCacheError as error:
-                self._warn(place, error)
-        if found:  # Those that can be had get it; the others are tried again by the next process.
-            self._archivist = Archivist(found, root=self._root)
+        found = [
+            Registration(f"usage-{number}", _Place(place), policy=policy) for number, place in enumerate(self._places)
+        ]
+        self._archivist = Archivist(found, root=self._root)
         return self._archivist
 
-    def _warn(self, place: str, error: ModelCacheError) -> None:
-        if place not in self._warned:
-            self._warned.add(place)
-            _log.warning("usage is not archived: %s", error.summary)
+
+class _Place:
+    """A backend that is opened by the first write, and by the next one if that failed."""
+
+    def __init__(self, location: str) -> None:
+        self._location = location
+        self._backend: Any = None
+        self._warned = False
+
+    def append_events(self, key: str, events: Sequence[Any]) -> None:
+        """Append, as a backend does.
+
+        Raises:
+            BackendError: It cannot be opened, or written to.
+        """
+        self.append_batches([Batch.of(key, events)])
+
+    def append_batches(self, batches: Sequence[Batch]) -> None:
+        """Append what is of several models in one call; see `append_events`."""
+        self._opened().append_batches(batches)
+
+    def close(self) -> None:
+        """Let go of it, if it was opened."""
+        if self._backend is not None:
+            self._backend.close()
+
+    def _opened(self) -> Any:
+        if self._backend is None:
+            try:
+                self._backend = locations.opened(self._location)
+            except ModelCacheError as error:
+                if not self._warned:
+                    self._warned = True
+                    _log.warning("usage is not archived: %s", error.summary)
+                raise
+        return self._backend
 
 
 def read(location: str, *, since: float = 0.0) -> list[Part]:
@@ -91,7 +122,7 @@ def read(location: str, *, since: float = 0.0) -> list[Part]:
     try:
         found: dict[tuple[str, str], Tally] = {}
         for model, day, host, usage in _events(backend.read_events(since=since)):
-            found.setdefault((day, host), {}).setdefault(model, Usage()).add(usage)
+            tally.of(found.setdefault((day, host), {}), model).add(usage)
     finally:
         backend.close()
     return [Part(day, host, counted) for (day, host), counted in found.items()]
@@ -106,6 +137,6 @@ def _events(events: Iterator[Any]) -> Iterator[tuple[str, str, str, Usage]]:
             continue
         seen.add(archived.id)
         usage = Usage.from_dict(facts)
-        names = [facts.get(name) for name in ("model", "day", "host")]
-        if usage is not None and all(isinstance(name, str) for name in names):
-            yield str(names[0]), str(names[1]), str(names[2]), usage
+        names = [name for name in map(facts.get, ("model", "day", "host")) if isinstance(name, str)]
+        if usage is not None and len(names) == 3 and _DAY.fullmatch(names[1]):
+            yield tally.name(names[0]), names[1], tally.name(names[2]), usage

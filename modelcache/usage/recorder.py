@@ -74,6 +74,22 @@ class Recorder:
         with self._counting(key) as one:
             one.coalesced += 1
 
+    def kept(self, key: str) -> None:
+        """Count a get that asked a source in vain, and was answered by what is here."""
+        with self._counting(key) as one:
+            one.kept += 1
+
+    def brought(self, key: str, digest: str, size: int) -> None:
+        """Note what a get that was no hit came to: the next one is for this content, hit or not."""
+        with self._counting(key) as one:
+            one.digest, one.size = digest, size
+
+    def warmed(self, key: str, digest: str, size: int, *, was_here: bool) -> None:
+        """Count a prewarm, which is no get: what is brought to every node would look like what every node uses."""
+        with self._counting(key) as one:
+            one.prewarms, one.ahead = one.prewarms + 1, one.ahead + (not was_here)
+            one.digest, one.size = digest, size
+
     def error(self, key: str, name: str) -> None:
         """Count a get, or a build, that raised an error of the class *name*."""
         with self._counting(key) as one:
@@ -90,12 +106,14 @@ class Recorder:
                 one.source_bytes += event.done
             elif event.kind == "fetched":
                 seconds = event.seconds or 0.0
-                one.fetches, one.seconds, one.size = one.fetches + 1, one.seconds + seconds, event.done
+                one.fetches, one.seconds = one.fetches + 1, one.seconds + seconds
                 one.fetch_seconds = tally.thinned([*one.fetch_seconds, seconds])
             elif event.kind == "derived":
                 one.builds, one.build_seconds = one.builds + 1, one.build_seconds + (event.seconds or 0.0)
             elif event.kind == "coalesced":
                 one.coalesced += 1
+            elif event.kind == "unchanged":
+                one.kept += 1
             elif event.kind == "evicted":
                 one.evictions, one.evicted_bytes = one.evictions + 1, one.evicted_bytes + event.done
             elif event.kind == "quarantined":
@@ -165,6 +183,7 @@ class Recorder:
 
     def _run(self, stop: threading.Event) -> None:
         pause = FLUSH_S
+        self._begin_archive(stop)
         while not stop.wait(pause):
             pause = min(pause * 2, FLUSH_S_MAX)
             if self.flush() or self._unwritten:
@@ -178,6 +197,15 @@ class Recorder:
         with self._guard:
             if self._thread is threading.current_thread():
                 self._thread = None
+
+    def _begin_archive(self, stop: threading.Event) -> None:
+        with self._writing:  # As `flush`: one of them makes the archivist. After `close` nobody does.
+            if self._archive is None or stop.is_set():
+                return
+            try:
+                self._archive.begin()
+            except (ModelCacheError, RuntimeError):
+                return  # It is told when something is to be sent.
 
     def _collect(self) -> None:
         """Count the hits that slots have gained."""
@@ -205,4 +233,4 @@ class Recorder:
         return True
 
 
-_HEARD = {"received", "fetched", "derived", "coalesced", "evicted", "quarantined", "failed"}
+_HEARD = {"received", "fetched", "derived", "coalesced", "unchanged", "evicted", "quarantined", "failed"}

@@ -15,6 +15,7 @@ Looks (`looks`) are folded with the rest: those of a day that is over, and of to
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ _VERSION = 1
 _SETTLED_S = 60.0  # Who had the file open when it was taken has written by then.
 _DAY_S = 86_400
 _TRIES = 10
+_FOR_GOOD = {errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR}  # Another try would read it no better.
 _LAST_S = 253_402_300_799  # Of the last year with four digits.
 
 
@@ -77,11 +79,11 @@ class _File:
 
 @dataclass(slots=True)
 class _Content:
-    """What is in a file; one of a later modelcache ``is_later``, counts for nothing here, and is left to that."""
+    """What is in a file. One that ``is_left`` (a later modelcache's, or unreadable) is neither counted nor folded."""
 
     hosts: dict[str, Tally] = field(default_factory=dict)
     of: tuple[str, ...] = ()
-    is_later: bool = False
+    is_left: bool = False
 
 
 def day_of(now: float) -> str:
@@ -158,14 +160,14 @@ def fold(root: str, *, now: float | None = None) -> int:
             continue
         groups.setdefault(file.day if file.day >= old else EARLIER, []).append(file)
     # Looked for after it was seen that their owners are gone: who dies has written its fold by then, or never will.
-    contents = _contents(root)
+    contents = _contents(root, strict=True)
     held = {name for content in contents.values() for name in content.of}
-    later = {name for name, content in contents.items() if content.is_later}
+    left = {name for name, content in contents.items() if content.is_left}
     for name in held:
         commit.remove_quietly(f"{root}/{layout.USAGE}/{name}")  # A fold that was cut off had come so far.
     folded = 0
     for day, group in groups.items():
-        mine = [file for file in group if file.name not in held | later]
+        mine = [file for file in group if file.name not in held | left]
         if len(mine) > 1 or any(file.is_looks or file.day != day for file in mine):
             folded += _fold(root, day, mine)
     return folded
@@ -180,8 +182,10 @@ def _fold(root: str, day: str, group: list[_File]) -> int:
         return 0
     sums: dict[str, Tally] = {}
     left: list[str] = []
-    for file in taken:
-        content = _read(root, file) or _Content()
+    for file in list(taken):
+        content = _read(root, file) or _Content()  # What is torn goes; what cannot be read now stays, as it was taken.
+        if content.is_left:
+            taken.remove(file)
         for name in content.of:  # They must be gone before the file that says that they do not count.
             commit.remove_quietly(f"{directory}/{name}")
             left += [name] if os.path.lexists(f"{directory}/{name}") else []
@@ -189,7 +193,7 @@ def _fold(root: str, day: str, group: list[_File]) -> int:
             tally.add(sums.setdefault("" if day == EARLIER else host, {}), counted)
     names = [file.name for file in taken]
     # By their old names too: a power cut may take the renames back, which nobody has synced.
-    before = [name for name, _ in moved]
+    before = [name for name, one in moved if one in taken]
     facts = {
         "version": _VERSION,
         "of": names + before + left,
@@ -228,10 +232,22 @@ def _is_abandoned(file: _File, path: str) -> bool:
     return dead is True or (dead is None and age > _DAY_S)
 
 
-def _contents(root: str) -> dict[str, _Content]:
-    """Return what is in each file that can be read, by name."""
-    found = ((file.name, _read(root, file)) for file in _names(root))
-    return {name: content for name, content in found if content is not None}
+def _contents(root: str, *, strict: bool = False) -> dict[str, _Content]:
+    """Return what is in each file that can be read, by name; raise OSError if *strict*.
+
+    Who folds must know all: a fold that he overlooks holds what he would count again.
+    """
+    found: dict[str, _Content] = {}
+    for file in _names(root):
+        try:
+            content = _read(root, file)
+        except OSError:
+            if strict:
+                raise
+            continue
+        if content is not None:
+            found[file.name] = content
+    return found
 
 
 def _names(root: str) -> list[_File]:
@@ -244,29 +260,38 @@ def _names(root: str) -> list[_File]:
 
 
 def _read(root: str, file: _File) -> _Content | None:
-    """Return what is in *file*; None if that cannot be read, or is torn."""
-    data = files.content(f"{root}/{layout.USAGE}/{file.name}")
+    """Return what is in *file*; None if it is gone, or torn; raise OSError if it cannot be read now."""
+    try:
+        data = files.read(f"{root}/{layout.USAGE}/{file.name}")
+    except OSError as error:
+        if error.errno not in _FOR_GOOD:
+            raise
+        return _Content(is_left=True)
     if data is None:
         return None
     content = _Content()
     if file.is_looks:
         for _, size, host, key in looks.lines(data):
-            one = tally.of(content.hosts.setdefault(host, {}), key)
+            one = tally.of(content.hosts.setdefault(tally.name(host), {}), tally.name(key))
             one.hits, one.hit_bytes, one.size = one.hits + 1, one.hit_bytes + size, size
         return content
     facts = unseal(data)
     if facts is None:
         return None
     if facts.get("version") != _VERSION:
-        return _Content(is_later=True)
+        return _Content(is_left=True)
     if not isinstance(facts.get("hosts"), dict):
         return None
     of = facts.get("of", [])
     content.of = tuple(str(name) for name in of if _File.of(str(name))) if isinstance(of, list) else ()
     for host, counted in facts["hosts"].items():
-        if isinstance(counted, dict):
-            read = ((key, Usage.from_dict(usage)) for key, usage in counted.items())
-            content.hosts[host] = {key: usage for key, usage in read if usage is not None}
+        if not isinstance(counted, dict):
+            continue
+        sums = content.hosts.setdefault(tally.name(host) if host else "", {})
+        for key, facts_of_one in counted.items():
+            usage = Usage.from_dict(facts_of_one)
+            if usage is not None:
+                tally.of(sums, tally.name(key)).add(usage)
     return content
 
 

@@ -48,7 +48,8 @@ class UsageRow:
         usage = self.usage
         return {
             "name": self.name, "hits": usage.hits, "misses": usage.misses, "hit_ratio": _rounded(self.hit_ratio),
-            "coalesced": usage.coalesced, "fetches": usage.fetches, "fetch_seconds": _rounded(usage.seconds),
+            "coalesced": usage.coalesced, "kept": usage.kept, "prewarms": usage.prewarms, "fetches": usage.fetches,
+            "fetch_seconds": _rounded(usage.seconds),
             "fetch_seconds_median": _rounded(usage.median_seconds), "bytes_from_sources": usage.source_bytes,
             "bytes_from_tiers": usage.tier_bytes, "bytes_saved": self.bytes_saved,
             "seconds_saved": _rounded(self.seconds_saved), "builds": usage.builds,

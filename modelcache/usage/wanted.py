@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from .. import commit, manifest, reference
+from .. import commit, files, manifest, reference
 from ..digest import Digest
 from ..errors import ModelCacheError, UsageError, storage_error
 from ..manifest import LockedModel, Model
@@ -50,8 +50,11 @@ def _one(key: str, usage: Usage, entry: Entry | None) -> tuple[Model, LockedMode
 def write(path: str, chosen: list[tuple[Model, LockedModel | None]]) -> None:
     """Write the manifest *path*, and the lock file beside it if the bytes of all are known; each whole or not at all.
 
+    A lock file of before does not outlive what it locked.
+
     Raises:
-        UsageError: Nothing was chosen: there is no usage on record of a model that has a source.
+        UsageError: Nothing was chosen: there is no usage on record of a model that has a source. Or what is at *path*
+            was not written by this: a manifest of somebody's own is not lost.
         StorageError: It cannot be written.
     """
     if not chosen:
@@ -59,11 +62,22 @@ def write(path: str, chosen: list[tuple[Model, LockedModel | None]]) -> None:
             problem="no model with a source was used, as far as that is on record",
             hint="Turn usage on where models are used (MODELCACHE_USAGE=1), or give --from LOCATION of an archive",
         )
+    if os.path.lexists(path) and not _is_ours(path):
+        raise UsageError(
+            problem=f"{path} was not written by `modelcache lock --from-usage`, and would be lost",
+            hint="Name another file, or remove this one",
+        )
     lock, locked = lock_path(path), [exact for _, exact in chosen if exact is not None]
     try:
+        commit.remove_record(os.path.abspath(lock))
         text = manifest.render([model for model, _ in chosen])
         commit.commit_record(os.path.dirname(os.path.abspath(path)), os.path.abspath(path), text.encode())
     except OSError as error:
         raise storage_error(error, action="write", path=path) from error
     if len(locked) == len(chosen):
         write_lock(locked, lock)
+
+
+def _is_ours(path: str) -> bool:
+    data = files.content(path)
+    return data is not None and data.startswith(manifest.OF_USAGE.encode())

@@ -51,8 +51,11 @@ from modelcache import (
 from modelcache.records import Entries
 from modelcache.sweep import sweep
 from modelcache.testing import Fault, FaultServer, check_cache
+from modelcache.usage import store
+from modelcache.usage.tally import Usage
 from tests.crash.world import (
     OLD,
+    USED,
     Act,
     Operation,
     World,
@@ -91,7 +94,7 @@ from tests.support.state import leftovers
 
 MODULES = (
     commit, roots, partials, locks, files, staged, trees, bundle, exporting, importing, packed, unpacking, deriving,
-    products,
+    products, store,
 )  # fmt: skip
 CALLS = {
     "close", "fchmod", "fdatasync", "fstat", "fsync", "ftruncate", "link", "listdir", "lseek", "mkdir", "open", "pread",
@@ -119,10 +122,33 @@ def interrupted_get(world: World) -> Act:
     return act
 
 
+def use(world: World) -> Act:
+    """As in `world`, but that what is folded is there already: a second try must not count it again."""
+    world.put(OLD, "kept")
+    for day, hits in (("2020-01-01", 2), ("2020-01-02", USED - 2)):
+        store.write(str(world.root), f"{day}.{process.token()}", "host", {"kept": Usage(hits=hits)})
+
+    def act(log: Listener) -> None:
+        log.expect("kept", digest_of(OLD))
+        with Cache(world.root, usage=True) as cache:
+            cache.get("kept")
+        store.fold_quietly(str(world.root))
+
+    return act
+
+
+def miscounted(root: Path) -> list[str]:
+    """Return what is wrong with the usage on record: of what was on it nothing is lost, or there twice."""
+    parts = store.read(str(root))
+    old = sum(usage.hits for part in parts if part.day < "2021" for usage in part.tally.values())
+    new = sum(usage.hits for part in parts if part.day > "2021" for usage in part.tally.values())
+    return [] if not parts or (old == USED and new <= 2) else [f"corrupt: usage of {old} and {new} hits"]
+
+
 OPERATIONS: list[Operation] = [
     cold_get, resumed_get, interrupted_get, refresh, put, put_again, hit_by_digest, remove, remove_one_of_two_names,
     pin_and_unpin, put_tree, second_name_of_a_tree, remove_tree, promote, leased, collect, collect_for_room,
-    put_archive, import_folder, import_file, export_folder, export_file, derived, collect_derived, replicate,
+    put_archive, import_folder, import_file, export_folder, export_file, derived, collect_derived, replicate, use,
 ]  # fmt: skip
 
 
@@ -385,13 +411,14 @@ class Stage:
         wrong += shim.wrong
         wrong += [f"left open: {path}" for path in shim.left_open]
         wrong += broken(self.root, log) + broken_exports(world, self.root, log.said)
-        wrong += broken_replicas(world, self.root, log.said)
+        wrong += broken_replicas(world, self.root, log.said) + miscounted(self.root)
         if case.way == "short write" and not wrong:
             wrong += judge(world, self.root, log.said)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(process, "boot_id", lambda: "b00ted00")
             patch.setattr(commit, "_settled", set())
             wrong += next_try(act, world)
+            wrong += miscounted(self.root)
             sweep(str(self.root))
             wrong += [f"garbage: {name}" for name in leftovers(self.root) if not name.startswith("partial-v1")]
             wrong += [str(violation) for violation in check_cache(self.root) if violation.kind != "garbage"]

@@ -705,6 +705,14 @@ def test_the_manifest_is_no_ready_file(run: Run, manifest: Path) -> None:
     assert manifest.exists()
 
 
+def test_what_is_no_file_is_no_ready_file(run: Run, manifest: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    done = run("prewarm", str(manifest), "--ready-file", str(tmp_path / "pipe"))
+
+    assert (done.returncode, "no regular file" in done.stderr) == (2, True)
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_an_unknown_kind_of_progress_is_named(run: Run) -> None:
     done = run("ls", MODELCACHE_PROGRESS="bogus")
 

@@ -151,6 +151,10 @@ def test_metrics_are_printed_and_written_for_node_exporter(url: str, run: Run, t
         (["stats", "--from", "nowhere"], 2),
         (["stats", "--from", "sqlite:///no/such/usage.db"], 14),
         (["stats", "--prometheus", "--output", "no/such/x.prom"], 1),
+        (["stats", "--prometheus", "--output", ""], 2),
+        (["stats", "--prometheus", "--since", "30d"], 2),
+        (["stats", "--prometheus", "--from", "sqlite:///x"], 2),
+        (["stats", "--prometheus", "--json"], 2),
         (["lock", "--from-usage", "out.toml"], 2),
         (["lock", "--from-usage", "--top", "0", "out.toml"], 2),
         (["lock", "--from-usage", "--top", "1", "out.lock"], 2),
@@ -164,7 +168,7 @@ def test_senseless_calls_are_told_with_a_hint(arguments: list[str], code: int, r
     done = run(*arguments)
 
     assert (done.returncode, done.stdout) == (code, "")
-    assert "error: " in done.stderr
+    assert ('"error"' if "--json" in arguments else "error: ") in done.stderr
 
 
 @pytest.mark.parametrize("said", ["maybe", "on", "yes"])

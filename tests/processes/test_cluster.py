@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import trustme
 from modelcache import cluster
 from modelcache.cluster import ClusterReport
 from modelcache.errors import (
+    ClusterError,
     ClusterTLSError,
     HostFailedError,
     HostSetupError,
@@ -114,7 +116,7 @@ def test_a_host_that_hangs_times_out_and_holds_no_other_up(dask: Cluster, manife
     os.kill(frozen, signal.SIGSTOP)
     try:
         # It takes connections, as the kernel does that for it, and says nothing.
-        report = cluster.prewarm(manifest, dask.address, silence=3, on_host=lambda host: told.append(host.host))
+        report = cluster.prewarm(manifest, dask.address, silence=1.5, on_host=lambda host: told.append(host.host))
     finally:
         os.kill(frozen, signal.SIGCONT)
 
@@ -128,7 +130,7 @@ def test_a_deadline_ends_the_work_on_the_hosts_too(
 ) -> None:
     server.add(f"/{tmp_path.name}.onnx", CONTENT, faults=[Fault(hold_after=1000)] * 3)
 
-    report = cluster.prewarm(manifest, dask.address, deadline=2.5)
+    report = cluster.prewarm(manifest, dask.address, deadline=2)
 
     assert set(states(report).values()) == {"timeout"}
     assert all(isinstance(error, HostTimeoutError) for error in report.failures.values())
@@ -208,23 +210,22 @@ def test_an_interrupt_ends_it_and_says_what_was_done(
 def test_where_no_scheduler_is_an_error_of_its_own_says_so(server: FaultServer, dask: Cluster, manifest: Path) -> None:
     with FaultServer() as gone:
         port = gone.port
-
-    with pytest.raises(NoSchedulerError, match="nothing was begun"):
-        cluster.prewarm(manifest, f"dask://127.0.0.1:{port}", connect_timeout=0.5)
-    with pytest.raises(NotASchedulerError, match="does not speak as dask does"):
-        cluster.prewarm(manifest, f"dask://127.0.0.1:{server.port}", connect_timeout=0.5)
-    with pytest.raises(NotASchedulerError, match="another part of dask"):
-        cluster.prewarm(manifest, dask.worker_address(), connect_timeout=0.5)
-    with pytest.raises(ClusterTLSError):
-        cluster.prewarm(manifest, dask.address.replace("tcp://", "tls://"), connect_timeout=0.5)
-
-
-def test_a_scheduler_that_speaks_tls_alone_is_told(manifest: Path) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
 
-    with FaultServer(tls=context) as secure, pytest.raises(ClusterTLSError, match="it speaks TLS"):
-        cluster.prewarm(manifest, f"tcp://127.0.0.1:{secure.port}", connect_timeout=0.5)
+    with FaultServer(tls=context) as secure, ThreadPoolExecutor() as at_once:
+        places: dict[str, tuple[type[ClusterError], str]] = {
+            f"dask://127.0.0.1:{port}": (NoSchedulerError, "nothing was begun"),
+            f"dask://127.0.0.1:{server.port}": (NotASchedulerError, "does not speak as dask does"),
+            dask.worker_address(): (NotASchedulerError, "another part of dask"),
+            dask.address.replace("tcp://", "tls://"): (ClusterTLSError, "it speaks no TLS"),
+            f"tcp://127.0.0.1:{secure.port}": (ClusterTLSError, "it speaks TLS"),
+        }
+        begun = {at_once.submit(cluster.prewarm, manifest, place, connect_timeout=0.5): place for place in places}
+        for call, place in begun.items():
+            kind, says = places[place]
+            with pytest.raises(kind, match=says):
+                call.result(60)
 
 
 def test_a_cluster_with_certificates_is_one_for_who_has_them(
@@ -264,6 +265,6 @@ def test_a_scheduler_without_workers_is_an_error(manifest: Path, tmp_path: Path)
     empty = Cluster(tmp_path, {})
     try:
         with pytest.raises(NoWorkersError):
-            cluster.prewarm(manifest, empty.address, connect_timeout=1)
+            cluster.prewarm(manifest, empty.address, connect_timeout=0.5)
     finally:
         empty.close()

@@ -119,6 +119,24 @@ def test_a_host_whose_workers_stay_away_is_lost() -> None:
     assert (report.state, report.tries) == ("lost", 0)
 
 
+def test_a_worker_that_its_scheduler_has_lost_is_not_waited_for() -> None:
+    engine = Told(a=["never"], b=[DONE])
+
+    async def run() -> HostReport:
+        roll = Roll()
+        await roll.update({"h": ("a",)})
+        end = asyncio.get_running_loop().time() + 60
+        warming = Warming("h", engine, roll, token="t", order={}, end=end, patience=Patience(30))
+        under_way = asyncio.create_task(warming.run())
+        while not engine.started:
+            await asyncio.sleep(0)
+        await roll.update({"h": ("b",)})
+        return await under_way
+
+    report = asyncio.run(run())
+    assert (report.state, report.tries, engine.started) == ("ok", 2, ["a", "b"])
+
+
 def test_the_deadline_ends_a_wait_for_whatever() -> None:
     engine = Told(a=["never"])
 
@@ -378,3 +396,27 @@ def test_a_command_line_for_one_machine_refuses_what_only_a_cluster_takes(
 
     assert run(["prewarm", os.fspath(manifest), "--deadline", "5"]) == 2
     assert "--deadline is given without --cluster" in capsys.readouterr().err
+
+
+def test_how_long_a_worker_may_be_silent_is_said_on_the_command_line(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modelcache.cli import run
+
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(
+        cluster, "prewarm", lambda *_arguments, **options: told.update(options) or cluster.ClusterReport(())
+    )
+
+    assert run(["prewarm", os.fspath(manifest), "--cluster", "dask://nobody", "--silence", "30s"]) == 0
+    assert told["silence"] == 30
+    assert run(["prewarm", os.fspath(manifest), "--silence", "30s"]) == 2
+
+
+def test_what_an_engine_leaves_under_way_is_ended_with_the_loop() -> None:
+    loop = asyncio.new_event_loop()
+    left = loop.create_task(asyncio.sleep(1000))
+
+    cluster._end(loop)
+
+    assert (left.cancelled(), loop.is_closed()) == (True, True)

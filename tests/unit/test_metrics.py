@@ -83,6 +83,29 @@ def test_a_count_never_falls(used: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert registry.get_sample_value("modelcache_hits_total") == 3
 
 
+def test_pages_of_text_are_readings_of_one_cache(used: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Cache(used) as cache:
+        first = values(metrics.text(cache))
+        monkeypatch.setattr(store, "read", lambda _root: [])
+        monkeypatch.setattr(Cache, "disk_usage", None)  # No page walks all objects again.
+        second = values(metrics.text(cache))
+
+    assert second["modelcache_hits_total",] == first["modelcache_hits_total",] == 3
+    assert second["modelcache_objects",] == 1
+
+
+def test_counts_of_a_new_archivist_begin_anew(used: Path) -> None:
+    found = []
+    with Cache(used) as cache:
+        for number in (2, 1):
+            with Archivist([Registration("shared", MemoryBackend())], root=used) as archivist:
+                archivist.append_events("m", ["event"] * number)
+                assert archivist.flush(30)
+                found.append(values(metrics.text(cache, archivist=archivist)))
+
+    assert [one["modelcache_backend_dispatched_total", "shared"] for one in found] == [2, 1]
+
+
 def test_the_backends_of_an_archivist_are_told_of(used: Path) -> None:
     with (
         Cache(used) as cache,
@@ -110,6 +133,17 @@ def test_the_file_for_node_exporter_is_whole_and_others_may_read_it(used: Path, 
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert values(path.read_text())["modelcache_hits_total",] == 3
     assert [one.name for one in tmp_path.glob("*.prom*")] == ["modelcache.prom"]
+
+
+def test_what_is_no_file_is_not_replaced_by_one(used: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    with Cache(used) as cache:
+        for name in ("pipe", "link", "."):
+            with pytest.raises(errors.UsageError, match="no regular file"):
+                metrics.write(cache, tmp_path / name)
+
+    assert stat.S_ISFIFO((tmp_path / "link").stat().st_mode)
 
 
 def test_a_file_that_cannot_be_written_is_told(used: Path, tmp_path: Path) -> None:

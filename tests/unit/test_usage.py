@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import json
+import math
 import os
 import signal
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from modelcache import Cache, RetryPolicy, Workspace, commit, errors, layout, looks, process
+from modelcache import Cache, RetryPolicy, Workspace, commit, errors, files, layout, looks, process
 from modelcache.archive import Archivist, Registration, SqliteBackend
 from modelcache.backends import locations
 from modelcache.sealed import seal
@@ -121,6 +122,39 @@ def test_threads_and_tasks_that_share_a_fetch_are_coalesced(root: Path, server: 
 
     one = counted(root)[url]
     assert (one.misses, one.fetches, one.coalesced, one.hits) == (5, 1, 4, 0)
+
+
+def test_a_get_that_its_source_confirms_or_cannot_answer_is_a_use(root: Path, server: FaultServer) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    with Cache(root, usage=True, retry=NEVER) as cache:
+        for _ in range(4):
+            cache.get(url, max_age=0)
+        server.add("/m.onnx", CONTENT, [Fault(status=503)])
+        cache.get(url, max_age=0)
+        asyncio.run(cache.aget(url, max_age=0))
+
+    one = counted(root)[url]
+    assert (one.misses, one.fetches, one.kept, one.uses) == (6, 1, 5, 6)
+
+
+def test_a_prewarm_is_no_use_for_what_every_node_is_given_would_never_leave_the_manifest(
+    root: Path, tmp_path: Path, server: FaultServer
+) -> None:
+    given, wanted = (server.add(f"/{name}.onnx", CONTENT + name.encode()) for name in "ab")
+    (tmp_path / "models.toml").write_text(f'[[model]]\nref = "{given}"\n')
+    with Cache(root, usage=True) as cache:
+        for _ in range(3):
+            cache.prewarm(tmp_path / "models.toml").check()
+            cache.lock(tmp_path / "models.toml")
+        cache.get(wanted)
+        refs = cache.usage_manifest(tmp_path / "used.toml", top=5)
+        cache.get(given)
+        total = cache.usage().total
+
+    one = counted(root)[given]
+    assert refs == [wanted]
+    assert (one.prewarms, one.hits, one.misses, one.fetches, one.uses) == (6, 1, 0, 1, 1)
+    assert (total.hit_ratio, total.usage.source_bytes) == (1 / 2, 2 * 5001)
 
 
 def test_evictions_quarantines_and_errors_are_counted(root: Path) -> None:
@@ -369,6 +403,29 @@ def test_a_file_that_a_fold_holds_is_not_counted_beside_it(store_root: str) -> N
     assert len(names(Path(store_root))) == 1
 
 
+def test_who_cannot_read_a_fold_does_not_fold_what_it_holds(store_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = write(store_root, "2020-01-01", 2)
+    data = Path(store_root, layout.USAGE, kept).read_bytes()
+    store.fold(store_root)
+    (fold,) = names(Path(store_root))
+    Path(store_root, layout.USAGE, kept).write_bytes(data)
+    write(store_root, "2020-01-02", 3)
+    read = files.read
+
+    def short(path: str, *, follow: bool = False) -> bytes | None:
+        if path.endswith(fold):
+            raise OSError(errno.EMFILE, "no descriptor is left")
+        return read(path, follow=follow)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "read", short)
+        with pytest.raises(OSError, match="no descriptor"):
+            store.fold(store_root)
+    store.fold(store_root)
+
+    assert sum(part.tally["m"].hits for part in store.read(store_root)) == 5
+
+
 def test_what_a_later_modelcache_wrote_is_left_to_it(store_root: str) -> None:
     path = Path(store_root, layout.USAGE, write(store_root, "2020-01-01", 3))
     path.write_bytes(seal({"version": 2, "hosts": {"host": {}}}))
@@ -409,8 +466,11 @@ def test_a_look_says_its_model(store_root: str, key: str) -> None:
     looks.add(store_root, key, 7)
     looks.add(store_root, key, 7)
 
+    (path,) = Path(store_root, layout.USAGE).iterdir()
+    assert [line[1:] for line in looks.lines(path.read_bytes())] == [(7, os.uname().nodename, key)] * 2
     (part,) = store.read(store_root)
-    assert (part.host, part.tally[key].hits, part.tally[key].hit_bytes) == (os.uname().nodename, 2, 14)
+    (one,) = part.tally.values()
+    assert (part.host, one.hits, one.hit_bytes) == (os.uname().nodename, 2, 14)
 
 
 def test_a_torn_look_harms_no_other(store_root: str) -> None:
@@ -469,10 +529,45 @@ def test_time_saved_is_hits_times_the_median_fetch_of_the_model() -> None:
 
 
 @pytest.mark.parametrize(
-    "facts", [None, [], {"hits": -1}, {"hits": True}, {"hits": "1"}, {"errors": []}, {"seconds": 1e999}]
+    "facts",
+    [
+        None,
+        [],
+        {"hits": -1},
+        {"hits": True},
+        {"hits": "1"},
+        {"errors": []},
+        {"seconds": 1e999},
+        {"hits": 10**400},
+        {"seconds": 10**400},
+        {"size": 10**400},
+    ],
 )
 def test_counts_that_make_no_sense_are_none(facts: Any) -> None:
     assert Usage.from_dict(facts) is None
+
+
+def test_counts_that_make_no_sense_beside_others_are_left_out() -> None:
+    absurd = {"hits": 2, "fetch_seconds": [1, 10**400, math.inf, True], "errors": {"E": 1, "F": 10**400, 'x"\n': 1}}
+
+    assert Usage.from_dict(absurd) == Usage(hits=2, fetch_seconds=[1.0], errors={"E": 1})
+
+
+@pytest.mark.parametrize("strange", ["\udcff", "a\nb", "\x1b[31m", "x" * 8193, ""])
+def test_a_name_that_no_model_has_is_one_of_the_others(strange: str, store_root: str, tmp_path: Path) -> None:
+    (Path(store_root) / layout.USAGE).mkdir(exist_ok=True)
+    facts = {"h": {strange: {"hits": 1}, "m": {"hits": 1}}, "\udcff": {strange: {"hits": 1}}}
+    (Path(store_root) / layout.USAGE / "2026-01-01.of-another").write_bytes(seal({"version": 1, "hosts": facts}))
+    looks.add(store_root, strange, 1)
+    place = f"directory://{tmp_path}/archive"
+    with Archivist([Registration("a", locations.opened(place))], root=tmp_path / "cache") as archivist:
+        event = {"kind": "usage", "day": "2026-01-01", "host": "h", "hits": 1}
+        archivist.append_events("m", [{**event, "model": strange.replace("\udcff", "\0")}] * 2)
+
+    here, there = summed(store.read(store_root)), summed(archive.read(place))
+
+    assert {key: one.hits for key, one in here.models.items()} == {OTHERS: 3, "m": 1}
+    assert {key: one.hits for key, one in there.models.items()} == {OTHERS: 2}
 
 
 def test_counts_survive_json() -> None:
@@ -480,6 +575,15 @@ def test_counts_survive_json() -> None:
 
     assert Usage.from_dict(json.loads(json.dumps(one.as_dict()))) == one
     assert Usage.from_dict({**one.as_dict(), "of a later version": 1}) == one
+
+
+def test_size_and_digest_are_of_one_content() -> None:
+    one = Usage(size=5, digest="sha256:a")
+
+    one.add(Usage(size=7))  # As an earlier modelcache counted a fetch.
+    assert (one.size, one.digest) == (5, "sha256:a")
+    one.add(Usage(size=0, digest="sha256:b"))
+    assert (one.size, one.digest) == (0, "sha256:b")
 
 
 # -- archives ----------------------------------------------------------------------------------------------------------
@@ -510,6 +614,7 @@ def test_events_of_others_and_what_makes_no_sense_is_passed_over(tmp_path: Path)
     (tmp_path / "archive").mkdir()
     with Archivist([Registration("a", locations.opened(place))], root=tmp_path / "cache") as archivist:
         archivist.append_events("m", [{"kind": "other"}, "text", {"kind": "usage", "hits": -1}, {"kind": "usage"}])
+        archivist.append_events("m", [{"kind": "usage", "model": "m", "day": "zzzz-zz-zz", "host": "h", "hits": 2}])
         archivist.append_events("m", [{"kind": "usage", "model": "m", "day": "2026-01-01", "host": "h", "hits": 2}])
 
     (part,) = archive.read(place)
@@ -599,6 +704,59 @@ def test_a_manifest_from_an_archive_has_digests_and_no_credentials(
     assert "sha256:" in text
     assert "secret" not in (tmp_path / "usage.db").read_bytes().decode(errors="replace")
     assert all("secret" not in path.read_text() for path in (root / layout.USAGE).iterdir())
+
+
+@pytest.mark.parametrize("size", [5000, 6000], ids=["the same size", "another size"])
+def test_a_model_that_was_replaced_and_not_asked_for_again_is_locked_as_it_is_now(
+    size: int, root: Path, tmp_path: Path, server: FaultServer
+) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    place = f"sqlite://{tmp_path}/usage.db"
+    with Cache(root, usage_archive=[place]) as cache:
+        cache.get(url)
+        cache.get(url)
+        cache.usage()
+        server.add("/m.onnx", b"y" * size)
+        cache.get(url, force_download=True)
+    with Cache(tmp_path / "node") as node:
+        node.usage_manifest(tmp_path / "models.toml", top=1, archive=place)
+        node.prewarm(tmp_path / "models.toml", locked=True).check()
+        with open(node.get(url), "rb") as file:
+            assert file.read() == b"y" * size
+
+
+def test_a_manifest_that_somebody_wrote_is_not_replaced_by_one_of_usage(
+    root: Path, tmp_path: Path, server: FaultServer
+) -> None:
+    (tmp_path / "models.toml").write_text("# by hand")
+    os.mkfifo(tmp_path / "pipe.toml")
+    with Cache(root, usage=True) as cache:
+        cache.get(server.add("/m.onnx", CONTENT))
+        for name in ("models.toml", "pipe.toml"):
+            with pytest.raises(errors.UsageError, match="would be lost"):
+                cache.usage_manifest(tmp_path / name, top=1)
+        cache.usage_manifest(tmp_path / "used.toml", top=1)
+        cache.usage_manifest(tmp_path / "used.toml", top=1)
+
+    assert (tmp_path / "models.toml").read_text() == "# by hand"
+
+
+def test_a_lock_file_does_not_outlive_the_manifest_that_it_locked(
+    root: Path, tmp_path: Path, server: FaultServer
+) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    with Cache(root, usage=True) as cache:
+        cache.get(url)
+        cache.usage_manifest(tmp_path / "models.toml", top=1)
+        assert (tmp_path / "models.lock").exists()
+        cache.remove(url)
+        cache.usage()
+    for path in (root / layout.USAGE).iterdir():
+        path.write_bytes(seal({"version": 1, "hosts": {"h": {url: {"fetches": 1}}}}))  # As an earlier one counted.
+    with Cache(root) as cache:
+        cache.usage_manifest(tmp_path / "models.toml", top=1)
+
+    assert not (tmp_path / "models.lock").exists()
 
 
 def test_without_usage_of_models_that_have_a_source_no_manifest_is_written(root: Path, tmp_path: Path) -> None:

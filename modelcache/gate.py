@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from failpoints import fail_point
 
 from . import commit, signatures, trees
-from .errors import ModelCacheError, SignatureError, storage_error
+from .errors import SignatureError, storage_error
 from .objects import Objects
 from .policy import Policies, refused_pickle
 from .records import Entry
@@ -72,7 +72,7 @@ class Gate:
             self.policies.check_names(ref, [name])
             self._check_pickle(ref, path, name)
         except OSError as error:
-            raise _typed(error, path) from error
+            raise storage_error(error, action="read", path=path) from error
         if self.policies.signed:
             with self._written(bring()) as signature:
                 for policy in self.policies.signed:
@@ -93,7 +93,7 @@ class Gate:
             for path in sizes:
                 self._check_pickle(ref, f"{directory}/{path}", path)
         except OSError as error:
-            raise _typed(error, directory) from error
+            raise storage_error(error, action="read", path=directory) from error
         for policy in self.policies.signed:
             if signatures.IN_TREE not in sizes:
                 problem = f"there is no signature in it, {signatures.IN_TREE}"
@@ -142,7 +142,7 @@ class Gate:
                 os.close(descriptor)
             yield path
         except OSError as error:
-            raise _typed(error, directory) from error
+            raise storage_error(error, action="read", path=directory) from error
         finally:
             commit.discard(directory)
 
@@ -156,8 +156,4 @@ def _walked(directory: str) -> list[tuple[str, int]]:
     try:
         return [(path, facts.st_size) for path, facts in trees.walk(directory)]
     except OSError as error:
-        raise _typed(error, directory) from error
-
-
-def _typed(error: OSError, path: str) -> ModelCacheError:
-    return error if isinstance(error, ModelCacheError) else storage_error(error, action="read", path=path)
+        raise storage_error(error, action="read", path=directory) from error

@@ -114,7 +114,7 @@ def _root_error(root: str, error: OSError) -> ModelCacheError:
     """Return the typed error for *error*, which a call met that makes *root*, or something right in it."""
     path = str(error.filename or root)
     if isinstance(error, ModelCacheError):
-        return error
+        raise error  # As in `storage_error`.
     if error.errno == errno.ELOOP:
         return LinkError(path=path)
     if error.errno in {errno.ENOTDIR, errno.EEXIST}:

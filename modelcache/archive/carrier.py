@@ -210,7 +210,10 @@ class Carrier:
             except CancelledError:
                 return
             except (ModelCacheError, OSError) as failed:
-                error = storage_error(failed, action="read", path="outbox") if isinstance(failed, OSError) else failed
+                error = (
+                    failed if isinstance(failed, ModelCacheError)
+                    else storage_error(failed, action="read", path="outbox")
+                )  # fmt: skip
                 level = logging.DEBUG if self._error is not None else logging.WARNING  # Told once, until it is well.
                 _log.log(level, "%s: %d objects wait: %s", self._registration.name, self.depth, error)
                 with self._changed:

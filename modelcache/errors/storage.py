@@ -134,9 +134,13 @@ class FormatError(StorageError):
 
 
 def storage_error(error: OSError, *, action: str, path: str) -> ModelCacheError:
-    """Return the typed error for a failed system call, so that no bare OSError leaves the stores."""
+    """Return the typed error for a failed system call, so that no bare OSError leaves the stores.
+
+    One that is typed already is raised again: ``raise error from error`` would make it its own cause, and who follows
+    causes (tblib does, when dask pickles an error) would never come to an end.
+    """
     if isinstance(error, ModelCacheError):
-        return error
+        raise error
     where = str(error.filename or path)
     if error.errno in {_errno.ENOSPC, _errno.EDQUOT}:
         return NoSpaceError(what=where, needed=None, free=None)

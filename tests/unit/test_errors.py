@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -256,3 +258,38 @@ def test_hostile_text_in_a_ref_is_shown_escaped_and_cut() -> None:
 
     assert str(error).isprintable()
     assert len(str(error)) < 500
+
+
+def test_an_error_that_is_typed_already_never_becomes_its_own_cause() -> None:
+    typed = errors.StorageError(path="x", action="read", reason="why", number=errno.EIO)
+
+    def store() -> None:
+        try:
+            raise typed
+        except OSError as error:
+            raise errors.storage_error(error, action="write", path="y") from error
+
+    with pytest.raises(errors.StorageError) as caught:
+        store()
+
+    assert caught.value is typed
+    assert typed.__cause__ is None
+
+
+def test_an_error_of_a_root_is_pickled_by_those_who_follow_causes() -> None:
+    """As dask does in each process that imports it."""
+    script = """
+import os, pickle, sys, tblib.pickling_support
+from modelcache import errors, roots
+tblib.pickling_support.install()
+try:
+    try:
+        raise errors.GroupError(path="/x", group="0", user=1)
+    except OSError as error:
+        raise roots._root_error("/x", error) from error
+except errors.GroupError as error:
+    print(type(pickle.loads(pickle.dumps(error))).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "GroupError\n"

@@ -26,9 +26,10 @@ from ..listing import Leaf, Listing, digest_of_text
 from ..objects import Stored
 from ..sealed import seal, unseal
 from .ahead import Ahead
-from .base import Backend
+from .base import Backend, is_size, read_whole
 
 _FORM = 1
+_MANIFEST_BYTES_MAX = 256 << 20  # A million files.
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ def manifest(backend: Backend, digest: Digest) -> Manifest | None:
     """
     name = manifest_name(digest)
     try:
-        data = backend.read(name)
+        data = read_whole(backend, name, _MANIFEST_BYTES_MAX)
     except NotInArchiveError:
         return None
     facts = unseal(data)
@@ -135,7 +136,7 @@ def manifest(backend: Backend, digest: Digest) -> Manifest | None:
     if facts is not None:
         found, size, text = facts.get("name"), facts.get("size"), facts.get("listing")
         problem = "it is not of this object"
-        if facts.get("digest") == digest and isinstance(found, str) and isinstance(size, int) and isinstance(text, str):
+        if facts.get("digest") == digest and isinstance(found, str) and is_size(size) and isinstance(text, str):
             if not digest.is_tree:
                 return Manifest(digest, found, (Leaf(found, size, digest),))
             raw = text.encode("utf-8", "surrogatepass")

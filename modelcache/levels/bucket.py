@@ -194,8 +194,9 @@ def record_of(entry: Entry) -> RefRecord | None:
     """Return what a bucket is to have on record for *entry*; None if its ref is this machine's own."""
     if not is_shared(reference.parse(entry.key)):
         return None
-    source = entry.source if not entry.source.startswith("file:") else "put"
+    source = entry.source if not entry.source.startswith("file:") else refs.PUT
+    mirrors = tuple(mirror for mirror in entry.mirrors if not mirror.startswith("file:"))
     return RefRecord(
         key=entry.key, digest=entry.digest, name=entry.name, size=entry.size, source=source, checked=entry.checked,
-        etag=entry.etag, last_modified=entry.last_modified, revision=entry.revision, mirrors=entry.mirrors,
+        etag=entry.etag, last_modified=entry.last_modified, revision=entry.revision, mirrors=mirrors,
     )  # fmt: skip

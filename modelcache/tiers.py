@@ -117,6 +117,11 @@ class Tiers:
         """Return those that new content is brought to, in order."""
         return [level for level in self.levels if isinstance(level, BucketLevel) and level.tier.write]
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether new content is brought to any that is not for what is private."""
+        return any(not level.tier.private for level in self.writable())
+
     def health(self, level: Level) -> Health:
         """Return how *level* is, and what its calls go through."""
         return self._healths[level.name]

@@ -165,6 +165,8 @@ class Backend(ABC):
         """
         while data := self.read(name, start, PIECE_BYTES):
             yield data
+            if len(data) < PIECE_BYTES:
+                return
             start += len(data)
 
     @abstractmethod

@@ -194,7 +194,9 @@ class Tiers:
         if outbox.count() < queue.capacity:
             return True
         if queue.overflow == "drop-oldest":
-            outbox.remove(outbox.all()[0])
+            oldest = next(iter(outbox.all()), None)
+            if oldest is not None:  # Else all of it has been delivered meanwhile.
+                outbox.remove(oldest)
             return True
         full = QueueFullError(backend=level.name, capacity=queue.capacity, detail="so many objects wait for it already")
         if level.tier.is_required:
@@ -279,7 +281,7 @@ class Tiers:
         found: TierState | None = self._answer(level, look) if look is not None else None
         breaker = health.breaker
         if found is None:
-            late = breaker.is_hanging or (look is not None and not look.wait(0.0))
+            late = breaker.is_hanging or (look is not None and monotonic() >= look.until)
             why = "does not answer" if late else breaker.last_error or "does not answer"
             kind = level.kind if isinstance(level, BucketLevel) else "unknown"
             found = TierState(tier.path, kind, tier.is_bucket or bool(tier.promote), why, name=level.name)

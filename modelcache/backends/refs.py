@@ -10,6 +10,7 @@ believes no record that does not match its checksum and the key that it asked fo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -107,6 +108,23 @@ def write(backend: Backend, record: RefRecord) -> None:
         BackendError: What was on record still is.
     """
     backend.put(record_name(record.key), seal({"form": _FORM, **record.facts()}))
+
+
+def bring(backend: Backend, record: RefRecord) -> None:
+    """Do what `write` does, unless another content is on record that its source has confirmed later.
+
+    What waited for long, on a machine without a connection, must not take back what the others have had since. A
+    moment that has not come yet is that of a clock that is wrong, and keeps nobody out.
+
+    Raises:
+        BackendError: What was on record still is.
+    """
+    try:
+        there = read(backend, record.key)
+    except DamagedReplicaError:
+        there = None
+    if there is None or there.digest == record.digest or not record.checked < there.checked <= time.time():
+        write(backend, record)
 
 
 def read(backend: Backend, key: str) -> RefRecord | None:

@@ -92,8 +92,8 @@ def test_what_is_gated_stays_here_though_its_listing_is_shown_to_all(
 
 
 def test_where_all_get_another_content_this_one_stays_here(root: Path, hub: Hub, bucket: MemoryBackend) -> None:
-    hub.add("org/model", FILES)
-    other = {"X-Repo-Commit": "0" * 40, "X-Linked-Etag": '"' + "0" * 64 + '"', "X-Linked-Size": str(len(CONTENT))}
+    commit = hub.add("org/model", FILES)
+    other = {"X-Repo-Commit": commit, "X-Linked-Etag": '"' + "0" * 64 + '"', "X-Linked-Size": str(len(CONTENT))}
     other["Location"] = hub.cdn.add("/other", CONTENT)
     hub.override = lambda asked: (
         Answer(302, other) if "authorization" not in asked.headers and "/resolve/" in asked.path else None
@@ -149,3 +149,14 @@ def test_what_another_cache_fetched_with_credentials_goes_to_no_shared_tier(
     assert entry is not None
     assert entry.personal is personal
     assert on_record(bucket) == ([] if personal else [url])
+
+
+def test_what_a_directory_has_by_its_digest_alone_goes_to_no_shared_tier(
+    root: Path, bucket: MemoryBackend, server: FaultServer
+) -> None:
+    with Cache(root.parent / "first") as first:
+        digest = first.put(CONTENT, name="whose").digest
+    with Cache(root, tiers=[tier(bucket, write="direct"), str(root.parent / "first")]) as second:
+        second.get(server.url("/model.onnx"), digest=digest)
+
+    assert list(bucket.names()) == []

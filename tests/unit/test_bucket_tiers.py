@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -384,6 +385,41 @@ def test_an_outbox_that_is_full_takes_no_more_and_a_required_tier_says_so(
         second.get(server.add("/more.onnx", CONTENT))
 
 
+@pytest.mark.parametrize(("skew", "stays"), [(0.0, True), (3600.0, False)])
+def test_what_waited_on_one_machine_takes_nothing_back_that_another_has_brought(
+    root: Path, bucket: MemoryBackend, monkeypatch: pytest.MonkeyPatch, skew: float, stays: bool
+) -> None:
+    now = time.time
+    written = tier(bucket, write="direct")
+    bucket.down = True
+    with cache(root, written) as late:
+        monkeypatch.setattr(time, "time", lambda: now() - 100)
+        older = late.put(OTHER, name="m").digest
+    monkeypatch.setattr(time, "time", lambda: now() + skew)
+    bucket.down = False
+    with cache(root.parent / "other", written) as other:
+        newer = other.put(CONTENT, name="m").digest
+    monkeypatch.setattr(time, "time", now)
+
+    with cache(root, written) as late:
+        assert late.flush(60)
+
+    record = refs.read(bucket, "m")
+    assert record is not None
+    assert record.digest == (newer if stays else older)
+
+
+def test_an_outbox_that_empties_while_the_oldest_is_looked_for_is_no_error(
+    root: Path, bucket: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Outbox, "count", lambda self: 10)
+    with cache(root, tier(bucket, write=Queued(capacity=1, overflow="drop-oldest"))) as first:
+        first.put(CONTENT, name="m")
+        monkeypatch.undo()
+        assert first.flush(60)
+    assert refs.read(bucket, "m") is not None
+
+
 def test_an_older_content_does_not_take_the_place_of_a_newer_one(root: Path, bucket: MemoryBackend) -> None:
     with cache(root, tier(bucket, write=True)) as first:
         old = first.put(OTHER, name="m")
@@ -619,7 +655,7 @@ def test_a_mistake_is_raised_from_every_get_until_the_tier_has_worked_once(
     [
         "s3://", "s3:///x", "ftp://b/p", "s3://key:secret@b/p", "s3://b/p?x=1", "directory://relative", "s3://b,wirte",
         "s3://b,promote,in-place", "s3://b,in-place", "/mnt/x,write", "/mnt/x,single-flight", "/mnt/x,content-only",
-        "s3://b,name=a/b", "s3://b,name=", "s3://b,required",
+        "s3://b,name=a/b", "s3://b,name=", "s3://b,required", "s3://b/../p", "s3://b ,write", "s3://b/p/.,write",
     ],
 )  # fmt: skip
 def test_a_tier_that_makes_no_sense_is_refused_and_shows_no_secret(root: Path, text: str) -> None:

@@ -226,10 +226,11 @@ class Tiers:
         """Yield what each of *levels* has, in order, of those that have something."""
         looks: list[Look | ModelCacheError | None] = []
 
-        def start(until: int) -> None:
+        def start(until: int, since: float | None = None) -> None:
             for level in levels[len(looks) : until]:
                 try:
-                    looks.append(self._healths[level.name].start(lambda level=level: work(level)))  # type: ignore[misc]
+                    look = self._healths[level.name].start(lambda level=level: work(level), since)  # type: ignore[misc]
+                    looks.append(look)
                 except ModelCacheError as error:
                     looks.append(error)  # It is raised when its turn comes.
 
@@ -241,7 +242,7 @@ class Tiers:
             if look is None:
                 continue
             if not look.wait(min(_ALONE_S, look.until - monotonic())):
-                start(len(levels))
+                start(len(levels), look.began)  # All together take as long as one.
             found = self._answer(level, look)
             if found is not None:
                 yield level, found

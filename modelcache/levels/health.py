@@ -27,7 +27,7 @@ class Look:
     """A look that is under way, in a thread."""
 
     def __init__(self) -> None:
-        self.until = 0.0  # When it must have answered.
+        self.began = self.until = 0.0  # When its time began, and when it must have answered.
         self._done = threading.Event()
         self._result: Any = None
         self._error: BaseException | None = None
@@ -78,8 +78,10 @@ class Health:
         """Whether it cannot be used as it is configured, and could not be before in this process."""
         return self._refused is not None
 
-    def start(self, work: Callable[[], Any]) -> Look | None:
+    def start(self, work: Callable[[], Any], since: float | None = None) -> Look | None:
         """Start *work*, one look at the level; None if it is not to be asked, or nobody should wait for it.
+
+        Its time runs from *since* on, a moment of the monotonic clock, but half of it is left in any case.
 
         Raises:
             ModelCacheError: It cannot be used as it is configured, and could not be before in this process.
@@ -99,14 +101,15 @@ class Health:
             if self.is_refused:
                 raise
             return None
-        return self._begin(work, slot=self._timeout)
+        return self._begin(work, slot=self._timeout, since=since)
 
-    def _begin(self, work: Callable[[], Any], *, slot: float) -> Look | None:
-        slots, until = self._slots, monotonic() + self._timeout
+    def _begin(self, work: Callable[[], Any], *, slot: float, since: float | None = None) -> Look | None:
+        slots, began = self._slots, monotonic()
         if not slots.acquire(timeout=slot):
             return None
         look = Look()
-        look.until = until
+        look.began = began if since is None else since
+        look.until = max(look.began + self._timeout, began + self._timeout / 2)
 
         def run() -> None:
             try:

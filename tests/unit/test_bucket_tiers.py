@@ -19,6 +19,7 @@ from modelcache.backends import contents, refs
 from modelcache.digest import Digest
 from modelcache.hints import Hints
 from modelcache.levels import base
+from modelcache.levels.health import Health, Look
 from modelcache.outbox import Outbox
 from modelcache.promises import check_cache
 from modelcache.reference import parse
@@ -474,6 +475,32 @@ def test_where_one_tier_does_not_answer_at_once_all_are_looked_at_side_by_side(r
         assert Path(upper.get(server.add("/model.onnx", CONTENT))).read_bytes() == CONTENT
         assert [state.state for state in upper.tiers()] == ["healthy"] * 4
     assert not meeting.broken
+
+
+def test_the_time_of_those_that_are_asked_later_is_that_of_the_first(
+    root: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = [Hanging() for _ in range(3)]
+    begun: list[Look] = []
+    begin = Health._begin
+
+    def noted(self: Health, *given: Any, **options: Any) -> Look | None:
+        look = begin(self, *given, **options)
+        assert look is not None
+        begun.append(look)
+        return look
+
+    monkeypatch.setattr(Health, "_begin", noted)
+    try:
+        with cache(root, *(tier(one, f"h{n}", timeout=0.4) for n, one in enumerate(hanging))) as upper:
+            upper.get(server.add("/model.onnx", CONTENT))
+    finally:
+        for one in hanging:
+            one.release.set()
+
+    assert len(begun) == 3
+    assert len({look.began for look in begun}) == 1
+    assert all(look.until == pytest.approx(look.began + 0.4, abs=0.2) for look in begun)
 
 
 def test_tiers_that_hang_are_asked_once_and_then_left_alone(root: Path, server: FaultServer, caplog: Any) -> None:

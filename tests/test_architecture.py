@@ -70,6 +70,7 @@ FLOORS = [
     {"usage.wanted"},
     {"keeper"},
     {"making"},
+    {"tiering"},
     {"cache"},
     {"cluster.hosts", "cluster.onhost"},
     {"cluster.engine"},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from time import monotonic
 
 from . import forks
@@ -112,14 +112,14 @@ class Replication:
             raise BackendError(backend=level.name, detail=f"it did not take {digest} in {_WAIT_S:g} s")
 
 
-def publish(level: BucketLevel, stored: Stored, record: RefRecord | None, *, wrong: Collection[Digest] = ()) -> int:
+def publish(level: BucketLevel, stored: Stored, record: RefRecord | None) -> int:
     """Bring what is *stored*, then its *record*, to *level* now, in this thread; return the bytes that went there.
 
     Raises:
         BackendError, CorruptObjectError, FileNotFoundError, StorageError: As `contents.store`.
     """
     backend = level.backend()
-    sent = contents.store(backend, stored, wrong=wrong)
+    sent = contents.store(backend, stored, each=True)
     if record is not None:
         refs.write(backend, record)
     return sent

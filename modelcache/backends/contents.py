@@ -70,10 +70,23 @@ def has(backend: Backend, digest: Digest) -> bool:
         return False
 
 
-def store(backend: Backend, stored: Stored, *, wrong: Collection[Digest] = ()) -> int:
+def has_all(backend: Backend, stored: Stored) -> bool:
+    """Tell whether *backend* has the object that is *stored*, and something for each of its files, of its size.
+
+    Raises:
+        CorruptObjectError: What is on record of it here is broken.
+        BackendError
+    """
+    if not has(backend, stored.digest):
+        return False
+    return all(backend.size(blob_name(leaf.digest)) == leaf.size for leaf in _leaves(stored)[0])
+
+
+def store(backend: Backend, stored: Stored, *, wrong: Collection[Digest] = (), each: bool = False) -> int:
     """Bring what is *stored* in a cache to *backend*; return the bytes that went there.
 
-    Blobs that are there already are believed by their size, but not those that were found to be *wrong*.
+    Blobs that are there already are believed by their size, but not those that were found to be *wrong*. That a whole
+    object is there is believed by its manifest, unless *each* blob is to be looked at.
 
     Raises:
         CorruptObjectError: It is not what its name says; nothing of that went anywhere.
@@ -81,7 +94,7 @@ def store(backend: Backend, stored: Stored, *, wrong: Collection[Digest] = ()) -
         FileNotFoundError: It has been removed meanwhile.
         StorageError: It cannot be read.
     """
-    if not wrong and has(backend, stored.digest):
+    if not wrong and not each and has(backend, stored.digest):
         return 0
     sent = 0
     leaves, text = _leaves(stored)

@@ -127,7 +127,7 @@ class BucketLevel(Level):
             elif tier.path.startswith("directory://"):
                 from ..backends.directory import DirectoryBackend
 
-                made = DirectoryBackend(tier.path.removeprefix("directory://"))
+                made = DirectoryBackend(tier.path.removeprefix("directory://"), read_only=not tier.write)
             else:
                 from ..backends.objectstore import ObjectStoreBackend
 

@@ -142,3 +142,32 @@ def test_what_has_no_room_is_said_so_though_the_source_cannot_be_asked(
         server.unplug()
         with pytest.raises(CapacityError):
             second.get(url)
+
+
+def test_a_shared_disk_that_is_only_read_is_not_written_to(root: Path, server: FaultServer, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    url = server.add("/model.onnx", CONTENT)
+    with Cache(root.parent / "first", tiers=[f"directory://{shared},write-direct"]) as first:
+        first.get(url)
+    for made in ("events", "staging"):
+        (shared / made).rmdir()
+
+    with Cache(root, tiers=[Tier(f"directory://{shared}", timeout=30.0)]) as second:
+        second.get(url)
+        assert second.stats().bytes_promoted == len(CONTENT)
+        assert second.tiers()[0].problem == ""
+
+    assert [found.name for found in shared.iterdir()] == ["files"]
+
+
+def test_a_shared_disk_that_is_not_mounted_is_told_and_not_made(
+    root: Path, server: FaultServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Cache(root, tiers=[Tier(f"directory://{tmp_path}/shared/tier", timeout=30.0)]) as cache:
+        for name in ("/a.onnx", "/b.onnx"):
+            assert Path(cache.get(server.add(name, CONTENT))).read_bytes() == CONTENT
+        state = cache.tiers()[0]
+
+    assert (state.state, state.problem) == ("down", "it is not there")
+    assert not (tmp_path / "shared").exists()
+    assert caplog.text.count("is passed over") == 1

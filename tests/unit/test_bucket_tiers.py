@@ -749,6 +749,13 @@ def test_the_text_of_a_tier_says_it_again_and_holds_no_secret() -> None:
     assert "secret" not in repr(Tier("s3://b", config={"secret_access_key": "secret"}))
 
 
+def test_credentials_in_the_variable_are_refused_and_not_shown(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELCACHE_TIERS", "/mnt/x:s3://key:secret@bucket/prefix")
+    with pytest.raises(errors.ConfigurationError) as refused:
+        Cache(root)
+    assert "secret" not in str(refused.value)
+
+
 def test_the_variable_splits_at_colons_that_no_scheme_has(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELCACHE_TIERS", "/a:s3://b/p,write:huggingface,promote:directory:///d:/c,promote")
     monkeypatch.setenv("HF_HUB_CACHE", "/hub")
@@ -852,6 +859,27 @@ def test_sync_brings_what_is_missing_and_nothing_twice(root: Path, bucket: Memor
         assert [entry.key for entry in other.entries()] == sorted(urls)
         assert other.stats().requests == 0
     whole(root.parent / "other")
+
+
+@pytest.mark.parametrize("kind", ["a file", "a tree"])
+def test_sync_brings_a_part_that_the_bucket_has_lost(
+    root: Path, bucket: MemoryBackend, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net/a").write_bytes(CONTENT)
+    (tmp_path / "net/b").write_bytes(OTHER)
+    with cache(root, tier(bucket, write=True)) as first:
+        if kind == "a tree":
+            first.put_tree(tmp_path / "net", name="m")
+        else:
+            first.put(CONTENT, name="m")
+        assert first.flush(60)
+        bucket.delete(contents.blob_name(DIGEST))  # Such as by a rule of the store's for what is old.
+
+        assert first.sync_tiers(dry_run=True).counts()["missing"] == 1
+        assert first.sync_tiers().counts()["bytes"] == len(CONTENT)
+        assert first.sync_tiers().counts()["there"] == 1
+    assert bucket.read(contents.blob_name(DIGEST)) == CONTENT
 
 
 def test_sync_leaves_alone_what_stands_for_another_content(root: Path, bucket: MemoryBackend) -> None:

@@ -253,6 +253,7 @@ class Tiers:
         if not look.wait(look.until - monotonic()):
             health.overdue()
             return None
+        level.answered(look.seconds)
         try:
             return look.result()
         except (BackendSetupError, BackendAccessError):

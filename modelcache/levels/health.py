@@ -28,6 +28,7 @@ class Look:
 
     def __init__(self) -> None:
         self.began = self.until = 0.0  # When its time began, and when it must have answered.
+        self.seconds = 0.0  # That it took, when it is done.
         self._done = threading.Event()
         self._result: Any = None
         self._error: BaseException | None = None
@@ -48,6 +49,7 @@ class Look:
             self._result = work()
         except Exception as error:  # noqa: BLE001  # Handed on to the thread that waits.
             self._error = error
+        self.seconds = monotonic() - self.began
         self._done.set()
 
 

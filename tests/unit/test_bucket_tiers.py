@@ -503,6 +503,29 @@ def test_the_time_of_those_that_are_asked_later_is_that_of_the_first(
     assert all(look.until == pytest.approx(look.began + 0.4, abs=0.2) for look in begun)
 
 
+def test_a_tier_that_is_slow_and_answers_is_waited_for_and_told_once(
+    root: Path, bucket: MemoryBackend, server: FaultServer, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    begin = Health._begin
+
+    def long_ago(self: Health, *given: Any, **options: Any) -> Look | None:
+        look = begin(self, *given, **options)
+        assert look is not None
+        look.wait(PATIENT)
+        look.seconds = 25.0
+        return look
+
+    filled(bucket, root, server.add("/model.onnx", CONTENT))
+    monkeypatch.setattr(Health, "_begin", long_ago)
+    with cache(root, tier(bucket)) as upper:
+        for name in ("/model.onnx", "/a.onnx", "/b.onnx"):
+            upper.get(server.add(name, CONTENT))
+        assert upper.stats().bytes_promoted == len(CONTENT)
+    assert [record.getMessage() for record in caplog.records if "is slow" in record.getMessage()] == [
+        "the tier bucket is slow: a look took 25.00 s; each get of what is not here waits for one (timeout=30 s)"
+    ]
+
+
 def test_tiers_that_hang_are_asked_once_and_then_left_alone(root: Path, server: FaultServer, caplog: Any) -> None:
     hanging = [Hanging() for _ in range(4)]
     urls = [server.add(f"/{n}.onnx", CONTENT) for n in range(5)]

@@ -74,6 +74,8 @@ class RefRecord:
             return None
         if not isinstance(mirrors, list) or not all(_is_place(mirror) for mirror in mirrors):
             return None
+        if not _is_key(texts["key"]):  # type: ignore[arg-type]
+            return None
         if texts["source"] != PUT and not _is_place(texts["source"]):
             return None
         try:
@@ -81,6 +83,20 @@ class RefRecord:
         except (InvalidDigestError, TypeError, AttributeError):
             return None
         return cls(digest=digest, mirrors=tuple(mirrors), **texts, **numbers, **optional)  # type: ignore[arg-type]
+
+
+def is_shared(ref: reference.Ref) -> bool:
+    """Tell whether *ref* means the same on every machine: a path does not, nor what was derived for this one."""
+    return ref.scheme != "file" and not ref.is_derived
+
+
+def _is_key(value: str) -> bool:
+    """Tell whether *value* is a key as it is written here: under another one, what comes would stand for a file."""
+    try:
+        ref = reference.parse(value)
+    except InvalidReferenceError:
+        return False
+    return ref.key == value and is_shared(ref)
 
 
 def _is_header(value: object) -> bool:

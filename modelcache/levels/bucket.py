@@ -15,7 +15,7 @@ from collections.abc import Callable
 from .. import forks, reference
 from ..backends import contents, refs
 from ..backends.base import Backend
-from ..backends.refs import RefRecord
+from ..backends.refs import RefRecord, is_shared
 from ..digest import Digest
 from ..errors import BackendSetupError, DamagedReplicaError, ModelCacheError, UsageError
 from ..records import Entry
@@ -183,11 +183,6 @@ class BucketLevel(Level):
             for leaf in manifest.files
         )  # fmt: skip
         return RemoteListing(ref, revision, tuple(found))
-
-
-def is_shared(ref: Ref) -> bool:
-    """Tell whether *ref* means the same on every machine: a path does not, nor what was derived for this one."""
-    return ref.scheme != "file" and not ref.is_derived
 
 
 def record_of(entry: Entry) -> RefRecord | None:

@@ -171,3 +171,22 @@ def test_a_shared_disk_that_is_not_mounted_is_told_and_not_made(
     assert (state.state, state.problem) == ("down", "it is not there")
     assert not (tmp_path / "shared").exists()
     assert caplog.text.count("is passed over") == 1
+
+
+def test_a_bucket_cannot_say_what_a_path_of_this_machine_holds(
+    root: Path, bucket: MemoryBackend, server: FaultServer, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.onnx"
+    own.write_bytes(b"its own")
+    facts = filled(bucket, root, server.add("/model.onnx", CONTENT))
+    keys = [f"file://{own}", "HTTP://Host/x", "../x", f"derived:x/1/{'a' * 64}", "x" * 5000]
+    for key in keys:
+        bucket.put(refs.record_name(key), seal({**facts, "key": key}))
+
+    with Cache(root, tiers=[tier(bucket)]) as second:
+        report = second.sync_tiers(from_="b")
+        assert sorted(entry.key for entry in second.entries()) == [facts["key"]]
+        assert Path(second.get(own)).read_bytes() == b"its own"
+    assert report.counts() | {"bytes": 0} == {
+        "copied": 1, "missing": 0, "there": 0, "other": 0, "failed": len(keys), "bytes": 0,
+    }  # fmt: skip

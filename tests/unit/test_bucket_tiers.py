@@ -567,7 +567,8 @@ def test_each_process_that_finds_a_tier_still_dead_leaves_it_alone_for_longer(
         left.append(hints.read(name)["cooldown"])
         hints.write(name, {**hints.read(name), "until": 0.0})  # That time is over.
 
-    assert left[0] < left[1] < left[2]
+    assert left[1] > 1.5 * left[0]
+    assert left[2] > 1.5 * left[1]
 
 
 def test_an_end_does_not_wait_for_a_tier_that_is_down(

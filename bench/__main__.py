@@ -39,6 +39,7 @@ SCENARIOS = {  # By goal, as `docs/performance.md` lists them.
     "process-table": "",
     "resume": "",
     "archive": "",
+    "tiers": "",
     "usage": "",
 }
 

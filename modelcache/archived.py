@@ -144,8 +144,7 @@ class ArchiveDownload:
                 versioned = replace(validators, revision=archive)
                 entry = means.entry(job, stored, source=job.ref.file.key, validators=versioned)
                 fail_point("archived.before-record")
-                source = means.registry.source(job.ref.file)
-                means.record(job, entry, personal=source.is_personal(job.ref.file.url))
+                means.record(job, entry, job.ref.file)
         except OSError as error:
             if isinstance(error, ModelCacheError):
                 raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -34,30 +34,26 @@ from .errors import (
     UsageError,
 )
 from .getting import Getter
-from .making import Maker
 from .policy import Policies, Policy
 from .question import Ask, Limits, RefLike, listed, question
 from .records import Entry
 from .report import Stats
+from .tiering import Tiered
+from .tiering import parsed as parsed_tiers
 
 if TYPE_CHECKING:
-    from .backends.refs import RefRecord
     from .events import Event
     from .intake import Content
     from .leasing import Lease
-    from .levels.base import TierState
-    from .levels.bucket import BucketLevel
     from .manifest import LockedModel
     from .reference import Ref
-    from .replication import Replication
     from .retry import Deadline
     from .sources import Source
-    from .syncing import Synced, SyncReport
     from .tier import Tier
     from .warmup import Documents, PrewarmReport
 
 
-class Cache(Maker):
+class Cache(Tiered):
     """A cache of models in one directory, shared with every process that names the same directory.
 
     Args:
@@ -149,7 +145,7 @@ class Cache(Maker):
             bandwidth=settings.max_bandwidth if max_bandwidth is None else max_bandwidth,
             capacity=settings.capacity if capacity is None else Capacity.parse(capacity),
             grace=settings.grace if grace is None else span("grace", grace),
-            tiers=_tiers(settings.tiers if tiers is None else tiers, root),
+            tiers=parsed_tiers(settings.tiers if tiers is None else tiers, root),
             refresh=settings.mode == "refresh",
             policies=Policies(policies).and_also(policy),
             verify_derived=settings.verify_derived,
@@ -163,7 +159,6 @@ class Cache(Maker):
             self._recorder = Recorder(root, self._warm, archives)
         self._getter = Getter(root, limits, _sources(sources), self._tell, self._recorder)
         self._getter.deliver = self._deliver
-        self._replicating: Replication | None = None
 
     # -- getting ---------------------------------------------------------------------------------------------------
 
@@ -443,10 +438,6 @@ class Cache(Maker):
         self._check_open()
         return self._getter.find(question(self._limits, ref, local_files_only=True))
 
-    def tiers(self) -> list[TierState]:
-        """Return the tiers in the order in which they are asked, and how each is now."""
-        return [] if self._getter.tiers is None else self._getter.tiers.states()
-
     # -- storing ------------------------------------------------------------------------------------
 
     def put(self, content: Content, *, name: str, digest: str | None = None, ttl: float | None = None) -> Entry:
@@ -514,78 +505,6 @@ class Cache(Maker):
             self._deliver(filed, entry.digest)
         return entry
 
-    def flush(self, timeout: float | None = None) -> bool:
-        """Bring what waits for the tiers, of whatever process, for *timeout* seconds (30) at most.
-
-        Returns:
-            Whether nothing waits any more. What does is tried again by the next process that fetches.
-
-        Raises:
-            ConfigurationError: *timeout* makes no sense.
-        """
-        self._check_open()
-        replication = self._replication()
-        return replication is None or replication.flush(timeout)
-
-    def sync_tiers(
-        self,
-        *refs: RefLike,
-        to: str | None = None,
-        from_: str | None = None,
-        jobs: int | None = None,
-        dry_run: bool = False,
-        on_synced: Callable[[Synced], object] | None = None,
-    ) -> SyncReport:
-        """Copy what is missing from this cache to buckets among its tiers, or from one of them to this cache.
-
-        What was derived stays where it is. A ref that stands for another content on the other side is left alone.
-
-        Args:
-            refs: What to copy; all that there is if none is given, what is private too.
-            to: The name of the bucket. Default: all that are written to.
-            from_: The name of the bucket to copy from, in place of to. Capacity and policies hold as for `get`.
-            jobs: Refs at a time.
-            dry_run: Say what would be copied, and copy nothing.
-            on_synced: Called with each outcome as it comes.
-
-        Returns:
-            What became of each ref. Failures are in it, not raised.
-
-        Raises:
-            UsageError: An argument makes no sense, or there is no such tier.
-            EntryNotFoundError: One of *refs* is not on the side that is copied from.
-            BackendError: What the bucket has cannot be listed.
-        """
-        from .syncing import Sync
-
-        self._check_open()
-        if to is not None and from_ is not None:
-            raise UsageError(problem="to and from_ contradict each other: copying has one direction")
-        tiers = self._getter.tiers
-        if tiers is None:
-            raise UsageError(problem="there are no tiers: MODELCACHE_TIERS names them")
-        tell = on_synced or (lambda _: None)
-        sync = Sync(self.root, tiers, jobs=self._jobs(jobs), dry_run=dry_run, tell=tell)
-        if from_ is None:
-            entries = [self._recorded(ref) for ref in refs] if refs else self.entries()
-            return sync.push([entry for entry in entries if entry.derivation is None], to)
-        keys = {reference.parse(ref).key for ref in refs}
-        report = sync.pull(lambda key: not keys or key in keys, from_, self._bring)
-        found = {one.ref for one in report.refs}
-        absent = next((key for key in sorted(keys) if key not in found), None)
-        if absent is not None:
-            raise EntryNotFoundError(ref=absent, root=from_)
-        return report
-
-    def waiting(self) -> dict[str, int]:
-        """Return how many objects wait for which tier, by its name; of those that something waits for."""
-        names = [tier.name for tier in self._limits.tiers if tier.write]
-        if not names:
-            return {}
-        from .outbox import counts
-
-        return counts(self.root, names)
-
     def stats(self) -> Stats:
         """Return what this object has counted so far. Hits are counted without a lock: threads may lose a few."""
         getter = self._getter
@@ -603,8 +522,7 @@ class Cache(Maker):
         """Cancel what is being fetched (it can be resumed) and let go of connections. A second close does nothing."""
         self._closed = True
         self._warm.clear()
-        if self._replicating is not None:
-            self._replicating.close()
+        self._end_replication()
         self._getter.close()
         if self._recorder is not None:
             self._recorder.close()
@@ -679,40 +597,6 @@ class Cache(Maker):
     def _host_of(self, place: Ref) -> str:
         return self._getter.host_of(place)
 
-    def _filing(self) -> tuple[list[str], Callable[[Entry], object] | None]:
-        """Return where the tiers are told that something waits for, and what files it; None if none is written to."""
-        tiers = self._getter.tiers
-        filed: list[str] = []
-        if tiers is None or not tiers.writable():
-            return filed, None
-        return filed, lambda entry: filed.extend(tiers.file(entry))
-
-    def _deliver(self, names: list[str], digest: Digest) -> None:
-        replication = self._replication()
-        assert replication is not None
-        replication.deliver(names, digest)
-
-    def _replication(self) -> Replication | None:
-        """Return what brings objects to tiers, made when it is first needed; None if no tier is written to."""
-        tiers = self._getter.tiers
-        if self._replicating is None and tiers is not None and tiers.writable():
-            from .replication import Replication
-
-            self._replicating = Replication(self.root, tiers)
-        return self._replicating
-
-    def _bring(self, level: BucketLevel, record: RefRecord) -> Entry:
-        """Return the entry of *record*, brought from *level* alone."""
-        patient = replace(level.tier, timeout=max(level.tier.timeout, 60.0))  # Nobody has another place to ask.
-        limits = replace(self._limits, tiers=(patient,), offline=True)
-        getter = Getter(self.root, limits, (), self._tell)
-        getter.reaches = True
-        try:
-            ask = question(limits, record.key, record.digest, verify="stat", promote=True)
-            return getter.entry(ask, self._getter.patience(record.key, limits.timeout.total))
-        finally:
-            getter.close()
-
     def _prepare(self) -> None:
         from .roots import prepare_root
 
@@ -731,22 +615,6 @@ def _sources(sources: object) -> tuple[Source, ...]:
     if not isinstance(sources, Iterable):
         raise UsageError(problem=f"sources is a list of sources, not a single {type(sources).__name__}")
     return tuple(sources)
-
-
-def _tiers(tiers: object, root: str) -> tuple[Tier, ...]:
-    if isinstance(tiers, str | os.PathLike) or not isinstance(tiers, Iterable):
-        raise UsageError(problem=f"tiers is a list of tiers, not a single {type(tiers).__name__}")
-    texts = list(tiers)
-    if not texts:
-        return ()
-    from .tier import Tier
-
-    found: list[Tier] = []
-    for text in texts:
-        tier = Tier.parse(text, os.environ)
-        tier.check_with(found, root)
-        found.append(tier)
-    return tuple(found)
 
 
 def _locations(places: object) -> tuple[str, ...]:

@@ -49,6 +49,8 @@ from .transfer import Throttle, Transfer
 
 BELOW = RetryPolicy(attempts=2, base=0.1, cap=0.5)  # A tier that fails twice is left for the next place.
 
+_ASKING_S = 10.0  # Whether a content is for all.
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -140,15 +142,44 @@ class Means:
             admitted=mark,
         )
 
-    def record(self, job: Job, entry: Entry, *, personal: bool) -> None:
+    def record(self, job: Job, entry: Entry, place: Ref | None) -> None:
         """Let *entry*, whose object is durable, wait for the tiers that are to have it, and put it on record.
 
-        In this order: should the process die in between, they get it all the same (I8).
+        In this order: should the process die in between, they get it all the same (I8). *place* is the one of the
+        source that it came from; None if a tier had it.
         """
+        personal = self._is_personal(job, entry, place)
+        entry = replace(entry, personal=personal)
         if self.tiers is not None:
             job.filed.extend(self.tiers.file(entry, offer=job.offer, personal=personal, wrong=job.wrong))
             fail_point("download.before-record-of-filed")
         self.entries.write(entry)
+
+    def _is_personal(self, job: Job, entry: Entry, place: Ref | None) -> bool:
+        """Tell whether *entry* may hold what only somebody's credentials gave. The source is asked if it matters."""
+        if place is not None:
+            doubtful = self.registry.source(place).is_personal(place.url)
+        else:
+            assert job.offer is not None
+            told = job.offer.entry
+            doubtful = job.offer.tier.private or told is None or told.personal
+            place = job.ref
+        if not doubtful or job.local or place.scheme in {"", "file"} or self.tiers is None or not self.tiers.is_shared:
+            return doubtful
+        if place.scheme == "hf" and entry.revision is not None:
+            place = place.at_revision(entry.revision)
+        request = Request(
+            url=place.url,
+            ref=place.key,
+            timeout=self.timeout,
+            deadline=Deadline(_ASKING_S, ref=place.key),
+            unless=Validators(etag=entry.etag, revision=entry.revision),
+            policies=NONE if job.gate is None else job.gate.policies,
+        )
+        try:
+            return not self.registry.source(place).is_for_all(request, entry.digest)
+        except ModelCacheError:
+            return True
 
     def check_space(self, key: str, needed: int | None) -> None:
         """Raise NoSpaceError if the disk has no room for *needed* bytes more, of *key*; None: as many as may come."""
@@ -359,15 +390,15 @@ class Download:
             mirrors=tuple(mirror.key for mirror in job.mirrors),
             ttl=job.ttl,
         )
-        means.record(job, entry, personal=self._is_personal)
+        means.record(job, entry, self._asked)
         self._drop_partial()
         means.counts.unchanged += 1
         self._tell("unchanged", total=entry.size)
         return entry
 
     @property
-    def _is_personal(self) -> bool:
-        return not self._below and self._source.is_personal(self._place.url)
+    def _asked(self) -> Ref | None:
+        return None if self._below else self._place
 
     def _admit(self, entry: Entry) -> Entry:
         """Return *entry*, of what is here already and what this place announces, if policies let it in."""
@@ -540,7 +571,7 @@ class Download:
         self._partial = None
         entry = self._means.entry(job, stored, source=self._place.key, validators=validators)
         fail_point("download.before-record")
-        self._means.record(job, entry, personal=self._is_personal)
+        self._means.record(job, entry, self._asked)
         fail_point("download.after-record")
         self._means.counts.fetched += 1
         seconds = round(time.monotonic() - self._started, 3)

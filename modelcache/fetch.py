@@ -24,6 +24,7 @@ from .errors import (
     DeadlineError,
     MirrorsExhaustedError,
     ModelCacheError,
+    NetworkError,
     NoSpaceError,
     PolicyError,
     StorageError,
@@ -243,8 +244,15 @@ class Fetcher:
         here = replace(job, digest=digest, size=size, known=None, refresh=False, unless_changed=False)
         try:
             found = promote(here, job.offer)
-        except (CancelledError, StorageError, NoSpaceError):
+        except (CancelledError, StorageError):
             raise
+        except NoSpaceError as error:  # For what is on record there, which may be wrong.
+            if job.local:
+                raise
+            try:
+                return self._from_the_next(job, promote, ask, error)
+            except NetworkError:
+                raise error from None
         except ModelCacheError as error:
             return self._from_the_next(job, promote, ask, error)
         if job.local or not job.refresh:

@@ -48,6 +48,8 @@ class Entry:
         serial: New at each write of the record; what tells whether somebody has written it meanwhile.
         mtime_ns: What ``stat`` must find; anything else means that a tool touched the file.
         admitted: The mark of the policies that let it in (`gate`); ``""`` if none did.
+        personal: Whether it may hold what only somebody's credentials gave: it came with some, and nobody has shown
+            that all get it.
         derivation: Of what was derived: all that its content depends on, and how it was made (`derivation`); else None.
     """
 
@@ -68,6 +70,7 @@ class Entry:
     sample: str | None = None
     serial: str = field(default="", compare=False)
     admitted: str = field(default="", compare=False)
+    personal: bool = field(default=False, compare=False)
     derivation: dict[str, Any] | None = field(default=None, compare=False)
 
     @property
@@ -156,6 +159,7 @@ class Entries:
             "sample": entry.sample,
             "serial": os.urandom(8).hex(),
             **({"admitted": entry.admitted} if entry.admitted else {}),
+            **({"personal": True} if entry.personal else {}),
             **({"derivation": entry.derivation} if entry.derivation is not None else {}),
         }
         try:
@@ -230,8 +234,9 @@ class Entries:
         now = self.read(entry.key)
         noted = entry if now is None or now.digest != entry.digest else now
         confirmed = replace(
-            entry, checked=int(time.time()), ttl=noted.ttl, sample=noted.sample, admitted=noted.admitted
-        )
+            entry, checked=int(time.time()), ttl=noted.ttl, sample=noted.sample, admitted=noted.admitted,
+            personal=noted.personal,
+        )  # fmt: skip
         self.write(confirmed)
         return confirmed
 
@@ -369,6 +374,7 @@ class Entries:
                 sample=body.get("sample"),
                 serial=body["serial"],
                 admitted=body.get("admitted", ""),
+                personal=body.get("personal") is True,
                 derivation=body.get("derivation"),
             )
         except (KeyError, TypeError, AttributeError, InvalidDigestError):  # Whole, but not of the form written here.

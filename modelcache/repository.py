@@ -258,8 +258,7 @@ class TreeDownload:
                 job, stored, source=job.ref.key, validators=Validators(self._stamp, revision=listing.revision)
             )
             fail_point("repository.before-record")
-            source = None if self._listing is not None else self._means.registry.source(job.ref)
-            self._means.record(job, entry, personal=source is not None and source.is_personal(job.ref.url))
+            self._means.record(job, entry, job.ref if self._listing is None else None)
         self._means.counts.fetched += 1
         seconds = round(time.monotonic() - self._started, 3)
         self._tell("fetched", done=stored.size, total=stored.size, seconds=seconds)

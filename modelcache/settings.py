@@ -83,6 +83,8 @@ def _path(value: object, setting: str, base: str) -> str:
 
 def _tiers(value: object, setting: str, base: str) -> tuple[str, ...]:
     """Return each tier as `tier.Tier.parse` takes it: a word that it knows, a bucket, or an absolute path; options."""
+    if isinstance(value, str) and re.search(r"://[^/,:@]*:[^/,:]*@", value):
+        raise ConfigurationError(setting=setting, value="…", expected="tiers without credentials")
     # The colon of a bucket, s3://…, separates nothing.
     parts = [part for part in re.split(r":(?!//)", value) if part.strip()] if isinstance(value, str) else value
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):

@@ -149,6 +149,10 @@ class Sync:
 
     def _push(self, level: BucketLevel, entry: Entry) -> Synced:
         breaker, record, wrong = self._breaker(level), record_of(entry), False
+        stored = Objects(self._root).find(entry.digest, entry.name)
+        if stored is None:
+            raise EntryNotFoundError(ref=entry.key, root=self._root)
+        found = stored
 
         def look() -> tuple[bool, RefRecord | None]:
             nonlocal wrong
@@ -156,7 +160,7 @@ class Sync:
                 there = None if record is None else refs.read(level.backend(), entry.key)
             except DamagedReplicaError:
                 there, wrong = None, True
-            return contents.has(level.backend(), entry.digest), there
+            return contents.has_all(level.backend(), found), there
 
         has, there = breaker.call(look, patience=_patience())
         if there is not None and there.digest != entry.digest:
@@ -165,10 +169,6 @@ class Sync:
             return Synced(entry.key, level.name, "there")
         if self._dry_run:
             return Synced(entry.key, level.name, "missing", 0 if has else entry.size)
-        stored = Objects(self._root).find(entry.digest, entry.name)
-        if stored is None:
-            raise EntryNotFoundError(ref=entry.key, root=self._root)
-        found = stored
         try:
             sent = breaker.call(lambda: publish(level, found, record), patience=_patience())
         except FileNotFoundError as error:

@@ -131,6 +131,10 @@ class Tier:
             raise UsageError(problem=f"the tier {_shown(self.path)} holds credentials, or options", hint=hint)
         if scheme in STORES and not rest.partition("/")[0]:
             raise UsageError(problem=f"the tier {self.path} names no bucket")
+        if scheme in SCHEMES and (rest != rest.strip() or ({".", ".."} & {*rest.split("/")} and scheme in STORES)):
+            raise UsageError(
+                problem=f"the tier {self.path!r} makes no sense: white space at its end, '.' or '..' in it"
+            )
         if scheme == "directory" and not rest.startswith("/"):
             raise UsageError(problem=f"the tier {self.path} makes no sense: directory:///an/absolute/path")
         if self.backend is None and not separator and not os.path.isabs(self.path):

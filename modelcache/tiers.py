@@ -117,6 +117,11 @@ class Tiers:
         """Return those that new content is brought to, in order."""
         return [level for level in self.levels if isinstance(level, BucketLevel) and level.tier.write]
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether new content is brought to any that is not for what is private."""
+        return any(not level.tier.private for level in self.writable())
+
     def health(self, level: Level) -> Health:
         """Return how *level* is, and what its calls go through."""
         return self._healths[level.name]
@@ -189,7 +194,9 @@ class Tiers:
         if outbox.count() < queue.capacity:
             return True
         if queue.overflow == "drop-oldest":
-            outbox.remove(outbox.all()[0])
+            oldest = next(iter(outbox.all()), None)
+            if oldest is not None:  # Else all of it has been delivered meanwhile.
+                outbox.remove(oldest)
             return True
         full = QueueFullError(backend=level.name, capacity=queue.capacity, detail="so many objects wait for it already")
         if level.tier.is_required:
@@ -219,10 +226,11 @@ class Tiers:
         """Yield what each of *levels* has, in order, of those that have something."""
         looks: list[Look | ModelCacheError | None] = []
 
-        def start(until: int) -> None:
+        def start(until: int, since: float | None = None) -> None:
             for level in levels[len(looks) : until]:
                 try:
-                    looks.append(self._healths[level.name].start(lambda level=level: work(level)))  # type: ignore[misc]
+                    look = self._healths[level.name].start(lambda level=level: work(level), since)  # type: ignore[misc]
+                    looks.append(look)
                 except ModelCacheError as error:
                     looks.append(error)  # It is raised when its turn comes.
 
@@ -234,7 +242,7 @@ class Tiers:
             if look is None:
                 continue
             if not look.wait(min(_ALONE_S, look.until - monotonic())):
-                start(len(levels))
+                start(len(levels), look.began)  # All together take as long as one.
             found = self._answer(level, look)
             if found is not None:
                 yield level, found
@@ -245,6 +253,7 @@ class Tiers:
         if not look.wait(look.until - monotonic()):
             health.overdue()
             return None
+        level.answered(look.seconds)
         try:
             return look.result()
         except (BackendSetupError, BackendAccessError):
@@ -273,7 +282,7 @@ class Tiers:
         found: TierState | None = self._answer(level, look, silent=True) if look is not None else None
         breaker = health.breaker
         if found is None:
-            late = breaker.is_hanging or (look is not None and not look.wait(0.0))
+            late = breaker.is_hanging or (look is not None and monotonic() >= look.until)
             why = "does not answer" if late else breaker.last_error or "does not answer"
             kind = level.kind if isinstance(level, BucketLevel) else "unknown"
             found = TierState(tier.path, kind, tier.is_bucket or bool(tier.promote), why, name=level.name)

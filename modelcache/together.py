@@ -13,13 +13,14 @@ from functools import partial
 from typing import Any
 
 from . import errors, layout
+from .backends.refs import is_shared
 from .download import Job, Means, reason
 from .errors import CancelledError, DeadlineError, ModelCacheError, NoSpaceError, StorageError
 from .events import Event
 from .fleet import Bucket, Fleet, Question, Sharing
 from .hints import Hints
 from .levels.base import Offer
-from .levels.bucket import BucketLevel, is_shared, publish, record_of
+from .levels.bucket import BucketLevel, publish, record_of
 from .objects import Stored
 from .records import Entry
 from .retry import Deadline

@@ -75,6 +75,7 @@ FLOORS = [
     {"usage.wanted"},
     {"keeper"},
     {"making"},
+    {"tiering"},
     {"cache"},
     {"cluster.hosts", "cluster.onhost"},
     {"cluster.engine"},

@@ -282,7 +282,7 @@ class Carrier:
         return error
 
     def _put_on_record(self, facts: dict[str, Any]) -> None:
-        """Write the record of a ref, whose object is there, unless the ref stands for another one here by now.
+        """Write the record of a ref, whose object is there, unless the ref stands for another one by now.
 
         Raises:
             BackendError: Not now.
@@ -294,9 +294,7 @@ class Carrier:
         if now is not None and now.digest != record.digest:
             return  # Which has been filed as well, and must not be taken back.
         fail_point("archive.carrier.before-put-record")
-        self._breaker.call(
-            lambda: refs.write(self._backend, record), patience=self._patience, probe=self._closed
-        )  # fmt: skip
+        self._breaker.call(lambda: refs.bring(self._backend, record), patience=self._patience, probe=self._closed)
 
     def _bring(self, digest: Digest, wrong: Collection[Digest] = ()) -> ModelCacheError | None:
         """Bring one object; return the error if it can never be brought.

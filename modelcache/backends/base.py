@@ -16,10 +16,11 @@ import time as clock
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 from .. import forks
-from ..errors import BackendError, NoConditionalWritesError, UsageError
+from ..config import is_whole
+from ..errors import BackendError, DamagedReplicaError, NoConditionalWritesError, UsageError
 
 EVENT_BYTES_MAX = 1 << 20
 KEY_CHARACTERS_MAX = 4096
@@ -182,6 +183,8 @@ class Backend(ABC):
         """
         while data := self.read(name, start, PIECE_BYTES):
             yield data
+            if len(data) < PIECE_BYTES:
+                return
             start += len(data)
 
     @abstractmethod
@@ -257,6 +260,28 @@ def failing_as(location: str) -> Iterator[None]:
         if isinstance(error, BackendError):
             raise
         raise BackendError(backend=location, detail=error.strerror or str(error)) from error
+
+
+def is_size(value: object) -> TypeGuard[int]:
+    """Tell whether *value* can be a number of bytes, or a moment, that a file system knows."""
+    return isinstance(value, int) and is_whole(value) and 0 <= value < 1 << 63
+
+
+def read_whole(backend: Backend, name: str, limit: int) -> bytes:
+    """Return all of the small file *name*; of one that cannot be ours, no more than *limit* bytes come.
+
+    Raises:
+        NotInArchiveError: There is no such file.
+        DamagedReplicaError: It has more.
+        BackendError
+    """
+    data = bytearray()
+    for chunk in backend.stream(name):
+        data += chunk
+        if len(data) > limit:
+            detail = f"it has more than {limit} bytes"
+            raise DamagedReplicaError(backend=backend.location, name=name, detail=detail)
+    return bytes(data)
 
 
 def check_name(name: str) -> str:

@@ -26,9 +26,10 @@ from ..listing import Leaf, Listing, digest_of_text
 from ..objects import Stored
 from ..sealed import seal, unseal
 from .ahead import Ahead
-from .base import Backend
+from .base import Backend, is_size, read_whole
 
 _FORM = 1
+_MANIFEST_BYTES_MAX = 256 << 20  # A million files.
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,23 @@ def has(backend: Backend, digest: Digest) -> bool:
         return False
 
 
-def store(backend: Backend, stored: Stored, *, wrong: Collection[Digest] = ()) -> int:
+def has_all(backend: Backend, stored: Stored) -> bool:
+    """Tell whether *backend* has the object that is *stored*, and something for each of its files, of its size.
+
+    Raises:
+        CorruptObjectError: What is on record of it here is broken.
+        BackendError
+    """
+    if not has(backend, stored.digest):
+        return False
+    return all(backend.size(blob_name(leaf.digest)) == leaf.size for leaf in _leaves(stored)[0])
+
+
+def store(backend: Backend, stored: Stored, *, wrong: Collection[Digest] = (), each: bool = False) -> int:
     """Bring what is *stored* in a cache to *backend*; return the bytes that went there.
 
-    Blobs that are there already are believed by their size, but not those that were found to be *wrong*.
+    Blobs that are there already are believed by their size, but not those that were found to be *wrong*. That a whole
+    object is there is believed by its manifest, unless *each* blob is to be looked at.
 
     Raises:
         CorruptObjectError: It is not what its name says; nothing of that went anywhere.
@@ -80,7 +94,7 @@ def store(backend: Backend, stored: Stored, *, wrong: Collection[Digest] = ()) -
         FileNotFoundError: It has been removed meanwhile.
         StorageError: It cannot be read.
     """
-    if not wrong and has(backend, stored.digest):
+    if not wrong and not each and has(backend, stored.digest):
         return 0
     sent = 0
     leaves, text = _leaves(stored)
@@ -127,7 +141,7 @@ def manifest(backend: Backend, digest: Digest) -> Manifest | None:
     """
     name = manifest_name(digest)
     try:
-        data = backend.read(name)
+        data = read_whole(backend, name, _MANIFEST_BYTES_MAX)
     except NotInArchiveError:
         return None
     facts = unseal(data)
@@ -135,7 +149,7 @@ def manifest(backend: Backend, digest: Digest) -> Manifest | None:
     if facts is not None:
         found, size, text = facts.get("name"), facts.get("size"), facts.get("listing")
         problem = "it is not of this object"
-        if facts.get("digest") == digest and isinstance(found, str) and isinstance(size, int) and isinstance(text, str):
+        if facts.get("digest") == digest and isinstance(found, str) and is_size(size) and isinstance(text, str):
             if not digest.is_tree:
                 return Manifest(digest, found, (Leaf(found, size, digest),))
             raw = text.encode("utf-8", "surrogatepass")

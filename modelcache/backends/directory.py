@@ -37,13 +37,15 @@ class DirectoryBackend(Backend):
     Args:
         path: Absolute, or from the working directory; not in a cache.
         rotate_bytes: A file of events that has as many gets no more. Old ones may be deleted at any time.
+        read_only: Make and write nothing, so that a disk without the right to write will do. One that is not there,
+            such as a disk that is not mounted, is a BackendError of each call.
 
     Raises:
         BackendSetupError: The directory cannot be made or written, or is that of a cache.
         ConfigurationError: *rotate_bytes* makes no sense.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, rotate_bytes: int = 64 << 20) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, rotate_bytes: int = 64 << 20, read_only: bool = False) -> None:
         if not is_whole(rotate_bytes) or rotate_bytes < 1:
             raise ConfigurationError(setting="rotate_bytes", value=str(rotate_bytes), expected="a whole number from 1")
         self.location = os.path.abspath(os.fspath(path))
@@ -52,7 +54,10 @@ class DirectoryBackend(Backend):
         self._rotate = rotate_bytes
         self._log: _Log | None = None
         self._last = 0  # The time in the name of our last file: a clock that is set back must not put one before it.
+        self._read_only = read_only
         forks.renew_after_fork(self)
+        if read_only:
+            return
         try:
             for name in ("events", "files", "staging"):
                 commit.make_directories(f"{self.location}/{name}")
@@ -154,12 +159,18 @@ class DirectoryBackend(Backend):
                 commit.remove_quietly(staged)
                 raise
 
+    def _check_there(self) -> None:
+        """Raise BackendError if nothing is found because there is no backend."""
+        if self._read_only and not os.path.isdir(f"{self.location}/files"):
+            raise BackendError(backend=self.location, detail="it is not there")
+
     def size(self, name: str) -> int | None:
         """See `Backend`."""
         try:
             return os.lstat(self._path(name)).st_size
         except OSError as error:
             if error.errno in _ABSENT:
+                self._check_there()
                 return None
             raise BackendError(backend=self.location, detail=error.strerror or str(error)) from error
 
@@ -169,6 +180,7 @@ class DirectoryBackend(Backend):
             descriptor = files.open_regular(self._path(name), follow=False)
         except OSError as error:
             if error.errno in _ABSENT:
+                self._check_there()
                 raise NotInArchiveError(what=name, asked=(self.location,)) from error
             raise BackendError(backend=self.location, detail=error.strerror or str(error)) from error
         try:

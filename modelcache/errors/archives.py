@@ -64,7 +64,10 @@ class BackendAccessError(BackendError, PermissionError):
 
     exit_code = 5
     transient = False
-    hint = "Check the credentials: for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what they may do"
+    hint = (
+        "Check the credentials: for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what they may do "
+        "(without s3:ListBucket S3 answers 403 for what is not there)"
+    )
 
 
 class RejectedError(BackendError):

@@ -133,6 +133,15 @@ class Level(ABC):
         del entry, verify
         return True
 
+    def answered(self, seconds: float) -> None:
+        """Take note that a look took *seconds*; say once that it is slow, because it is not left alone for that."""
+        if seconds > 2 / 3 * self.tier.timeout and (self.name, "slow") not in _complained:
+            _complained.add((self.name, "slow"))
+            _log.warning(
+                "the tier %s is slow: a look took %.2f s; each get of what is not here waits for one (timeout=%g s)",
+                self.tier.path, seconds, self.tier.timeout,
+            )  # fmt: skip
+
     def complain(self, why: str) -> None:
         """Say once why it is passed over."""
         if (self.name, why) not in _complained:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from .. import forks, reference
 from ..backends import contents, refs
 from ..backends.base import Backend
-from ..backends.refs import RefRecord
+from ..backends.refs import RefRecord, is_shared
 from ..digest import Digest
 from ..errors import BackendSetupError, DamagedReplicaError, ModelCacheError, UsageError
 from ..objects import Stored
@@ -128,7 +128,7 @@ class BucketLevel(Level):
             elif tier.path.startswith("directory://"):
                 from ..backends.directory import DirectoryBackend
 
-                made = DirectoryBackend(tier.path.removeprefix("directory://"))
+                made = DirectoryBackend(tier.path.removeprefix("directory://"), read_only=not tier.write)
             else:
                 from ..backends.objectstore import ObjectStoreBackend
 
@@ -193,23 +193,19 @@ def publish(level: BucketLevel, stored: Stored, record: RefRecord | None, *, wro
         BackendError, CorruptObjectError, FileNotFoundError, StorageError: As `contents.store`.
     """
     backend = level.backend()
-    sent = contents.store(backend, stored, wrong=wrong)
+    sent = contents.store(backend, stored, wrong=wrong, each=True)
     if record is not None:
         refs.write(backend, record)
     return sent
-
-
-def is_shared(ref: Ref) -> bool:
-    """Tell whether *ref* means the same on every machine: a path does not, nor what was derived for this one."""
-    return ref.scheme != "file" and not ref.is_derived
 
 
 def record_of(entry: Entry) -> RefRecord | None:
     """Return what a bucket is to have on record for *entry*; None if its ref is this machine's own."""
     if not is_shared(reference.parse(entry.key)):
         return None
-    source = entry.source if not entry.source.startswith("file:") else "put"
+    source = entry.source if not entry.source.startswith("file:") else refs.PUT
+    mirrors = tuple(mirror for mirror in entry.mirrors if not mirror.startswith("file:"))
     return RefRecord(
         key=entry.key, digest=entry.digest, name=entry.name, size=entry.size, source=source, checked=entry.checked,
-        etag=entry.etag, last_modified=entry.last_modified, revision=entry.revision, mirrors=entry.mirrors,
+        etag=entry.etag, last_modified=entry.last_modified, revision=entry.revision, mirrors=mirrors,
     )  # fmt: skip

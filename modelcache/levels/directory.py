@@ -124,7 +124,7 @@ class DirectoryLevel(Level):
             return None
         entry = Entry(
             key=ref.key, digest=digest, path=stored.path, size=stored.size, name=stored.name, source=ref.key,
-            created=0, checked=0, mtime_ns=stored.mtime_ns,
+            created=0, checked=0, mtime_ns=stored.mtime_ns, personal=True,
         )  # fmt: skip
         listing = self._listing(ref, entry)
         if listing is None and digest.is_tree:
@@ -184,6 +184,7 @@ class DirectoryLevel(Level):
         entry = Entry(
             key=ref.key, digest=named, path=file.path, size=file.size, name=ref.name, source=ref.key,
             created=snapshot.named, checked=snapshot.named, mtime_ns=file.mtime_ns, revision=snapshot.commit,
+            personal=True,  # Nobody knows with whose token it came.
         )  # fmt: skip
         return Offer(self.tier, entry, None, in_place=in_place, checked=snapshot.named)
 

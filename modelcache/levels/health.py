@@ -27,7 +27,8 @@ class Look:
     """A look that is under way, in a thread."""
 
     def __init__(self) -> None:
-        self.until = 0.0  # When it must have answered.
+        self.began = self.until = 0.0  # When its time began, and when it must have answered.
+        self.seconds = 0.0  # That it took, when it is done.
         self._done = threading.Event()
         self._result: Any = None
         self._error: BaseException | None = None
@@ -48,6 +49,7 @@ class Look:
             self._result = work()
         except Exception as error:  # noqa: BLE001  # Handed on to the thread that waits.
             self._error = error
+        self.seconds = monotonic() - self.began
         self._done.set()
 
 
@@ -78,10 +80,11 @@ class Health:
         """Whether it cannot be used as it is configured, and could not be before in this process."""
         return self._refused is not None
 
-    def start(self, work: Callable[[], Any], *, anyhow: bool = False) -> Look | None:
+    def start(self, work: Callable[[], Any], since: float | None = None, *, anyhow: bool = False) -> Look | None:
         """Start *work*, one look at the level; None if it is not to be asked, or nobody should wait for it.
 
-        *anyhow*: ask now, whatever is known of it: somebody wants to know how it is.
+        Its time runs from *since* on, a moment of the monotonic clock, but half of it is left in any case. *anyhow*:
+        ask now, whatever is known of it: somebody wants to know how it is.
 
         Raises:
             ModelCacheError: It cannot be used as it is configured, and could not be before in this process.
@@ -101,14 +104,17 @@ class Health:
             if self.is_refused:
                 raise
             return None
-        return self._begin(work, slot=self._timeout, probe=anyhow)
+        return self._begin(work, slot=self._timeout, since=since, probe=anyhow)
 
-    def _begin(self, work: Callable[[], Any], *, slot: float, probe: bool = False) -> Look | None:
-        slots, until = self._slots, monotonic() + self._timeout
+    def _begin(
+        self, work: Callable[[], Any], *, slot: float, since: float | None = None, probe: bool = False
+    ) -> Look | None:
+        slots, began = self._slots, monotonic()
         if not slots.acquire(timeout=slot):
             return None
         look = Look()
-        look.until = until
+        look.began = began if since is None else since
+        look.until = max(look.began + self._timeout, began + self._timeout / 2)
 
         def run() -> None:
             try:

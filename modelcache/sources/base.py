@@ -186,6 +186,17 @@ class Source(ABC):
         del url
         return False
 
+    def is_for_all(self, request: Request, digest: Digest) -> bool:
+        """Tell whether who sends no credentials gets the content with *digest* for *request*, too: it may be asked.
+
+        False if nobody knows. Only asked of what `is_personal`.
+
+        Raises:
+            ModelCacheError: Nobody knows.
+        """
+        del request, digest
+        return False
+
     def host(self, url: str) -> str:
         """Return whom a request for *url* goes to first: what asks its clients to wait, and is waited for, as one."""
         return urlsplit(url).netloc

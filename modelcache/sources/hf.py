@@ -79,6 +79,8 @@ class HfSource(HttpSource):
         found = _token(token, os.environ)
         self._with_token = found is not None
         super().__init__(None if found is None else {"Authorization": f"Bearer {found}"})
+        self._stranger: HfSource | None = None  # Who asks without the token.
+        self._shown: dict[str, tuple[bool, float]] = {}
         self._locations: dict[tuple[str, str], _Location] = {}
 
     def __repr__(self) -> str:
@@ -93,6 +95,41 @@ class HfSource(HttpSource):
         """See `Source.is_personal`."""
         del url
         return self._with_token
+
+    def is_for_all(self, request: Request, digest: Digest) -> bool:
+        """See `Source.is_for_all`: the hub is asked without the token. Rights are those of a whole repository."""
+        place = reference.parse(request.url).hub
+        repository = f"{place.prefix}{place.repository}"
+        known = self._shown.get(repository)
+        if known is not None and not known[0] and time.monotonic() < known[1]:
+            return False  # But that a repository is shown does not say of what content.
+        if self._stranger is None:
+            self._stranger = HfSource(token=False, endpoint=self.endpoint)
+        try:
+            found = self._stranger.shows(request, digest)
+        except (AccessDeniedError, RemoteNotFoundError):
+            found = False
+        self._shown[repository] = found, time.monotonic() + _LOCATION_S
+        return found
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        super().close()
+        if self._stranger is not None:
+            self._stranger.close()
+
+    def shows(self, request: Request, digest: Digest) -> bool:
+        """Tell whether it gets what has *digest* for *request*; a tree is of one commit, and any file tells for all."""
+        if digest.is_tree:
+            files = self.listing(request).files
+            if not files:
+                return True
+            request = replace(request, url=files[0].ref.url, unless=None)
+        stream = self.open(request)
+        try:
+            return digest.is_tree or stream.unchanged or stream.digest == digest
+        finally:
+            stream.close()
 
     def open(self, request: Request) -> Stream:
         """See `Source.open`."""

@@ -12,6 +12,7 @@ from ..backends.ahead import Brisk
 from ..backends.base import Backend
 from ..digest import Digest
 from ..errors import (
+    DamagedReplicaError,
     InterruptedTransferError,
     NotInArchiveError,
     RemoteNotFoundError,
@@ -59,6 +60,7 @@ class _TierStream(Stream):
         self.digest = Digest.parse(blob.rpartition("/")[2])
         self.validators = Validators()
         self._ref, self._timeout = request.ref, request.timeout.stall
+        self._backend, self._blob, self._size, self._came = backend, blob, size, request.start
         self._ahead = Brisk(backend, blob, size, request.start)
         self._piece, self._at = b"", 0
         self._interrupted = False
@@ -83,6 +85,10 @@ class _TierStream(Stream):
             raise InterruptedTransferError(ref=self._ref, detail="it was closed")
         if piece is None:
             raise StalledError(ref=self._ref, detail=f"no byte came for {self._timeout:g} s", transient=False)
+        self._came += len(piece)
+        if self._came > self._size:  # What is on record is wrong: no sign of a tier that is down.
+            detail = f"it has more than the {self._size} bytes that are on record"
+            raise DamagedReplicaError(backend=self._backend.location, name=self._blob, detail=detail)
         return piece
 
     def interrupt(self) -> None:

@@ -88,6 +88,7 @@ from tests.crash.world import (
     resumed_get,
     second_name_of_a_tree,
     small_steps,
+    through_buckets,
 )
 from tests.crash.world import Log as Listener
 from tests.support.state import leftovers
@@ -149,7 +150,10 @@ OPERATIONS: list[Operation] = [
     cold_get, resumed_get, interrupted_get, refresh, put, put_again, hit_by_digest, remove, remove_one_of_two_names,
     pin_and_unpin, put_tree, second_name_of_a_tree, remove_tree, promote, leased, collect, collect_for_room,
     put_archive, import_folder, import_file, export_folder, export_file, derived, collect_derived, replicate, use,
+    through_buckets,
 ]  # fmt: skip
+# A tier that fails is tried again after a while, so that two hundred runs of it take half a minute.
+OF_A_PATH = [operation for operation in OPERATIONS if operation is not through_buckets]
 
 
 @dataclass(frozen=True)
@@ -263,7 +267,9 @@ class Failing:
     def _look(self, descriptor: int, *, fails: bool) -> None:
         fails = fails and self.case.way != "short write"
         # fsync(2) knows no EACCES: who is not allowed to sync a directory was not allowed to open it.
-        self.failed_syncs += fails and self.case.way != "EACCES"
+        # What a carrier's sync refuses, it brings again in a new file before anybody is told that it is there.
+        is_carrier = threading.current_thread().name.startswith("modelcache-archive-objects")
+        self.failed_syncs += fails and self.case.way != "EACCES" and not is_carrier
         inode = _inode(descriptor)
         if not os.path.isdir(f"/proc/self/fd/{descriptor}"):
             if inode in self._lost:
@@ -447,7 +453,7 @@ def test_a_call_that_fails_is_a_typed_error_and_nothing_is_corrupt(
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
+@pytest.mark.parametrize("operation", OF_A_PATH, ids=lambda operation: operation.__name__)
 def test_a_path_that_fails_while_all_others_work_costs_nothing_that_is_elsewhere(
     operation: Operation, server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

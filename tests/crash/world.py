@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +26,7 @@ from modelcache import (
     Derivation,
     Policy,
     RetryPolicy,
+    Tier,
     Workspace,
     commit,
     errors,
@@ -34,7 +36,7 @@ from modelcache import (
     transfer,
 )
 from modelcache.archive import Archivist, DirectoryBackend, Queued, Registration
-from modelcache.backends import contents
+from modelcache.backends import contents, refs
 from modelcache.derivation import Part
 from modelcache.digest import Digest
 from modelcache.outbox import Outbox
@@ -383,6 +385,33 @@ def promote(world: World) -> Act:
     return act
 
 
+def through_buckets(world: World) -> Act:
+    """A file from a bucket, and one from its source: both go to the bucket before it, which has none of them."""
+    further = world.root.parent.parent / "further"
+    world.legit.setdefault("m", set()).add(digest_of(NEW))
+    if not further.exists():
+        with Cache(world.root.parent.parent / "other", tiers=[f"directory://{further},write-direct"]) as other:
+            other.put(NEW, name="m")
+            assert other.flush(60)
+    world.serve(OLD)
+    world.replicas = {digest_of(OLD), digest_of(NEW)}
+
+    def act(log: Log) -> None:
+        nearer = f"directory://{world.root.parent}/replicas,write-direct,required,name=below"
+        tiers = [Tier.parse(place, {}) for place in (nearer, f"directory://{further}")]
+        patient = [replace(tier, timeout=60.0) for tier in tiers]
+        world.tiers = [f"directory://{further}"]
+        with Cache(world.root, retry=QUICK, tiers=patient) as cache:
+            cache.get("m")
+            log.expect("m", digest_of(NEW))
+            log.expect(f"replica {digest_of(NEW)}", digest_of(NEW))
+            cache.get(world.url)
+            log.expect(world.url, digest_of(OLD))
+            log.expect(f"replica {digest_of(OLD)}", digest_of(OLD))
+
+    return act
+
+
 def derived(world: World) -> Act:
     """One of its files is here already, and becomes another name of it."""
     world.put(OLD, "kept")
@@ -642,6 +671,11 @@ def broken_replicas(world: World, root: Path, expected: dict[str, frozenset[str 
         return []
     wrong = []
     waiting = set(Outbox(str(root), "below").all())
+    backend = DirectoryBackend(root.parent / "replicas")
+    for name in backend.names("refs/"):
+        record = refs.read_file(backend, name)
+        if record is None or not contents.has(backend, record.digest):
+            wrong.append(f"corrupt: {name} in the tier names what is not there")
     with archivist(root) as archive:
         if not archive.flush(60):
             wrong.append(f"stuck: the outbox: {archive.health()}")
@@ -650,7 +684,6 @@ def broken_replicas(world: World, root: Path, expected: dict[str, frozenset[str 
         wrong.append("lost: the event")
     if set(found) - {"replicated"}:
         wrong.append(f"corrupt: the events are {found}")
-    backend = DirectoryBackend(root.parent / "replicas")
     for digest in map(Digest, world.replicas):
         there = contents.has(backend, digest)
         if there:
@@ -767,6 +800,7 @@ OPERATIONS: list[Operation] = [
     remove_one_of_two_names, pin_and_unpin, leased, collect, collect_for_room, repair, two_at_once, two_processes,
     share, shared_get, put_tree, put_tree_again, second_name_of_a_tree, remove_tree, promote, let_in,
     put_archive, import_folder, import_file, export_folder, export_file, derived, collect_derived, replicate, use,
+    through_buckets,
 ]  # fmt: skip
 
 

@@ -200,6 +200,9 @@ def test_a_bucket_that_stops_in_the_middle_of_a_content_is_left_for_the_source(
 
     def stalling(self: ObjectStoreBackend, name: str, start: int = 0) -> Iterator[bytes]:
         whole = b"".join(stream(self, name, start))
+        if not name.startswith("blobs/"):
+            yield whole
+            return
         yield whole[: 600_000 - start]
         release.wait()
 

@@ -12,12 +12,16 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from modelcache import Cache, Event, Policy, RetryPolicy, Tier, errors, files
+from modelcache.archive import MemoryBackend
+from modelcache.breaker import Breaker
 from modelcache.levels import base, directory
 from modelcache.levels.directory import DirectoryLevel
+from modelcache.levels.health import Look
 from modelcache.promises import check_cache
 from modelcache.records import Entries
 from modelcache.testing import Fault, FaultServer
@@ -342,6 +346,32 @@ def test_the_state_of_a_tier_that_hangs_is_that(root: Path, below: Path, monkeyp
         release.set()
 
 
+def test_a_look_that_begins_when_its_time_is_over_is_told_as_one_that_hangs(
+    root: Path, below: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tripped, ended = threading.Event(), threading.Event()
+    call, trip, run = Breaker.call, Breaker.trip, Look.run
+
+    def late(self: Breaker, *arguments: Any, **options: Any) -> Any:
+        tripped.wait()
+        return call(self, *arguments, **options)
+
+    def told(self: Breaker, *arguments: Any) -> None:
+        trip(self, *arguments)
+        tripped.set()
+        ended.wait()
+
+    def noted(self: Look, work: Any) -> None:
+        run(self, work)
+        ended.set()
+
+    monkeypatch.setattr(Breaker, "call", late)
+    monkeypatch.setattr(Breaker, "trip", told)
+    monkeypatch.setattr(Look, "run", noted)
+    with cache(root, Tier(str(below), timeout=0.05)) as upper:
+        assert [state.problem for state in upper.tiers()] == ["does not answer"]
+
+
 def test_what_is_too_old_in_a_tier_is_promoted_and_confirmed_without_its_bytes(
     root: Path, below: Path, server: FaultServer
 ) -> None:
@@ -495,6 +525,18 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def test_what_the_hub_s_client_has_goes_to_no_shared_tier_unless_the_hub_shows_it_to_all(
+    root: Path, hub_cache: Path
+) -> None:
+    bucket = MemoryBackend()
+    shared = Tier("shared", backend=bucket, write="direct", timeout=30.0)
+    with cache(root, shared, str(hub_cache), offline=True) as upper:
+        upper.get("hf://org/name/sub/model.onnx")
+        upper.get_tree("hf://org/name")
+        assert upper.stats().bytes_promoted > 0
+    assert list(bucket.names()) == []
 
 
 @pytest.mark.usefixtures("no_network")

@@ -16,7 +16,7 @@ from modelcache import Cache, HttpSource, RetryPolicy, Tier, Timeout, errors
 from modelcache.archive import MemoryBackend
 from modelcache.backends import refs
 from modelcache.fleet import bucket as buckets
-from modelcache.fleet import collect, parts
+from modelcache.fleet import collect, growing, parts
 from modelcache.fleet.claims import Beat, Claims
 from modelcache.layout import key_id
 from modelcache.sealed import seal, unseal
@@ -29,8 +29,8 @@ PIECE = 100_000
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PIECE_BYTES", PIECE)
-    monkeypatch.setattr(parts, "PIECE_BYTES_MAX", PIECE)
+    monkeypatch.setattr(growing, "PIECE_BYTES", PIECE)
+    monkeypatch.setattr(growing, "PIECE_BYTES_MAX", PIECE)
     monkeypatch.setattr(buckets, "_probed", set())
 
 
@@ -253,7 +253,7 @@ def test_damaged_parts_count_up_to_the_damage(
     "change",
     [
         {"facts": {}}, {"facts": None}, {"total": "x"}, {"total": 5}, {"pieces": None}, {"pieces": [["x", 1, "y"]]},
-        {"pieces": [1]}, {"key": "other"},
+        {"pieces": [1]}, {"key": "other"}, {"etag": '"v1"\r\nX-Evil: 1'}, {"etag": '"\u20ac"'}, {"etag": "x" * 9000},
     ],
     ids=str,
 )  # fmt: skip
@@ -262,10 +262,27 @@ def test_an_index_of_a_stranger_is_not_believed(
 ) -> None:
     url = server.add("/m.onnx", CONTENT, etag='"v1"')
     name = f"{shared(backend, url, CONTENT, etag=chr(34) + 'v1' + chr(34))}{key_id(url)}.0123456789abcdef"
-    backend.put(name, seal({**(unseal(backend.read(name)) or {}), **change}))
+    index = unseal(backend.read(name)) or {}
+    if "etag" in change:  # It would go into the head of a request.
+        change = {"facts": {**index["facts"], **change}}
+    backend.put(name, seal({**index, **change}))
 
     assert content_at(cache_of().get(url)) == CONTENT
     assert [seen.headers.get("range") for seen in server.seen()] == [None]
+
+
+def test_a_claim_that_none_can_follow_is_passed_over(
+    server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache], caplog: pytest.LogCaptureFixture
+) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    name = f"claims/{key_id(url)}/9999999999"
+    backend.put(name, seal({"key": url, "mark": "0" * 16, "host": "stranger"}))
+
+    with caplog.at_level(logging.WARNING, "modelcache"):
+        assert content_at(cache_of(timeout=Timeout(total=30)).get(url)) == CONTENT
+
+    assert any(name in one for one in caplog.messages)
+    assert traces(backend) == [name]
 
 
 def test_where_only_content_is_trusted_parts_need_a_digest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import random
 import threading
@@ -13,8 +14,9 @@ from typing import Any
 import pytest
 
 from modelcache import Cache, HttpSource, RetryPolicy, Tier, Timeout, errors
-from modelcache.archive import MemoryBackend
+from modelcache.archive import DirectoryBackend, MemoryBackend
 from modelcache.backends import refs
+from modelcache.cli import run
 from modelcache.fleet import bucket as buckets
 from modelcache.fleet import collect, growing, parts
 from modelcache.fleet.claims import Beat, Claims
@@ -127,6 +129,15 @@ def test_a_store_that_looks_first_and_writes_then_is_found_out_by_racing(
 
     with pytest.raises(errors.NoConditionalWritesError):
         backend.check_conditional()
+
+
+def test_a_probe_whose_answer_was_lost_accuses_no_store(
+    backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = backend.create
+    monkeypatch.setattr(backend, "create", lambda name, data: create(name, data) and False)
+
+    backend.check_conditional()
 
 
 def test_a_bucket_that_is_down_costs_its_tries_and_then_the_origin_is_asked(
@@ -372,9 +383,58 @@ def test_what_nobody_moves_is_collected_and_what_moves_stays(backend: MemoryBack
 
     def wait(seconds: float) -> None:
         waited.append(seconds)
-        assert alive.beat(second, Beat())
+        assert alive.beat(second, Beat(count=len(waited)))
 
-    collect(backend, lease=15.0, wait=wait)
+    expected = [name for name in traces(backend) if key_id("https://a/dead") in name]
+    assert collect(backend, lease=15.0, wait=wait, dry_run=True) == tuple(expected)
+    assert len(traces(backend)) == len(expected) + 2
+    assert collect(backend, lease=1.0, wait=wait) == tuple(expected)
 
-    assert waited == [22.5]
+    assert waited == [22.5, 20.0]
     assert traces(backend) == [second.name, second.beat_name]
+
+
+def test_who_comes_while_it_is_collected_keeps_its_claim(
+    backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = Claims(backend, "https://a/dead")
+    first = claims.next()
+    assert claims.acquire(first)
+    again = claims.next()  # Its number is that of the dead one, which somebody clears up.
+    looks = []
+    names = backend.names
+
+    def listed(prefix: str = "") -> Iterator[str]:
+        looks.append(prefix)
+        if looks.count("probes/") == 2:  # The second look is over.
+            looks.clear()
+            claims.release(first)
+            assert claims.acquire(again)
+        return names(prefix)
+
+    monkeypatch.setattr(backend, "names", listed)
+
+    assert collect(backend, lease=15.0, wait=lambda _: None) == ()
+    assert claims.stands(again)
+
+
+def test_the_command_that_collects_says_what_it_would_remove(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = DirectoryBackend(tmp_path / "bucket")
+    claims = Claims(bucket, "https://a/dead")
+    dead = claims.next()
+    assert claims.acquire(dead)
+    monkeypatch.setenv("MODELCACHE_TIERS", f"directory://{tmp_path / 'bucket'},single-flight")
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    root = ["--root", str(tmp_path / "root")]
+
+    assert run(["tiers", "collect", *root, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"dry_run": True, "files": [dead.name]}
+    assert claims.stands(dead)
+    assert run(["tiers", "collect", *root]) == 0
+    assert capsys.readouterr().out.split() == [dead.name]
+    assert not claims.stands(dead)
+    monkeypatch.setenv("MODELCACHE_TIERS", f"directory://{tmp_path / 'bucket'},write")
+    assert run(["tiers", "collect", *root]) == 2
+    assert "single-flight" in capsys.readouterr().err

@@ -263,6 +263,7 @@ class Sharing:
             if content is not None:
                 content.begin_anew()
                 content.partial, content.active = None, False
+            self._changed.notify_all()  # Who waits for its pieces waits for nothing by now.
         try:
             clear(self._bucket, f"{self._top}{layout.key_id(key)}.", self._deadline, patience=_LOOK_S)
         except BackendError as error:
@@ -275,6 +276,7 @@ class Sharing:
             if content is not None:
                 content.active = False
             self._whole.append(Whole(path, digest, size, size - (0 if content is None else content.shared)))
+            self._changed.notify_all()
             self._wake()
 
     def close(self, *, wait: bool = False) -> None:

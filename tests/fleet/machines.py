@@ -13,7 +13,7 @@ from typing import Any
 
 from modelcache.testing import Victim, spawn
 
-LEASE_S = 3.0
+LEASE_S = 2.0
 PIECE = 128 * 1024
 
 # Asks for the model when all have come; says how it goes: "started", "shared <pieces>", "claimed", "got <digest>".

@@ -48,7 +48,7 @@ def test_a_bucket_that_is_slow_and_fails_one_time_in_five_still_saves_all_but_on
     tmp_path: Path, server: FaultServer
 ) -> None:
     bucket = tmp_path / "bucket"
-    url = server.add("/m.onnx", SMALL, [Fault(rate=MB)])
+    url = server.add("/m.onnx", SMALL, [Fault(rate=2 * MB)])
 
     with machines(4, tmp_path, f"directory://{bucket}", url, failing=0.2, slow=0.02, lease=15.0) as started:
         outcomes = ends(started)

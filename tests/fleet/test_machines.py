@@ -31,7 +31,9 @@ def test_sixteen_machines_whose_claimers_are_killed_cause_one_download(
     for trial in range(3):
         place = tmp_path / str(trial)
         bucket, url = place / "bucket", server.add(f"/{trial}.onnx", content, [Fault(rate=8 * MB)] * 40)
-        with machines(16, place, f"directory://{bucket}", url, points={"all": point}, piece=piece) as started:
+        with machines(
+            16, place, f"directory://{bucket}", url, points={"all": point}, piece=piece, lease=1.5
+        ) as started:
             outcomes = ends(started)
             if not any("stood down" in one.acknowledged() for one in started):
                 break  # Else a machine was kept from its beats for a whole lease, and nothing is promised of that.

@@ -37,6 +37,7 @@ class Gated(MemoryBackend):
         self.let: set[int] = set()
         self.open = False
         self.failing = 0
+        self.checks = True
         self.indices: list[int] = []
 
     def put(self, name: str, data: bytes) -> None:
@@ -56,7 +57,7 @@ class Gated(MemoryBackend):
         if name.startswith("parts/") and len(kind) == 2:
             index = unseal(data)
             assert index is not None
-            for piece, size, _ in index["pieces"]:
+            for piece, size, _ in index["pieces"] if self.checks else ():
                 assert self.size(f"parts/{key_id(KEY)}/{piece}") == size, "an index names what is not there"
             with self.change:
                 self.indices.append(len(index["pieces"]))
@@ -157,15 +158,39 @@ def test_nothing_waits_for_a_bucket_that_fails_and_what_failed_is_brought_later(
     backend: Gated, partial: Partial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts, "_REST_S", 0.001)
+    monkeypatch.setattr(parts, "_REST_MAX_S", 0.001)
     backend.release()
-    backend.failing = 7
+    backend.failing = 1 << 62
     shared = sharing(backend)
     shared.follow(KEY, partial, resumable=True)
 
     receive(shared, partial, Deadline(LONG_S, ref=KEY))
+    backend.failing = 0
     backend.wait_for(lambda: backend.indices[-1:] == [9])
 
     shared.close(wait=True)
+    partial.discard()
+
+
+def test_an_index_that_was_on_the_way_when_all_began_anew_is_removed(backend: Gated, partial: Partial) -> None:
+    backend.release()
+    shared = sharing(backend)
+    put = backend.put
+
+    def putting(name: str, data: bytes) -> None:
+        if name.count(".") == 1:
+            shared.drop(KEY)
+        put(name, data)
+
+    backend.checks = False
+    backend.put = putting  # type: ignore[method-assign]
+    shared.follow(KEY, partial, resumable=True)
+    partial.append(CONTENT[:PIECE])
+    shared.pace(Deadline(LONG_S, ref=KEY))
+    backend.wait_for(lambda: backend.indices != [])
+    shared.close(wait=True)
+
+    assert list(backend.names("parts/")) == []
     partial.discard()
 
 

@@ -7,10 +7,11 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from modelcache import errors
+from modelcache import Timeout, errors, transfer
 from modelcache.archive import MemoryBackend
 from modelcache.fleet import Bucket, Sharing, growing, parts
 from modelcache.layout import key_id
@@ -19,6 +20,7 @@ from modelcache.reference import parse
 from modelcache.retry import Deadline
 from modelcache.roots import prepare_root
 from modelcache.sealed import unseal
+from modelcache.sources import Stream
 
 KEY = "https://example.org/m.onnx"
 PIECE = 1000
@@ -251,3 +253,33 @@ def test_taken_up_is_what_was_shared_and_beats_say_how_far_that_is(
     assert (restored.length, max(seen) > 0) == (9 * PIECE, True)
     assert Path(restored.path).read_bytes() == CONTENT[: 9 * PIECE]
     restored.discard()
+
+
+def test_to_wait_for_uploads_is_no_stall_and_no_slow_stream(partial: Partial, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(transfer, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    class Chunks(Stream):
+        total = len(CONTENT)
+
+        def __init__(self) -> None:
+            self.left = [CONTENT[at : at + PIECE] for at in range(0, len(CONTENT), PIECE)]
+
+        def read(self, limit: int) -> bytes:
+            return self.left.pop(0) if self.left else b""
+
+        def interrupt(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    def pace() -> float:
+        now[0] += 1000.0
+        return 1000.0
+
+    moved = transfer.Transfer(
+        Chunks(), partial, KEY, Timeout(stall=5.0), Deadline(None, ref=KEY), lambda _: None, pace=pace, may_split=True
+    )
+    moved.run()
+
+    assert (partial.length, moved.slow) == (len(CONTENT), False)
+    partial.discard()

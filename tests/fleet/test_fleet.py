@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import failpoints
 from modelcache import Cache, HttpSource, RetryPolicy, Tier, Timeout, errors
 from modelcache.archive import DirectoryBackend, MemoryBackend
 from modelcache.backends import refs
@@ -21,6 +22,7 @@ from modelcache.fleet import bucket as buckets
 from modelcache.fleet import collect, growing, parts
 from modelcache.fleet.claims import Beat, Claims
 from modelcache.layout import key_id
+from modelcache.promises import check_cache
 from modelcache.sealed import seal, unseal
 from modelcache.testing import Fault, FaultServer
 
@@ -294,6 +296,23 @@ def test_a_claim_that_none_can_follow_is_passed_over(
 
     assert any(name in one for one in caplog.messages)
     assert traces(backend) == [name]
+
+
+def test_a_machine_whose_disk_fills_while_it_takes_parts_up_leaves_them_to_the_next(
+    server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache], tmp_path: Path
+) -> None:
+    url = server.add("/m.onnx", CONTENT, etag='"v1"')
+    shared(backend, url, CONTENT, etag='"v1"')
+
+    with failpoints.scenario("partials.before-append=2*off->1*raise(ENOSPC)"), pytest.raises(errors.NoSpaceError):
+        cache_of().get(url)
+    assert server.seen() == []
+    assert content_at(cache_of(1).get(url)) == CONTENT
+
+    assert [seen.headers.get("range") for seen in server.seen()] == [f"bytes={4 * PIECE}-"]
+    assert traces(backend) == []
+    assert [one for one in check_cache(tmp_path / "root-0") if one.kind != "garbage"] == []
+    assert content_at(cache_of().get(url)) == CONTENT
 
 
 def test_where_only_content_is_trusted_parts_need_a_digest(

@@ -35,7 +35,7 @@ class Gated(MemoryBackend):
     def __init__(self) -> None:
         super().__init__()
         self.change = threading.Condition()
-        self.waiting: dict[int, str] = {}
+        self.arrived: dict[int, str] = {}
         self.let: set[int] = set()
         self.open = False
         self.failing = 0
@@ -50,10 +50,10 @@ class Gated(MemoryBackend):
                 if self.failing:
                     self.failing -= 1
                     raise errors.BackendError(backend="bucket", detail="it was told to fail")
-                self.waiting[start] = name
+                self.arrived[start] = name
                 self.change.notify_all()
                 assert self.change.wait_for(lambda: self.open or start in self.let, LONG_S)
-                del self.waiting[start]
+                del self.arrived[start]
                 self.change.notify_all()
         super().put(name, data)
         if name.startswith("parts/") and len(kind) == 2:
@@ -127,10 +127,10 @@ def test_three_go_up_at_once_in_any_order_and_no_index_has_a_hole(backend: Gated
     shared.follow(KEY, partial, resumable=True)
     thread, raised = started(shared, partial, Deadline(LONG_S, ref=KEY))
 
-    backend.wait_for(lambda: len(backend.waiting) == 3)
+    backend.wait_for(lambda: len(backend.arrived) == 3)
     assert partial.length == 3 * PIECE  # It waits: what is here, and not shared, is no more than that.
     backend.release(2 * PIECE, PIECE)
-    backend.wait_for(lambda: list(backend.waiting) == [0])
+    backend.wait_for(lambda: list(backend.arrived) == [0])
     assert backend.indices == []
     backend.release()
     thread.join(LONG_S)
@@ -200,7 +200,7 @@ def test_who_gives_up_waits_for_no_upload(backend: Gated, partial: Partial) -> N
     shared, deadline = sharing(backend), Deadline(LONG_S, ref=KEY)
     shared.follow(KEY, partial, resumable=True)
     thread, raised = started(shared, partial, deadline)
-    backend.wait_for(lambda: len(backend.waiting) == 3)
+    backend.wait_for(lambda: len(backend.arrived) == 3)
 
     deadline.cancel()
     thread.join(LONG_S)
@@ -214,7 +214,7 @@ def test_what_was_on_the_way_when_all_began_anew_is_named_by_no_index(backend: G
     shared = sharing(backend)
     shared.follow(KEY, partial, resumable=True)
     thread, _ = started(shared, partial, Deadline(LONG_S, ref=KEY))
-    backend.wait_for(lambda: len(backend.waiting) == 3)
+    backend.wait_for(lambda: len(backend.arrived) == 3)
 
     shared.drop(KEY)
     thread.join(LONG_S)

@@ -298,6 +298,42 @@ def test_a_claim_that_none_can_follow_is_passed_over(
     assert traces(backend) == [name]
 
 
+def test_who_gives_up_lets_go_at_once_and_leaves_what_it_has_shared(
+    server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = server.add("/m.onnx", CONTENT, [Fault(hold_after=2 * PIECE)], etag='"v1"')
+    named = threading.Event()
+    put = backend.put
+
+    def spy(name: str, data: bytes) -> None:
+        put(name, data)
+        if name.startswith("parts/") and name.count(".") == 1 and len((unseal(data) or {})["pieces"]) == 2:
+            named.set()
+
+    monkeypatch.setattr(backend, "put", spy)
+    first = cache_of(tier={"lease": 1000.0})
+    failed: list[type] = []
+
+    def get() -> None:
+        try:
+            first.get(url)
+        except errors.ModelCacheError as error:
+            failed.append(type(error))
+
+    thread = threading.Thread(target=get)
+    thread.start()
+    assert named.wait(30)
+    first.close()
+    thread.join(30)
+    server.release()
+
+    assert failed == [errors.CancelledError]
+    assert [name for name in traces(backend) if name.startswith("claims/")] == []
+    assert content_at(cache_of(1, tier={"lease": 1000.0}).get(url)) == CONTENT
+    assert [seen.headers.get("range") for seen in server.seen()] == [None, f"bytes={2 * PIECE}-"]
+    assert traces(backend) == []
+
+
 def test_a_machine_whose_disk_fills_while_it_takes_parts_up_leaves_them_to_the_next(
     server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache], tmp_path: Path
 ) -> None:

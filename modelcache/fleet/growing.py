@@ -113,7 +113,6 @@ class Whole:
     digest: Digest
     size: int
     backlog: int
-    begun: bool = False
 
 
 def piece_bytes(total: int | None) -> int:

@@ -22,6 +22,7 @@ import hashlib
 import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from functools import partial as partial_of
 from time import monotonic
@@ -69,7 +70,8 @@ class Sharing:
         self._bucket, self._mark, self._deadline, self._trusted = bucket, mark, deadline, trusted
         self._top = directory_of(key)
         self._contents: dict[str, Content] = {}
-        self._whole: list[Whole] = []
+        self._whole: deque[Whole] = deque()  # Which nobody has begun to bring.
+        self._whole_backlog = self._finished = 0
         self._closed = False
         self._failures = 0
         self._failed = False
@@ -85,10 +87,9 @@ class Sharing:
     def reached(self) -> tuple[int, int | None]:
         """The bytes that are here, of how many."""
         found = list(self._contents.values())
-        totals = [one.total for one in found]
-        return sum(one.length for one in found), None if None in totals or not totals else sum(
-            one or 0 for one in totals
-        )
+        sizes = [one.total for one in found if one.total is not None]
+        total = None if len(sizes) < len(found) else sum(sizes) + self._finished
+        return sum(one.length for one in found) + self._finished, total or None
 
     # -- restoring -------------------------------------------------------------------------------------------------
 
@@ -241,7 +242,7 @@ class Sharing:
         if self._closed or self._hold <= 0 or self._failures >= _FAILURES_MAX:
             return False
         found = self._contents.values()
-        lag = sum(one.backlog for one in found) + sum(one.backlog for one in self._whole)
+        lag = sum(one.backlog for one in found) + self._whole_backlog
         if lag < _AT_ONCE * max((one.piece for one in found), default=piece_bytes(None)):
             return False
         if self._holding and monotonic() - self._held_since >= self._hold:
@@ -272,10 +273,13 @@ class Sharing:
     def whole(self, key: str, path: str, digest: Digest, size: int) -> None:
         """Share the file *path* of a tree, *key*, of which all has come, under the name that it has there for good."""
         with self._changed:
-            content = self._contents.get(key)
+            content = self._contents.pop(key, None)  # Of a tree of many files only a few are on the way.
             if content is not None:
                 content.active = False
-            self._whole.append(Whole(path, digest, size, size - (0 if content is None else content.shared)))
+            whole = Whole(path, digest, size, size - (0 if content is None else content.shared))
+            self._whole.append(whole)
+            self._whole_backlog += whole.backlog
+            self._finished += size
             self._changed.notify_all()
             self._wake()
 
@@ -321,7 +325,7 @@ class Sharing:
 
     def _is_due(self) -> bool:
         found = self._contents.values()
-        return any(one.is_due or one.index_is_due for one in found) or any(not one.begun for one in self._whole)
+        return bool(self._whole) or any(one.is_due or one.index_is_due for one in found)
 
     def _take(self) -> Callable[[], object]:
         """Return what is to be done next, which is nobody else's by then; called with the lock held."""
@@ -332,10 +336,8 @@ class Sharing:
         for content in self._contents.values():
             if content.is_due:
                 return partial_of(self._bring, content, content.take(), content.turn)
-        for whole in self._whole:
-            if not whole.begun:
-                whole.begun = True
-                return partial_of(self._upload, whole)
+        if self._whole:
+            return partial_of(self._upload, self._whole.popleft())
         return lambda: None  # Another thread was faster.
 
     def _bring(self, content: Content, start: int, turn: int) -> None:
@@ -391,10 +393,11 @@ class Sharing:
         except FileNotFoundError:
             pass  # It is part of the object by now.
         except (BackendError, OSError):
-            whole.begun = False
+            with self._changed:
+                self._whole.appendleft(whole)
             raise
         with self._changed:
-            self._whole.remove(whole)
+            self._whole_backlog -= whole.backlog
 
     def _index_name(self, content: Content) -> str:
         return f"{layout.key_id(content.key)}.{self._mark}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 import threading
@@ -13,6 +14,8 @@ import pytest
 
 from modelcache import Timeout, errors, transfer
 from modelcache.archive import MemoryBackend
+from modelcache.backends import contents
+from modelcache.digest import Digest
 from modelcache.fleet import Bucket, Sharing, growing, parts
 from modelcache.layout import key_id
 from modelcache.partials import Partial, Partials
@@ -283,3 +286,20 @@ def test_to_wait_for_uploads_is_no_stall_and_no_slow_stream(partial: Partial, mo
 
     assert (partial.length, moved.slow) == (len(CONTENT), False)
     partial.discard()
+
+
+def test_of_a_tree_of_many_files_only_those_under_way_are_looked_at(backend: Gated, tmp_path: Path) -> None:
+    shared = sharing(backend)
+    (tmp_path / "file").write_bytes(CONTENT)
+    digest = Digest(f"sha256:{hashlib.sha256(CONTENT).hexdigest()}")
+    for number in range(50):
+        one = SimpleNamespace(length=len(CONTENT), total=len(CONTENT), facts=dict(FACTS), path=str(tmp_path / "file"))
+        shared.follow(f"{KEY}/{number}", one, resumable=False)  # type: ignore[arg-type]
+        shared.whole(f"{KEY}/{number}", str(tmp_path / "file"), digest, len(CONTENT))
+
+    assert shared.reached == (50 * len(CONTENT), 50 * len(CONTENT))
+    assert len(shared._contents) == 0
+    shared.pace(Deadline(LONG_S, ref=KEY))  # Until the bucket has it, once.
+    shared.close(wait=True)
+
+    assert list(backend.names()) == [contents.blob_name(digest)]

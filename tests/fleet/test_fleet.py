@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 import failpoints
-from modelcache import Cache, HttpSource, RetryPolicy, Tier, Timeout, errors
+from modelcache import Cache, HttpSource, RetryPolicy, Tier, Timeout, errors, tier
 from modelcache.archive import DirectoryBackend, MemoryBackend
 from modelcache.backends import refs
 from modelcache.cli import run
 from modelcache.fleet import bucket as buckets
-from modelcache.fleet import collect, growing, parts
+from modelcache.fleet import collect, flight, growing, parts
 from modelcache.fleet.claims import Beat, Claims
 from modelcache.layout import key_id
 from modelcache.promises import check_cache
@@ -36,6 +36,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growing, "PIECE_BYTES", PIECE)
     monkeypatch.setattr(growing, "PIECE_BYTES_MAX", PIECE)
     monkeypatch.setattr(buckets, "_probed", set())
+    monkeypatch.setattr(flight, "_AFTER_FAILURE_S", 0.1)
+    monkeypatch.setattr(tier, "LEASE_MIN_S", 0.4)
 
 
 @pytest.fixture
@@ -47,10 +49,10 @@ def backend() -> MemoryBackend:
 def cache_of(tmp_path: Path, backend: MemoryBackend) -> Iterator[Callable[..., Cache]]:
     made = []
 
-    def make(number: int = 0, *, tier: dict[str, Any] | None = None, **options: Any) -> Cache:
+    def make(number: int = 0, *, below: dict[str, Any] | None = None, **options: Any) -> Cache:
         options.setdefault("retry", RetryPolicy(attempts=2, base=0))
-        below = Tier("bucket", backend=backend, single_flight=True, name="bucket", **{"lease": 1.0, **(tier or {})})
-        made.append(Cache(tmp_path / f"root-{number}", tiers=[below], **options))
+        top = Tier("bucket", backend=backend, single_flight=True, name="bucket", **{"lease": 15.0, **(below or {})})
+        made.append(Cache(tmp_path / f"root-{number}", tiers=[top], **options))
         return made[-1]
 
     yield make
@@ -165,7 +167,7 @@ def test_a_deadline_ends_a_wait_for_another_machine(
     assert claims.acquire(mine)
 
     with pytest.raises(errors.DeadlineError):
-        cache_of(timeout=Timeout(total=0.3), tier={"lease": 1000.0}).get(url)
+        cache_of(timeout=Timeout(total=0.3), below={"lease": 1000.0}).get(url)
 
     assert server.seen() == []
     assert claims.current() == mine
@@ -183,7 +185,7 @@ def test_who_gives_up_while_it_waits_is_let_go_at_once(
         if event.kind == "waiting" and "somebody" in event.detail:
             heard.set()
 
-    cache = cache_of(on_event=hear, tier={"lease": 1000.0})
+    cache = cache_of(on_event=hear, below={"lease": 1000.0})
 
     def get() -> None:
         try:
@@ -211,7 +213,7 @@ def test_a_dead_claim_is_taken_over_and_its_parts_are_gone_on_with(
     assert claims.beat(mine, Beat())
     shared(backend, url, CONTENT, etag='"v1"')
 
-    assert content_at(cache_of().get(url)) == CONTENT
+    assert content_at(cache_of(below={"lease": 0.4}).get(url)) == CONTENT
 
     assert [seen.headers.get("range") for seen in server.seen()] == [f"bytes={4 * PIECE}-"]
     assert traces(backend) == []
@@ -292,7 +294,7 @@ def test_a_claim_that_none_can_follow_is_passed_over(
     backend.put(name, seal({"key": url, "mark": "0" * 16, "host": "stranger"}))
 
     with caplog.at_level(logging.WARNING, "modelcache"):
-        assert content_at(cache_of(timeout=Timeout(total=30)).get(url)) == CONTENT
+        assert content_at(cache_of(timeout=Timeout(total=30), below={"lease": 0.4}).get(url)) == CONTENT
 
     assert any(name in one for one in caplog.messages)
     assert traces(backend) == [name]
@@ -311,7 +313,7 @@ def test_who_gives_up_lets_go_at_once_and_leaves_what_it_has_shared(
             named.set()
 
     monkeypatch.setattr(backend, "put", spy)
-    first = cache_of(tier={"lease": 1000.0})
+    first = cache_of(below={"lease": 1000.0})
     failed: list[type] = []
 
     def get() -> None:
@@ -329,7 +331,7 @@ def test_who_gives_up_lets_go_at_once_and_leaves_what_it_has_shared(
 
     assert failed == [errors.CancelledError]
     assert [name for name in traces(backend) if name.startswith("claims/")] == []
-    assert content_at(cache_of(1, tier={"lease": 1000.0}).get(url)) == CONTENT
+    assert content_at(cache_of(1, below={"lease": 1000.0}).get(url)) == CONTENT
     assert [seen.headers.get("range") for seen in server.seen()] == [None, f"bytes={2 * PIECE}-"]
     assert traces(backend) == []
 
@@ -357,7 +359,7 @@ def test_where_only_content_is_trusted_parts_need_a_digest(
     url = server.add("/m.onnx", CONTENT, etag='"v1"')
     shared(backend, url, bytes(len(CONTENT)), etag='"v1"')
 
-    assert content_at(cache_of(tier={"trust": "content"}).get(url)) == CONTENT
+    assert content_at(cache_of(below={"trust": "content"}).get(url)) == CONTENT
     assert [seen.headers.get("range") for seen in server.seen()] == [None]
 
 

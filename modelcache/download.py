@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial as partial_of
 from typing import Any
 
 from failpoints import fail_point
@@ -513,6 +514,7 @@ class Download:
             on_progress=lambda done: self._tell("progress", done=done, total=partial.total),
             throttle=self._means.throttle,
             policies=self._policies,
+            pace=None if self._sharing is None else partial_of(self._sharing.pace, self._deadline),
             may_split=may_split,
         )
         try:

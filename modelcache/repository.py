@@ -204,7 +204,7 @@ class TreeDownload:
                 self._kept.append((partial, leaf))
             self._check(file, partial)
             if means.sharing is not None:
-                means.sharing.whole(partial.path, partial.digest, partial.length)
+                means.sharing.whole(file.ref.key, partial.path, partial.digest, partial.length)
         except ModelCacheError as error:
             with self._guard:
                 if self._first_error is None or isinstance(self._first_error, CancelledError):

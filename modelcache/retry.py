@@ -38,6 +38,11 @@ class Deadline:
         """Return the seconds that a wait may take, no more than *at_most*; never negative."""
         return at_most if self._end is None else max(0.0, min(at_most, self._end - time.monotonic()))
 
+    @property
+    def is_over(self) -> bool:
+        """Whether `check` would raise."""
+        return self._cancelled.is_set() or (self._end is not None and time.monotonic() >= self._end)
+
     def check(self) -> None:
         """Raise CancelledError or DeadlineError if there is no time left."""
         if self._cancelled.is_set():

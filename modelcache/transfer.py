@@ -66,6 +66,7 @@ class Transfer:
         on_progress: Told the bytes that are in the partial, ten times a second at most.
         throttle: Limits the rate, if given.
         policies: Which say how much may come; what goes on beyond that is cut off.
+        pace: Called when more is in the partial; waits if it must, and returns for how many seconds it did.
         may_split: Stop early, with ``slow`` set, when several connections would be faster.
         slow: Set when that is why `run` returned before the end.
     """
@@ -78,6 +79,7 @@ class Transfer:
     on_progress: Callable[[int], object]
     throttle: Throttle | None = None
     policies: Policies = NONE
+    pace: Callable[[], float] | None = None
     may_split: bool = False
     slow: bool = False
 
@@ -126,6 +128,9 @@ class Transfer:
             hashing.add(chunk)
             if self.throttle is not None:
                 self.throttle.take(len(chunk), self.deadline)
+            if self.pace is not None:
+                held = self.pace()  # Which says nothing of how fast the stream is.
+                started, mark = started + held, mark + held
             now = time.monotonic()
             if now - told >= _TELL_S:
                 told = now

@@ -42,7 +42,7 @@ FLOORS = [
     {"sources.http", "sources.tier", "backends.contents"},
     {"sources.hf"},
     {"backends", "sources"},
-    {"fleet.bucket", "fleet.claims", "fleet.garbage"},
+    {"fleet.bucket", "fleet.claims", "fleet.garbage", "fleet.growing", "fleet.index"},
     {"fleet.parts"},
     {"fleet.flight"},
     {"fleet"},

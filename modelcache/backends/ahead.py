@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from math import inf
 from time import monotonic
 
@@ -23,12 +24,11 @@ _WORTH_BYTES = 64 << 20  # With less to come, nothing is tried.
 _QUEUED = 8
 
 
-class Ahead:
-    """The bytes of the file *name*, which has *size*, from *start* on. So many pieces are in memory, and no more."""
+class Ordered:
+    """What *read* returns for 0, 1, … *count* - 1, in this order; *at_once* of them are in memory, and no more."""
 
-    def __init__(self, backend: Backend, name: str, size: int, start: int = 0) -> None:
-        self._backend, self._name, self._size = backend, name, size
-        self._starts = range(start, size, base.PIECE_BYTES)
+    def __init__(self, count: int, read: Callable[[int], bytes], *, at_once: int = CONNECTIONS) -> None:
+        self._count, self._read, self._at_once = count, read, at_once
         self._change = threading.Condition()
         self._pieces: dict[int, bytes] = {}
         self._next_in = self._next_out = 0
@@ -37,16 +37,14 @@ class Ahead:
         self._threads = 0
 
     def take(self, seconds: float = inf) -> bytes | None:
-        """Return the next piece, ``b""`` at the end; None if it did not come within *seconds*, or after `close`.
+        """Return the next one, ``b""`` at the end; None if it did not come within *seconds*, or after `close`.
 
         Raises:
-            NotInArchiveError: There is no such file.
-            DamagedReplicaError: It is shorter.
-            BackendError
+            Exception: Whatever *read* has raised.
         """
-        if self._next_out == len(self._starts):
+        if self._next_out == self._count:
             return b""
-        while self._threads < min(CONNECTIONS, len(self._starts)):
+        while self._threads < min(self._at_once, self._count):
             self._threads += 1
             threading.Thread(target=self._work, name="modelcache-read-ahead", daemon=True).start()
         with self._change:
@@ -74,14 +72,14 @@ class Ahead:
         while True:
             with self._change:
                 self._change.wait_for(
-                    lambda: self._next_in < self._next_out + CONNECTIONS or self._closed or self._error
+                    lambda: self._next_in < self._next_out + self._at_once or self._closed or self._error
                 )
-                if self._closed or self._error or self._next_in == len(self._starts):
+                if self._closed or self._error or self._next_in == self._count:
                     return
                 index = self._next_in
                 self._next_in += 1
             try:
-                piece = self._read(self._starts[index])
+                piece = self._read(index)
             except Exception as error:  # noqa: BLE001  # Handed on to the thread that takes.
                 with self._change:
                     self._error = self._error or error
@@ -92,7 +90,20 @@ class Ahead:
                     self._pieces[index] = piece
                 self._change.notify_all()
 
-    def _read(self, at: int) -> bytes:
+
+class Ahead(Ordered):
+    """The bytes of the file *name*, which has *size*, from *start* on: pieces of it, each asked for by itself.
+
+    `take` raises NotInArchiveError if there is no such file, DamagedReplicaError if it is shorter, and BackendError.
+    """
+
+    def __init__(self, backend: Backend, name: str, size: int, start: int = 0) -> None:
+        self._backend, self._name, self._size = backend, name, size
+        self._starts = range(start, size, base.PIECE_BYTES)
+        super().__init__(len(self._starts), self._at)
+
+    def _at(self, index: int) -> bytes:
+        at = self._starts[index]
         wanted = min(base.PIECE_BYTES, self._size - at)
         data = self._backend.read(self._name, at, wanted)
         if len(data) != wanted:

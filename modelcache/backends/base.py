@@ -237,7 +237,10 @@ class Backend(ABC):
             racer.join()
         if errors:
             raise errors[0]
-        return not self.create(name, b"later") and len(winners) == 1 and self.read(name) == winners[0]
+        if self.create(name, b"later") or len(winners) > 1:
+            return False
+        # Nobody was told where the answer was lost, and its repetition found the file made.
+        return self.read(name) in (winners or [b"%d" % number for number in range(_RACERS)])
 
     def close(self) -> None:  # noqa: B027  # Most have nothing to give back.
         """Give back what it holds open; it may be used again."""

@@ -1,4 +1,4 @@
-"""``modelcache tiers``: what is asked before any source, and how it is; ``tiers sync`` copies what is missing."""
+"""``modelcache tiers``: what is asked before any source, and how it is; ``sync`` copies, ``collect`` clears up."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ from .tierstates import described
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    actions = parser.add_subparsers(metavar="[sync]", dest="action")
+    actions = parser.add_subparsers(metavar="[sync | collect]", dest="action")
     sync = actions.add_parser(
         "sync",
         help="copy what is missing, to or from a bucket",
         description="Copy what is missing from this cache to buckets, or from one to this cache.",
+    )
+    collect = actions.add_parser(
+        "collect",
+        help="remove what killed machines have left in the bucket of a fleet",
+        description="Remove claims and parts of downloads that killed machines have left in the tier with single "
+        "flight. It looks twice, a lease and a half apart, and takes only what has not moved; never content.",
     )
     for names, options in (
         (("--root",), {"metavar": "DIR"}),
@@ -26,7 +32,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         (("-q", "--quiet"), {"action": "store_true"}),
         (("--progress",), {}),
     ):
-        sync.add_argument(*names, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **options)  # type: ignore[arg-type]
+        for action in (sync, collect):
+            action.add_argument(*names, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **options)  # type: ignore[arg-type]
+    collect.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
     sync.add_argument("refs", nargs="*", metavar="REF", help="what to copy")
     sync.add_argument("--all", action="store_true", help="everything, what is private too")
     sync.add_argument("--to", metavar="NAME", help="to this tier (default: all that are written to)")
@@ -39,6 +47,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     """List the tiers in order, or sync; a problem with a tier is no failure of a list."""
     if arguments.action == "sync":
         return _sync(arguments, console)
+    if arguments.action == "collect":
+        return _collect(arguments, console)
     with Cache(arguments.root) as cache:
         states = cache.tiers()
     if console.json:
@@ -86,3 +96,17 @@ def _sync(arguments: argparse.Namespace, console: Console) -> int:
     parts = [f"{counts[state]} {state}" for state in ("copied", "missing", "there", "other", "failed") if counts[state]]
     console.note(f"{', '.join(parts) or 'there is nothing'}; {size(counts['bytes'])} in {duration(report.seconds)}")
     return 3 if report.failures else 0
+
+
+def _collect(arguments: argparse.Namespace, console: Console) -> int:
+    """Remove, or say what would be."""
+    with Cache(arguments.root) as cache:
+        names = cache.collect_tier(dry_run=arguments.dry_run)
+    if console.json:
+        console.data_json({"dry_run": arguments.dry_run, "files": list(names)})
+        return 0
+    for name in names:
+        console.data(name)
+    what = "would be removed" if arguments.dry_run else "removed"
+    console.note(f"{len(names)} files of the fleet {what}" if names else "nothing is left of any fetch")
+    return 0

@@ -68,5 +68,5 @@ from .flight import LEASE_S as LEASE_S
 from .flight import Fleet as Fleet
 from .flight import Question as Question
 from .garbage import collect as collect
-from .parts import Offered as Offered
+from .index import Offered as Offered
 from .parts import Sharing as Sharing

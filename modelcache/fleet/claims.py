@@ -24,6 +24,8 @@ from ..sealed import seal, unseal
 WORKING, PUBLISHING, FAILED = "working", "publishing", "failed"
 _TOP = "claims"
 _DIGITS = 10  # Of a number: names are in order.
+NUMBER_MAX = 10**_DIGITS - 1  # Nobody counts as far; a stranger may write it.
+_HOST_MAX, _COUNT_MAX = 255, 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ class Beat:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _COUNT_MAX
 
 
 @dataclass(slots=True)
@@ -231,7 +233,7 @@ class Claims:
         mark, host = facts.get("mark"), facts.get("host")
         if facts.get("key") != self.key or not isinstance(host, str) or not _is_mark(mark):
             return Claim(self.key, number, "", "an unknown host")
-        return Claim(self.key, number, str(mark), host)
+        return Claim(self.key, number, str(mark), _shown(host))
 
     def _content(self, name: str) -> bytes | None:
         try:
@@ -246,6 +248,11 @@ def _directory(key: str) -> str:
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) == _DIGITS
+
+
+def _shown(host: str) -> str:
+    """Return *host* as it may stand in a sentence on a terminal: anybody may have written it."""
+    return "".join(one if one.isprintable() else "?" for one in host[:_HOST_MAX])
 
 
 def _is_mark(mark: object) -> bool:

@@ -19,7 +19,7 @@ from ..errors import BackendError, CancelledError, ModelCacheError, NoConditiona
 from ..retry import Deadline
 from . import parts
 from .bucket import Bucket
-from .claims import FAILED, PUBLISHING, WORKING, Beat, Claim, Claims, Sight
+from .claims import FAILED, NUMBER_MAX, PUBLISHING, WORKING, Beat, Claim, Claims, Sight
 from .parts import Sharing
 
 T = TypeVar("T")
@@ -30,9 +30,11 @@ _POLL_S, _POLL_MAX_S = 0.1, 5.0
 _RELEASE_S = 5.0  # For what is left to do once the caller has gone.
 _AFTER_FAILURE_S = 1.0  # A newcomer looks on for so long before it asks again what has just failed.
 _STALLED_LEASES, _PUBLISHING_LEASES = 10, 120  # Without a byte more for so long, a claim is lost, whatever it beats.
+_HOLD_LEASES = 5  # A download that waits for uploads stands still: for less than what takes a claim away.
 _BARREN_MAX = 3  # So often a claim has been let go of, and nothing was there.
 _STRIKES = 2  # So many machines must have met an error that may be one machine's own.
 _TELL_S = 30.0
+_SHOWN_S_MAX = 1e9
 _log = logging.getLogger("modelcache")
 _told: set[tuple[str, str]] = set()
 
@@ -141,6 +143,8 @@ class _Flight(Generic[T]):
             current = self._ask(self._claims.current)
             after = None if current is None else self._watch(current, newcomer=newcomer)
             newcomer = False
+            if after is not None and after.claim.number >= NUMBER_MAX:
+                raise _AloneError(f"no claim can follow {after.claim.name}; `modelcache tiers collect` removes it")
             if current is None or after is not None:
                 mine = self._claims.next(after)
                 if not self._ask(partial(self._claims.acquire, mine, after)):
@@ -218,7 +222,10 @@ class _Flight(Generic[T]):
     def _hold(self, mine: Claim) -> tuple[T] | None:
         """Fetch for all, and return what came; None if the claim was lost on the way."""
         own = self._own_deadline()
-        sharing = Sharing(self._bucket, self._question.key, mine.mark, trusted=self._question.trusted, deadline=own)
+        hold = min(parts.HOLD_S, _HOLD_LEASES * self._fleet.lease)
+        sharing = Sharing(
+            self._bucket, self._question.key, mine.mark, trusted=self._question.trusted, deadline=own, hold=hold
+        )
         beating = _Beating(self._fleet, self._claims, mine, own, lambda: sharing.reached)
         done = False
         try:
@@ -372,6 +379,7 @@ def _described(claim: Claim, beat: Beat | None, still: float) -> str:
     if beat is None:
         return f"{claim.host} has claimed it for the fleet"
     what = "is bringing it to the tier" if beat.state == PUBLISHING else "is fetching it for the fleet"
+    seconds = f"{min(beat.seconds, _SHOWN_S_MAX):.0f}"
     far = f"{beat.done} of {beat.total} bytes" if beat.total else f"{beat.done} bytes"
     late = f", and was last heard of {still:.0f} s ago" if still > 2 else ""
-    return f"{claim.host} {what}, for {beat.seconds:.0f} s, {far}{late}"
+    return f"{claim.host} {what}, for {seconds} s, {far}{late}"

@@ -2,14 +2,16 @@
 
 ::
 
-    parts/<claimed key id>/<key id>.<mark>            the index of one sharer: sealed; which pieces, and of what
-    parts/<claimed key id>/<key id>.<mark>.<start>    a piece of the content, from that byte on
+    parts/<claimed key id>/<key id>.<mark>                  the index of one sharer: sealed; which pieces, and of what
+    parts/<claimed key id>/<key id>.<mark>.<start>-<turn>   a piece of the content, from that byte on
 
 The first id is that of what is claimed, a tree say; the second one that of the file under way. A piece goes up when it
-has become part of the prefix on disk, and is read from there: so one piece is in memory, and the download waits for
-nothing. An index names the pieces of a prefix without holes, those of its predecessors too, each with its digest. What
-is restored from them is a partial like any other: only the digest of the whole, or the validators of its source, make
-it content.
+has become part of the prefix on disk, and is read from there; so many at a time, and so many are in memory. An index
+names the pieces of a prefix without holes, those of its predecessors too, each with its digest. What is restored from
+them is a partial like any other: only the digest of the whole, or the validators of its source, make it content.
+
+What a kill costs is what no index names. So the download waits while that is several pieces; not for ever, because to
+have the model counts for more: for `HOLD_S` in total, and not for a bucket that fails.
 
 Nothing is shared of what cannot be resumed: no strong validator, and no digest given.
 """
@@ -20,86 +22,34 @@ import hashlib
 import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial as partial_of
-from typing import Any
+from time import monotonic
 
 from failpoints import fail_point
 
 from .. import files, forks, layout
 from ..backends import contents
+from ..backends.ahead import Ordered
 from ..digest import Digest
-from ..errors import BackendError, InvalidDigestError, ModelCacheError, NotInArchiveError, storage_error
+from ..errors import BackendError, ModelCacheError, NotInArchiveError, storage_error
 from ..partials import Partial, Partials
 from ..reference import Ref
 from ..retry import Deadline
-from ..sealed import seal, unseal
-from ..sources.base import Validators
+from ..sealed import seal
 from .bucket import Bucket
+from .growing import Content, Whole, piece_bytes
+from .index import Offered, decode
 
-PIECE_BYTES, PIECE_BYTES_MAX = 8 << 20, 32 << 20
-_PIECES = 64  # So many a content has, as long as each is within these bounds.
+HOLD_S = 15.0  # So long a download waits for uploads, in total.
+_AT_ONCE = 3  # So many are brought, or read, at a time; and so many may be here, and not shared.
 _TOP = "parts"
 _LOOK_S = 5.0  # For what saves bytes, and is not needed.
-_LOOK_EVERY_S = 0.1
 _REST_S, _REST_MAX_S = 0.1, 5.0  # After an upload that failed; twice as long after the next one.
-_END_S = 10.0  # For an upload under way at the end. One that takes longer removes what it has brought.
-_FACTS = {"place", "announced", *Validators.__dataclass_fields__}
+_FAILURES_MAX = 3  # In a row: nothing waits for such a bucket.
+_END_S = 10.0  # For uploads under way at the end. One that takes longer removes what it has brought.
 _log = logging.getLogger("modelcache")
-
-
-@dataclass(frozen=True, slots=True)
-class Offered:
-    """A prefix in the bucket. ``facts`` and ``total`` are those of the partial that it was, ``pieces`` its parts."""
-
-    facts: dict[str, Any]
-    total: int | None
-    pieces: tuple[tuple[str, int, str], ...]
-
-    @property
-    def length(self) -> int:
-        """The bytes of it."""
-        return sum(size for _, size, _ in self.pieces)
-
-    @property
-    def validators(self) -> Validators:
-        """What its source has said of the version."""
-        return Validators(**{name: self.facts[name] for name in Validators.__dataclass_fields__})
-
-
-@dataclass(slots=True)
-class _Content:
-    """One file that is shared while it comes; ``pieces`` are in the bucket, and go up to the byte ``shared``."""
-
-    key: str
-    partial: Partial | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    total: int | None = None
-    shared: int = 0
-    pieces: list[tuple[str, int, str]] = field(default_factory=list)
-    active: bool = False
-    epoch: int = 0
-
-    @property
-    def length(self) -> int:
-        """The bytes that are here."""
-        return 0 if self.partial is None else self.partial.length
-
-    @property
-    def piece(self) -> int:
-        return min(PIECE_BYTES_MAX, max(PIECE_BYTES, (self.total or 0) // _PIECES))
-
-    def index(self) -> dict[str, Any]:
-        """Return what the index says of it now."""
-        identity = layout.key_id(self.key)
-        return {"key": identity, "facts": self.facts, "total": self.total, "pieces": list(self.pieces)}
-
-    @property
-    def is_due(self) -> bool:
-        """Whether a piece of it is here and not in the bucket. The last one stays: who has it has all."""
-        reached = self.shared + self.piece
-        return self.active and self.length >= reached and (self.total is None or reached < self.total)
 
 
 class Sharing:
@@ -111,31 +61,35 @@ class Sharing:
         mark: Of the claim.
         trusted: Whether what the bucket holds is believed without a digest of the caller's.
         deadline: Of the claimer.
+        hold: For how long, in seconds and in total, a download may wait for what it has brought to be shared.
     """
 
-    def __init__(self, bucket: Bucket, key: str, mark: str, *, trusted: bool, deadline: Deadline) -> None:
+    def __init__(
+        self, bucket: Bucket, key: str, mark: str, *, trusted: bool, deadline: Deadline, hold: float = HOLD_S
+    ) -> None:
         self._bucket, self._mark, self._deadline, self._trusted = bucket, mark, deadline, trusted
         self._top = directory_of(key)
-        self._contents: dict[str, _Content] = {}
-        self._whole: list[tuple[str, Digest, int]] = []
+        self._contents: dict[str, Content] = {}
+        self._whole: deque[Whole] = deque()  # Which nobody has begun to bring.
+        self._whole_backlog = self._finished = 0
         self._closed = False
-        self._rest = 0.0
+        self._failures = 0
         self._failed = False
+        self._hold, self._holding, self._held_since = hold, 0, 0.0
         forks.renew_after_fork(self)
 
     def renew_guard(self) -> None:
         """See `forks`. A child shares nothing: what its parent has claimed is the parent's."""
         self._changed = threading.Condition(threading.Lock())
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
 
     @property
     def reached(self) -> tuple[int, int | None]:
         """The bytes that are here, of how many."""
         found = list(self._contents.values())
-        totals = [one.total for one in found]
-        return sum(one.length for one in found), None if None in totals or not totals else sum(
-            one or 0 for one in totals
-        )
+        sizes = [one.total for one in found if one.total is not None]
+        total = None if len(sizes) < len(found) else sum(sizes) + self._finished
+        return sum(one.length for one in found) + self._finished, total or None
 
     # -- restoring -------------------------------------------------------------------------------------------------
 
@@ -187,39 +141,44 @@ class Sharing:
     def _restored(self, offered: Offered, ref: Ref, partials: Partials) -> Partial | None:
         """Return a partial with as much of *offered* as is there."""
         partial = partials.create(ref.key, ref.name)
-        pieces = []
+        content = Content(ref.key, partial, facts=dict(offered.facts), total=offered.total)
+        with self._changed:
+            self._contents[ref.key] = content  # So that our beats say how far this is.
+        ahead = Ordered(len(offered.pieces), lambda index: self._piece(offered.pieces[index]), at_once=_AT_ONCE)
         try:
             partial.describe(dict(offered.facts), offered.total)
-            for piece in offered.pieces:
-                data = self._piece(piece)
-                if data is None:
-                    break
-                fail_point("fleet.parts.before-restore")
-                for at in range(0, len(data), files.CHUNK_BYTES):
-                    partial.append(data[at : at + files.CHUNK_BYTES])
-                    partial.hash(data[at : at + files.CHUNK_BYTES])
-                pieces.append(piece)
+            with self._deadline.cutting(ahead.close):
+                for piece in offered.pieces:
+                    data = ahead.take()
+                    if not data:
+                        break
+                    fail_point("fleet.parts.before-restore")
+                    for at in range(0, len(data), files.CHUNK_BYTES):
+                        partial.append(data[at : at + files.CHUNK_BYTES])
+                        partial.hash(data[at : at + files.CHUNK_BYTES])
+                    content.pieces.append(piece)
+            self._deadline.check()
         except BaseException as error:
             partial.release()
             if isinstance(error, OSError) and not isinstance(error, ModelCacheError):
                 raise storage_error(error, action="write", path=partial.path) from error
             raise
-        if not pieces:
+        finally:
+            ahead.close()
+        if not content.pieces:
             partial.discard()
             return None
-        with self._changed:
-            self._contents[ref.key] = _Content(
-                ref.key, facts=dict(offered.facts), total=offered.total, pieces=pieces, shared=partial.length
-            )
+        content.begun = content.joined = content.shared = partial.length
         return partial
 
-    def _piece(self, piece: tuple[str, int, str]) -> bytes | None:
+    def _piece(self, piece: tuple[str, int, str]) -> bytes:
+        """Return the bytes of *piece*, none if they are not what the index says."""
         name, size, digest = piece
         try:
-            data = self._bucket.ask(lambda: self._bucket.backend.read(f"{self._top}{name}"), self._deadline)
+            data = self._bucket.ask(lambda: self._bucket.backend.read(f"{self._top}{name}", 0, size), self._deadline)
         except (BackendError, NotInArchiveError):
-            return None
-        return data if len(data) == size and hashlib.sha256(data).hexdigest() == digest else None
+            return b""
+        return data if len(data) == size and hashlib.sha256(data).hexdigest() == digest else b""
 
     def _offered(self, key: str) -> list[Offered]:
         try:
@@ -233,7 +192,7 @@ class Sharing:
         for name in backend.names(f"{self._top}{mine}."):
             if name[len(self._top) :].count(".") == 1:
                 try:
-                    index = _decode(backend.read(name), mine)
+                    index = decode(backend.read(name), mine)
                 except NotInArchiveError:
                     continue
                 if index is not None:
@@ -245,30 +204,83 @@ class Sharing:
     def follow(self, key: str, partial: Partial, *, resumable: bool) -> None:
         """Share *partial*, which is about to grow, from now on; only how far it is if what comes is not *resumable*."""
         with self._changed:
-            content = self._contents.setdefault(key, _Content(key))
-            if (partial.facts, partial.total) != (content.facts, content.total) or partial.length < content.shared:
-                content.pieces, content.shared = [], 0
-                content.epoch += 1
+            content = self._contents.setdefault(key, Content(key))
+            if (partial.facts, partial.total) != (content.facts, content.total) or partial.length < content.begun:
+                content.begin_anew()
             content.facts, content.total, content.partial = dict(partial.facts), partial.total, partial
             content.active = resumable
             self._wake()
+
+    def pace(self, deadline: Deadline) -> float:
+        """Share what has come since; wait while too much of it is not shared yet; return for how many seconds.
+
+        Raises:
+            CancelledError, DeadlineError: Of *deadline*, of who brings it.
+        """
+        with self._changed:
+            self._wake()
+            if not self._lags():
+                return 0.0
+        began = monotonic()
+        with deadline.cutting(self._stir):
+            with self._changed:
+                self._holding += 1
+                if self._holding == 1:
+                    self._held_since = began
+                try:
+                    while self._lags() and not deadline.is_over:
+                        self._changed.wait(self._hold - (monotonic() - self._held_since))
+                finally:
+                    self._holding -= 1
+                    if not self._holding:  # Several files of a tree may wait at once: that counts as one.
+                        self._hold -= monotonic() - self._held_since
+            deadline.check()
+        return monotonic() - began
+
+    def _lags(self) -> bool:
+        """Tell whether a download is to wait for what it has brought to be shared."""
+        if self._closed or self._hold <= 0 or self._failures >= _FAILURES_MAX:
+            return False
+        found = self._contents.values()
+        lag = sum(one.backlog for one in found) + self._whole_backlog
+        if lag < _AT_ONCE * max((one.piece for one in found), default=piece_bytes(None)):
+            return False
+        if self._holding and monotonic() - self._held_since >= self._hold:
+            self._hold = 0.0
+            _log.warning(
+                "%s: what comes is shared more slowly than it comes; it is not waited for any more", self._bucket.name
+            )
+            return False
+        return True
+
+    def _stir(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def drop(self, key: str) -> None:
         """Remove what the bucket has of *key*, of whomever: its bytes are wrong."""
         with self._changed:
             content = self._contents.get(key)
             if content is not None:
-                content.pieces, content.shared, content.partial, content.active = [], 0, None, False
-                content.epoch += 1
+                content.begin_anew()
+                content.partial, content.active = None, False
+            self._changed.notify_all()  # Who waits for its pieces waits for nothing by now.
         try:
             clear(self._bucket, f"{self._top}{layout.key_id(key)}.", self._deadline, patience=_LOOK_S)
         except BackendError as error:
             self._tell(error)  # The next one finds that they are wrong as we did.
 
-    def whole(self, path: str, digest: Digest, size: int) -> None:
-        """Share the file *path* of a tree, of which all has come, under the name that it has in the bucket for good."""
+    def whole(self, key: str, path: str, digest: Digest, size: int) -> None:
+        """Share the file *path* of a tree, *key*, of which all has come, under the name that it has there for good."""
         with self._changed:
-            self._whole.append((path, digest, size))
+            content = self._contents.pop(key, None)  # Of a tree of many files only a few are on the way.
+            if content is not None:
+                content.active = False
+            whole = Whole(path, digest, size, size - (0 if content is None else content.shared))
+            self._whole.append(whole)
+            self._whole_backlog += whole.backlog
+            self._finished += size
+            self._changed.notify_all()
             self._wake()
 
     def close(self, *, wait: bool = False) -> None:
@@ -276,77 +288,118 @@ class Sharing:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            thread = self._thread
-        if thread is not None and wait:
-            thread.join(_END_S)
+            threads = list(self._threads)
+        until = monotonic() + _END_S
+        for thread in threads if wait else ():
+            thread.join(max(0.0, until - monotonic()))
 
     def _wake(self) -> None:
-        if self._closed:
+        """See to it that what is due is done; called with the lock held."""
+        if self._closed or not self._is_due():
             return
         self._changed.notify_all()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="modelcache-fleet-parts", daemon=True)
-            self._thread.start()
+        if len(self._threads) < _AT_ONCE:
+            thread = threading.Thread(target=self._run, name="modelcache-fleet-parts", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._closed or self._due() is not None or self._whole):
-                    # Nobody tells how a partial grows: a download has better things to do.
-                    growing = any(one.active for one in self._contents.values())
-                    self._changed.wait(_LOOK_EVERY_S if growing else None)
-                if self._rest:
-                    self._changed.wait_for(lambda: self._closed, self._rest)
+                self._changed.wait_for(lambda: self._closed or self._is_due())
+                if self._failures:
+                    rest = min(_REST_S * 2.0 ** (self._failures - 1), _REST_MAX_S)
+                    self._changed.wait_for(lambda: self._closed, rest)
                 if self._closed:
                     return
-                content = self._due()
-                whole = self._whole.pop(0) if content is None and self._whole else None
+                work = self._take()
             try:
-                if content is not None:
-                    self._share(content)
-                elif whole is not None:
-                    self._upload(*whole)
-                self._rest = 0.0
+                work()
+                failures = 0
             except (BackendError, OSError) as error:  # No upload is worth a download.
                 self._tell(error)
-                self._rest = min(2 * self._rest or _REST_S, _REST_MAX_S)
+                failures = self._failures + 1
+            with self._changed:
+                self._failures = failures
+                self._changed.notify_all()
 
-    def _due(self) -> _Content | None:
-        return next((one for one in self._contents.values() if one.is_due), None)
+    def _is_due(self) -> bool:
+        found = self._contents.values()
+        return bool(self._whole) or any(one.is_due or one.index_is_due for one in found)
 
-    def _share(self, content: _Content) -> None:
-        """Bring the next piece of *content*, then the index that names it."""
-        with self._changed:
-            epoch, start, size, partial = content.epoch, content.shared, content.piece, content.partial
+    def _take(self) -> Callable[[], object]:
+        """Return what is to be done next, which is nobody else's by then; called with the lock held."""
+        for content in self._contents.values():
+            if content.index_is_due:
+                content.indexing = True
+                return partial_of(self._share, content)
+        for content in self._contents.values():
+            if content.is_due:
+                return partial_of(self._bring, content, content.take(), content.turn)
+        if self._whole:
+            return partial_of(self._upload, self._whole.popleft())
+        return lambda: None  # Another thread was faster.
+
+    def _bring(self, content: Content, start: int, turn: int) -> None:
+        """Bring the piece of *content* that begins at *start*."""
+        partial, size = content.partial, content.piece
+        name = f"{self._index_name(content)}.{start:016d}-{turn}"
         try:
             data = b"" if partial is None else _read(partial.path, start, size)
+            if len(data) == size:
+                fail_point("fleet.parts.before-piece")
+                self._bucket.backend.put(f"{self._top}{name}", data)
         except FileNotFoundError:
             data = b""  # It is an object by now, or was given up.
-        if len(data) != size:
-            content.active = False
-            return
-        name = f"{self._index_name(content)}.{start:016d}"
-        fail_point("fleet.parts.before-piece")
-        self._bucket.backend.put(f"{self._top}{name}", data)
+        except (BackendError, OSError):
+            with self._changed:
+                if content.turn == turn:
+                    content.again.append(start)
+            raise
         with self._changed:
-            stale = self._closed or content.epoch != epoch or partial is None or partial.length < start + size
-            if not stale:
-                content.pieces.append((name, size, hashlib.sha256(data).hexdigest()))
-                content.shared += size
-                index = content.index()
-        if stale:  # Nobody is to find it: what it was part of is whole, or wrong.
-            self._bucket.backend.delete(f"{self._top}{name}")
-            return
-        fail_point("fleet.parts.before-index")
-        self._bucket.backend.put(f"{self._top}{self._index_name(content)}", seal(index))
+            is_of_now = content.turn == turn and not self._closed
+            if len(data) != size:
+                content.active = content.active and not is_of_now
+                return
+            if is_of_now and partial is not None and partial.length >= start + size:
+                content.join((name, size, hashlib.sha256(data).hexdigest()), start)
+                return
+        # Nobody is to find it: what it was part of is whole, or wrong.
+        self._bucket.backend.delete(f"{self._top}{name}")
 
-    def _upload(self, path: str, digest: Digest, size: int) -> None:
-        backend, name = self._bucket.backend, contents.blob_name(digest)
-        if backend.size(name) != size and os.path.exists(path):
-            fail_point("fleet.parts.before-whole")
-            backend.upload(name, path, size)
+    def _share(self, content: Content) -> None:
+        """Bring the index, which names all pieces that are there without a hole."""
+        name = f"{self._top}{self._index_name(content)}"
+        with self._changed:
+            index, turn, reached = content.index(), content.turn, content.joined
+        try:
+            fail_point("fleet.parts.before-index")
+            self._bucket.backend.put(name, seal(index))
+            if content.turn != turn:
+                self._bucket.backend.delete(name)
+        finally:
+            with self._changed:
+                content.indexing = False
+        with self._changed:
+            if content.turn == turn:
+                content.shared = reached
 
-    def _index_name(self, content: _Content) -> str:
+    def _upload(self, whole: Whole) -> None:
+        backend, name = self._bucket.backend, contents.blob_name(whole.digest)
+        try:
+            if backend.size(name) != whole.size and os.path.exists(whole.path):
+                fail_point("fleet.parts.before-whole")
+                backend.upload(name, whole.path, whole.size)
+        except FileNotFoundError:
+            pass  # It is part of the object by now.
+        except (BackendError, OSError):
+            with self._changed:
+                self._whole.appendleft(whole)
+            raise
+        with self._changed:
+            self._whole_backlog -= whole.backlog
+
+    def _index_name(self, content: Content) -> str:
         return f"{layout.key_id(content.key)}.{self._mark}"
 
     def _tell(self, error: BaseException) -> None:
@@ -374,39 +427,3 @@ def _read(path: str, start: int, size: int) -> bytes:
         return b"".join(files.chunks(descriptor, start=start, length=size))
     finally:
         os.close(descriptor)
-
-
-def _decode(data: bytes, identity: str) -> Offered | None:
-    """Return what the index *data* says of the content *identity*; None if it cannot be believed."""
-    index = unseal(data)
-    if index is None or index.get("key") != identity:
-        return None
-    facts, total, pieces = index.get("facts"), index.get("total"), index.get("pieces")
-    if not isinstance(facts, dict) or facts.keys() != _FACTS or not isinstance(facts["place"], str):
-        return None
-    texts = (value for name, value in facts.items() if name != "strong_date")
-    if any(not isinstance(value, str | None) for value in texts) or not isinstance(facts["strong_date"], bool):
-        return None
-    try:
-        if facts["announced"] is not None:
-            Digest.parse(facts["announced"])
-    except InvalidDigestError:
-        return None
-    if not isinstance(total, int | None) or isinstance(total, bool):
-        return None
-    found = []
-    at = 0
-    for piece in pieces if isinstance(pieces, list) else ():
-        fits = isinstance(piece, list) and [type(one) for one in piece] == [str, int, str]
-        if (
-            not fits
-            or not 0 < piece[1] <= PIECE_BYTES_MAX
-            or not piece[0].startswith(f"{identity}.")
-            or "/" in piece[0]
-        ):
-            return None
-        at += piece[1]
-        found.append((piece[0], piece[1], piece[2]))
-    if not found or (total is not None and at >= total):
-        return None
-    return Offered(facts, total, tuple(found))

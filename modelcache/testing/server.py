@@ -276,7 +276,7 @@ class FaultServer:
             if fault.reset:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return False
-        if fault.hold_after is not None:
+        if fault.hold_after is not None or fault.rate is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SLICE_BYTES)
         if fault.hold_head:
             self._released.wait()

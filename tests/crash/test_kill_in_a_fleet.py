@@ -19,7 +19,7 @@ import failpoints
 from failpoints.source import find_points
 from modelcache import Cache, Tier, tier
 from modelcache.archive import DirectoryBackend
-from modelcache.fleet import collect, parts
+from modelcache.fleet import collect, growing, parts
 from modelcache.promises import check_cache
 from modelcache.testing import Fault, FaultServer
 from tests.crash.world import QUICK, forked
@@ -34,8 +34,8 @@ PUBLISHED = {"fleet.parts.before-clear", "fleet.claims.before-release", "fleet.c
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PIECE_BYTES", 100_000)
-    monkeypatch.setattr(parts, "PIECE_BYTES_MAX", 100_000)
+    monkeypatch.setattr(growing, "PIECE_BYTES", 100_000)
+    monkeypatch.setattr(growing, "PIECE_BYTES_MAX", 100_000)
     monkeypatch.setattr(tier, "LEASE_MIN_S", LEASE_S)
 
 
@@ -86,14 +86,35 @@ def test_a_kill_at_any_point_of_a_claim_costs_a_lease_and_nothing_else(tmp_path:
             collect(DirectoryBackend(place / "bucket"), lease=LEASE_S, wait=lambda _: None)
         assert traces(place / "bucket") == [], point
         reached |= set(said)
-    # The last two are of one who takes up what another has shared, and of a tree: below.
-    assert set(POINTS) - reached <= {"fleet.parts.before-restore", "fleet.parts.before-whole"}
+    # The others are of one who takes up what another has shared, of a tree, and of who clears up: below.
+    elsewhere = {"fleet.parts.before-restore", "fleet.parts.before-whole", "fleet.garbage.before-delete"}
+    assert set(POINTS) - reached <= elsewhere
+
+
+def test_who_is_killed_while_it_clears_up_leaves_less_for_the_next(tmp_path: Path, server: FaultServer) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    assert machine(tmp_path, url, 0, "fleet.claims.before-release=kill")[0] == -signal.SIGKILL
+    bucket = DirectoryBackend(tmp_path / "bucket")
+    left = traces(tmp_path / "bucket")
+    assert len(left) == 2
+
+    def clear_up() -> None:
+        with failpoints.scenario("fleet.garbage.before-delete=1*off->kill"):
+            collect(DirectoryBackend(tmp_path / "bucket"), lease=LEASE_S, wait=lambda _: None)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(forked(clear_up), 0)[1]) == -signal.SIGKILL
+    assert traces(tmp_path / "bucket") == left[1:]
+    collect(bucket, lease=LEASE_S, wait=lambda _: None)
+
+    assert traces(tmp_path / "bucket") == []
+    assert get(tmp_path, url, 1).read_bytes() == CONTENT
 
 
 def test_one_after_the_other_is_killed_and_the_last_one_goes_on_where_the_first_one_was(
-    tmp_path: Path, server: FaultServer
+    tmp_path: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = server.add("/m.onnx", CONTENT, [Fault(hold_after=250_000), Fault(hold_after=1)])
+    monkeypatch.setattr(parts, "_AT_ONCE", 1)  # So that the first piece is named before the second one is there.
 
     # The first one is killed when the second piece is there, the next one when it takes up what there is.
     assert machine(tmp_path, url, 0, "fleet.parts.before-index=1*off->kill")[0] == -signal.SIGKILL

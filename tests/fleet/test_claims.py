@@ -163,6 +163,7 @@ def test_a_claim_that_cannot_be_read_has_no_beats_and_is_replaced(backend: Racin
         seal({**FACTS, "done": -1}),
         seal({**FACTS, "note": 7}),
         seal({**FACTS, "total": "x"}),
+        seal({**FACTS, "done": 1 << 63}),
     ],
 )
 def test_a_damaged_beat_says_nothing(data: bytes) -> None:
@@ -182,3 +183,13 @@ def test_names_of_strangers_are_no_claims(backend: Racing) -> None:
         backend.put(f"{top}/{name}", b"")
 
     assert claims(backend).current() == first
+
+
+def test_what_a_claim_says_of_its_host_is_fit_for_a_terminal(backend: Racing) -> None:
+    held(backend, "a\x1b[31m\nb" + "c" * 1000)
+
+    found = claims(backend).current()
+
+    assert found is not None
+    assert found.host.startswith("a?[31m?bc")
+    assert len(found.host) == 255

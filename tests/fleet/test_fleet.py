@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import random
 import threading
@@ -12,13 +13,16 @@ from typing import Any
 
 import pytest
 
-from modelcache import Cache, HttpSource, RetryPolicy, Tier, Timeout, errors
-from modelcache.archive import MemoryBackend
+import failpoints
+from modelcache import Cache, HttpSource, RetryPolicy, Tier, Timeout, errors, tier
+from modelcache.archive import DirectoryBackend, MemoryBackend
 from modelcache.backends import refs
+from modelcache.cli import run
 from modelcache.fleet import bucket as buckets
-from modelcache.fleet import collect, parts
+from modelcache.fleet import collect, flight, growing, parts
 from modelcache.fleet.claims import Beat, Claims
 from modelcache.layout import key_id
+from modelcache.promises import check_cache
 from modelcache.sealed import seal, unseal
 from modelcache.testing import Fault, FaultServer
 
@@ -29,9 +33,11 @@ PIECE = 100_000
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PIECE_BYTES", PIECE)
-    monkeypatch.setattr(parts, "PIECE_BYTES_MAX", PIECE)
+    monkeypatch.setattr(growing, "PIECE_BYTES", PIECE)
+    monkeypatch.setattr(growing, "PIECE_BYTES_MAX", PIECE)
     monkeypatch.setattr(buckets, "_probed", set())
+    monkeypatch.setattr(flight, "_AFTER_FAILURE_S", 0.1)
+    monkeypatch.setattr(tier, "LEASE_MIN_S", 0.4)
 
 
 @pytest.fixture
@@ -43,10 +49,10 @@ def backend() -> MemoryBackend:
 def cache_of(tmp_path: Path, backend: MemoryBackend) -> Iterator[Callable[..., Cache]]:
     made = []
 
-    def make(number: int = 0, *, tier: dict[str, Any] | None = None, **options: Any) -> Cache:
+    def make(number: int = 0, *, below: dict[str, Any] | None = None, **options: Any) -> Cache:
         options.setdefault("retry", RetryPolicy(attempts=2, base=0))
-        below = Tier("bucket", backend=backend, single_flight=True, name="bucket", **{"lease": 1.0, **(tier or {})})
-        made.append(Cache(tmp_path / f"root-{number}", tiers=[below], **options))
+        top = Tier("bucket", backend=backend, single_flight=True, name="bucket", **{"lease": 15.0, **(below or {})})
+        made.append(Cache(tmp_path / f"root-{number}", tiers=[top], **options))
         return made[-1]
 
     yield make
@@ -129,6 +135,15 @@ def test_a_store_that_looks_first_and_writes_then_is_found_out_by_racing(
         backend.check_conditional()
 
 
+def test_a_probe_whose_answer_was_lost_accuses_no_store(
+    backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = backend.create
+    monkeypatch.setattr(backend, "create", lambda name, data: create(name, data) and False)
+
+    backend.check_conditional()
+
+
 def test_a_bucket_that_is_down_costs_its_tries_and_then_the_origin_is_asked(
     server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -152,7 +167,7 @@ def test_a_deadline_ends_a_wait_for_another_machine(
     assert claims.acquire(mine)
 
     with pytest.raises(errors.DeadlineError):
-        cache_of(timeout=Timeout(total=0.3), tier={"lease": 1000.0}).get(url)
+        cache_of(timeout=Timeout(total=0.3), below={"lease": 1000.0}).get(url)
 
     assert server.seen() == []
     assert claims.current() == mine
@@ -170,7 +185,7 @@ def test_who_gives_up_while_it_waits_is_let_go_at_once(
         if event.kind == "waiting" and "somebody" in event.detail:
             heard.set()
 
-    cache = cache_of(on_event=hear, tier={"lease": 1000.0})
+    cache = cache_of(on_event=hear, below={"lease": 1000.0})
 
     def get() -> None:
         try:
@@ -198,7 +213,7 @@ def test_a_dead_claim_is_taken_over_and_its_parts_are_gone_on_with(
     assert claims.beat(mine, Beat())
     shared(backend, url, CONTENT, etag='"v1"')
 
-    assert content_at(cache_of().get(url)) == CONTENT
+    assert content_at(cache_of(below={"lease": 0.4}).get(url)) == CONTENT
 
     assert [seen.headers.get("range") for seen in server.seen()] == [f"bytes={4 * PIECE}-"]
     assert traces(backend) == []
@@ -253,7 +268,7 @@ def test_damaged_parts_count_up_to_the_damage(
     "change",
     [
         {"facts": {}}, {"facts": None}, {"total": "x"}, {"total": 5}, {"pieces": None}, {"pieces": [["x", 1, "y"]]},
-        {"pieces": [1]}, {"key": "other"},
+        {"pieces": [1]}, {"key": "other"}, {"etag": '"v1"\r\nX-Evil: 1'}, {"etag": '"\u20ac"'}, {"etag": "x" * 9000},
     ],
     ids=str,
 )  # fmt: skip
@@ -262,10 +277,80 @@ def test_an_index_of_a_stranger_is_not_believed(
 ) -> None:
     url = server.add("/m.onnx", CONTENT, etag='"v1"')
     name = f"{shared(backend, url, CONTENT, etag=chr(34) + 'v1' + chr(34))}{key_id(url)}.0123456789abcdef"
-    backend.put(name, seal({**(unseal(backend.read(name)) or {}), **change}))
+    index = unseal(backend.read(name)) or {}
+    if "etag" in change:  # It would go into the head of a request.
+        change = {"facts": {**index["facts"], **change}}
+    backend.put(name, seal({**index, **change}))
 
     assert content_at(cache_of().get(url)) == CONTENT
     assert [seen.headers.get("range") for seen in server.seen()] == [None]
+
+
+def test_a_claim_that_none_can_follow_is_passed_over(
+    server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache], caplog: pytest.LogCaptureFixture
+) -> None:
+    url = server.add("/m.onnx", CONTENT)
+    name = f"claims/{key_id(url)}/9999999999"
+    backend.put(name, seal({"key": url, "mark": "0" * 16, "host": "stranger"}))
+
+    with caplog.at_level(logging.WARNING, "modelcache"):
+        assert content_at(cache_of(timeout=Timeout(total=30), below={"lease": 0.4}).get(url)) == CONTENT
+
+    assert any(name in one for one in caplog.messages)
+    assert traces(backend) == [name]
+
+
+def test_who_gives_up_lets_go_at_once_and_leaves_what_it_has_shared(
+    server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = server.add("/m.onnx", CONTENT, [Fault(hold_after=2 * PIECE)], etag='"v1"')
+    named = threading.Event()
+    put = backend.put
+
+    def spy(name: str, data: bytes) -> None:
+        put(name, data)
+        if name.startswith("parts/") and name.count(".") == 1 and len((unseal(data) or {})["pieces"]) == 2:
+            named.set()
+
+    monkeypatch.setattr(backend, "put", spy)
+    first = cache_of(below={"lease": 1000.0})
+    failed: list[type] = []
+
+    def get() -> None:
+        try:
+            first.get(url)
+        except errors.ModelCacheError as error:
+            failed.append(type(error))
+
+    thread = threading.Thread(target=get)
+    thread.start()
+    assert named.wait(30)
+    first.close()
+    thread.join(30)
+    server.release()
+
+    assert failed == [errors.CancelledError]
+    assert [name for name in traces(backend) if name.startswith("claims/")] == []
+    assert content_at(cache_of(1, below={"lease": 1000.0}).get(url)) == CONTENT
+    assert [seen.headers.get("range") for seen in server.seen()] == [None, f"bytes={2 * PIECE}-"]
+    assert traces(backend) == []
+
+
+def test_a_machine_whose_disk_fills_while_it_takes_parts_up_leaves_them_to_the_next(
+    server: FaultServer, backend: MemoryBackend, cache_of: Callable[..., Cache], tmp_path: Path
+) -> None:
+    url = server.add("/m.onnx", CONTENT, etag='"v1"')
+    shared(backend, url, CONTENT, etag='"v1"')
+
+    with failpoints.scenario("partials.before-append=2*off->1*raise(ENOSPC)"), pytest.raises(errors.NoSpaceError):
+        cache_of().get(url)
+    assert server.seen() == []
+    assert content_at(cache_of(1).get(url)) == CONTENT
+
+    assert [seen.headers.get("range") for seen in server.seen()] == [f"bytes={4 * PIECE}-"]
+    assert traces(backend) == []
+    assert [one for one in check_cache(tmp_path / "root-0") if one.kind != "garbage"] == []
+    assert content_at(cache_of().get(url)) == CONTENT
 
 
 def test_where_only_content_is_trusted_parts_need_a_digest(
@@ -274,7 +359,7 @@ def test_where_only_content_is_trusted_parts_need_a_digest(
     url = server.add("/m.onnx", CONTENT, etag='"v1"')
     shared(backend, url, bytes(len(CONTENT)), etag='"v1"')
 
-    assert content_at(cache_of(tier={"trust": "content"}).get(url)) == CONTENT
+    assert content_at(cache_of(below={"trust": "content"}).get(url)) == CONTENT
     assert [seen.headers.get("range") for seen in server.seen()] == [None]
 
 
@@ -355,9 +440,58 @@ def test_what_nobody_moves_is_collected_and_what_moves_stays(backend: MemoryBack
 
     def wait(seconds: float) -> None:
         waited.append(seconds)
-        assert alive.beat(second, Beat())
+        assert alive.beat(second, Beat(count=len(waited)))
 
-    collect(backend, lease=15.0, wait=wait)
+    expected = [name for name in traces(backend) if key_id("https://a/dead") in name]
+    assert collect(backend, lease=15.0, wait=wait, dry_run=True) == tuple(expected)
+    assert len(traces(backend)) == len(expected) + 2
+    assert collect(backend, lease=1.0, wait=wait) == tuple(expected)
 
-    assert waited == [22.5]
+    assert waited == [22.5, 20.0]
     assert traces(backend) == [second.name, second.beat_name]
+
+
+def test_who_comes_while_it_is_collected_keeps_its_claim(
+    backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = Claims(backend, "https://a/dead")
+    first = claims.next()
+    assert claims.acquire(first)
+    again = claims.next()  # Its number is that of the dead one, which somebody clears up.
+    looks = []
+    names = backend.names
+
+    def listed(prefix: str = "") -> Iterator[str]:
+        looks.append(prefix)
+        if looks.count("probes/") == 2:  # The second look is over.
+            looks.clear()
+            claims.release(first)
+            assert claims.acquire(again)
+        return names(prefix)
+
+    monkeypatch.setattr(backend, "names", listed)
+
+    assert collect(backend, lease=15.0, wait=lambda _: None) == ()
+    assert claims.stands(again)
+
+
+def test_the_command_that_collects_says_what_it_would_remove(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = DirectoryBackend(tmp_path / "bucket")
+    claims = Claims(bucket, "https://a/dead")
+    dead = claims.next()
+    assert claims.acquire(dead)
+    monkeypatch.setenv("MODELCACHE_TIERS", f"directory://{tmp_path / 'bucket'},single-flight")
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    root = ["--root", str(tmp_path / "root")]
+
+    assert run(["tiers", "collect", *root, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"dry_run": True, "files": [dead.name]}
+    assert claims.stands(dead)
+    assert run(["tiers", "collect", *root]) == 0
+    assert capsys.readouterr().out.split() == [dead.name]
+    assert not claims.stands(dead)
+    monkeypatch.setenv("MODELCACHE_TIERS", f"directory://{tmp_path / 'bucket'},write")
+    assert run(["tiers", "collect", *root]) == 2
+    assert "single-flight" in capsys.readouterr().err

@@ -15,6 +15,7 @@ import pytest
 
 import failpoints
 from modelcache import Cache, Tier
+from modelcache.fleet import parts
 from modelcache.testing import Fault
 from tests.crash.world import QUICK, forked
 from tests.fleet.machines import traces
@@ -54,7 +55,10 @@ def test_of_many_machines_one_fetches_a_tree(hub: Hub, tmp_path: Path) -> None:
     assert traces(tmp_path / "bucket") == []
 
 
-def test_files_of_a_tree_that_a_killed_claimer_had_whole_are_taken_from_the_bucket(hub: Hub, tmp_path: Path) -> None:
+def test_files_of_a_tree_that_a_killed_claimer_had_whole_are_taken_from_the_bucket(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "_AT_ONCE", 1)  # So that what was begun before the kill is there.
     hub.add("org/name", FILES, faults=[Fault(rate=400_000)])
 
     def live() -> None:

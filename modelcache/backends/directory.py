@@ -41,7 +41,7 @@ class DirectoryBackend(Backend):
             such as a disk that is not mounted, is a BackendError of each call.
 
     Raises:
-        BackendSetupError: The directory cannot be made or written, or is that of a cache.
+        BackendSetupError: It is no directory, cannot be made or written, or is that of a cache.
         ConfigurationError: *rotate_bytes* makes no sense.
     """
 
@@ -51,6 +51,8 @@ class DirectoryBackend(Backend):
         self.location = os.path.abspath(os.fspath(path))
         if sharing.root_of(f"{self.location}/x") is not None or os.path.isdir(f"{self.location}/objects-v1"):
             raise BackendSetupError(backend=self.location, detail="it is in a cache, and would be a tier of itself")
+        if os.path.exists(self.location) and not os.path.isdir(self.location):
+            raise BackendSetupError(backend=self.location, detail="it is there, and is no directory")
         self._rotate = rotate_bytes
         self._log: _Log | None = None
         self._last = 0  # The time in the name of our last file: a clock that is set back must not put one before it.

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial as partial_of
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from failpoints import fail_point
 
@@ -30,11 +30,9 @@ from .errors import (
     StorageError,
 )
 from .events import Event, Listener
-from .fleet import Sharing
 from .gate import Gate, missing
 from .gc import Room
 from .intake import link
-from .levels.base import Offer
 from .objects import Objects, Stored
 from .partials import Partial, Partials
 from .policy import NONE, PLACE_RULES
@@ -44,9 +42,13 @@ from .reference import Ref
 from .report import Counts
 from .retry import Deadline
 from .sources import Registry, Request, Source, Stream, Validators
-from .sources.tier import SCHEME as TIER
-from .tiers import Tiers
+from .sources.base import TIER
 from .transfer import Throttle, Transfer
+
+if TYPE_CHECKING:  # Who has no tiers does not import what they need.
+    from .fleet import Sharing
+    from .levels.base import Offer
+    from .tiers import Tiers
 
 BELOW = RetryPolicy(attempts=2, base=0.1, cap=0.5)  # A tier that fails twice is left for the next place.
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 from . import hit, layout, locks, notes, roots
 from .config import ArchiveLimits, RetryPolicy, Timeout
@@ -30,8 +30,6 @@ from .errors import (
     StorageError,
 )
 from .events import Event, Listener
-from .fleet import Sharing
-from .levels.base import Offer
 from .patterns import Patterns
 from .policy import PLACE_RULES
 from .records import Entry
@@ -40,8 +38,12 @@ from .repository import TreeDownload
 from .retry import Deadline
 from .sources import Registry, RemoteListing
 from .sweep import sweep
-from .together import Together
 from .turns import turn
+
+if TYPE_CHECKING:
+    from .fleet import Sharing
+    from .levels.base import Offer
+    from .together import Together
 
 _BRIEF_S = 5.0  # A host that asks to wait longer is left for a mirror, where there is one.
 
@@ -69,7 +71,6 @@ class Fetcher:
         self._archive_limits = archive_limits or ArchiveLimits()
         self.means = Means(root, registry, timeout, on_event)
         self._policy, self._lock_timeout = retry_policy, lock_timeout
-        self._together = Together(self.means)
         self._swept = False
         self.reaches = False
         self.deliver: Callable[[list[str], Digest], None] | None = None
@@ -122,7 +123,7 @@ class Fetcher:
         fetch: Callable[[Job, Deadline, Means], Entry],
     ) -> Entry:
         """Return what *fetch* brings, on this machine, or on one that was faster, where a tier has that settled."""
-        level = self._together.level(job)
+        level = None if self.means.tiers is None else self._together.level(job)
         if level is None:
             return fetch(job, deadline, self.means)
 
@@ -140,6 +141,12 @@ class Fetcher:
             heed=lambda note: self._heeds(note, job),
             asked=lambda: self._asked(job),
         )
+
+    @cached_property
+    def _together(self) -> Together:
+        from .together import Together  # With `fleet` it takes 6 ms to import, which who has no tiers does not pay.
+
+        return Together(self.means)
 
     def _delivered(self, job: Job, entry: Entry) -> Entry:
         """Return *entry*, brought to the tiers that it waits for, or on the way there."""

@@ -22,6 +22,7 @@ from ..reference import Ref
 from ..retry import Deadline
 
 FILES_MAX = 1_000_000  # In one listing.
+TIER = "tier"  # The scheme of what a bucket below the cache has; no ref of a user has it.
 
 
 @dataclass(frozen=True, slots=True)

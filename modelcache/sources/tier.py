@@ -19,9 +19,7 @@ from ..errors import (
     StalledError,
 )
 from ..reference import Ref
-from .base import Request, Source, Stream, Validators
-
-SCHEME = "tier"
+from .base import TIER, Request, Source, Stream, Validators
 
 
 def place(tier: str, blob: str, size: int) -> Ref:
@@ -29,13 +27,13 @@ def place(tier: str, blob: str, size: int) -> Ref:
 
     Its key leaves out the tier, so that what has come from one is gone on with from another: the digest names it.
     """
-    return Ref(f"{SCHEME}:///{blob}", f"{SCHEME}://{tier}/{blob}?{size}", SCHEME)
+    return Ref(f"{TIER}:///{blob}", f"{TIER}://{tier}/{blob}?{size}", TIER)
 
 
 class TierSource(Source):
     """Reads from the buckets that *backend_of* opens, by the names of their tiers."""
 
-    schemes = (SCHEME,)
+    schemes = (TIER,)
     one_version = True  # A blob has the name of its digest.
 
     def __init__(self, backend_of: Callable[[str], Backend]) -> None:
@@ -47,7 +45,7 @@ class TierSource(Source):
 
     def open(self, request: Request) -> Stream:
         """See `Source.open`."""
-        tier, _, rest = request.url.removeprefix(f"{SCHEME}://").partition("/")
+        tier, _, rest = request.url.removeprefix(f"{TIER}://").partition("/")
         blob, _, size = rest.rpartition("?")
         return _TierStream(self._backend_of(tier), blob, int(size), request)
 

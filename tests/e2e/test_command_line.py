@@ -145,6 +145,22 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert loaded == ["modelcache"]
 
 
+def test_a_fetch_without_tiers_loads_nothing_that_tiers_need(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(CONTENT)
+    code = (
+        "import sys; from modelcache import Cache; Cache(sys.argv[1], tiers=[]).get(sys.argv[2]); "
+        "print(*(name for name in sys.modules if name.startswith('modelcache.')))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "root"), str(tmp_path / "model.onnx")]
+
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    below = ("archive", "backends", "fleet", "levels", "replication", "sources.tier", "tier", "tiers", "together")
+    inside = [name.removeprefix("modelcache.") for name in loaded]
+    assert [name for name in inside if name.startswith(below) and name != "tiering"] == []
+    assert "modelcache.fetch" in loaded
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

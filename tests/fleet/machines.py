@@ -69,7 +69,7 @@ _MACHINE = """
                 if os.path.exists(given["dead"]) or drawn.random() < given["failing"]:
                     raise errors.BackendError(backend="bucket", detail="503, it was told to fail")
                 if given["slow"]:
-                    time.sleep(drawn.random() * given["slow"])
+                    time.sleep(drawn.random() * given["slow"])  # The slow bucket itself: nothing is waited for.
                 result = found(*arguments, **options)
                 return iter(list(result)) if name == "names" else result
             return call

@@ -232,7 +232,7 @@ class Cluster:
                 raise SetupError(f"{name} has ended ({daemon.returncode}); {self._evidence()}", code=DID_NOT_START)
             if time.monotonic() > until:
                 raise SetupError(f"{what} was not there in {_START_S:g} s; {self._evidence()}", code=DID_NOT_START)
-            time.sleep(0.2)
+            time.sleep(0.2)  # A daemon of somebody else's says by no event that it is up.
 
     def _evidence(self) -> str:
         lines = []

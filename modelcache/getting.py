@@ -94,8 +94,11 @@ class Getter:
 
     def entry(self, ask: Ask, deadline: Deadline) -> Entry:
         """Return the answer: a hit, or what a fetch brings."""
-        with self.failing(ask):
+        try:
             return self.look(ask) or self.fetched(ask, deadline)
+        except ModelCacheError as error:
+            self.count_error(ask, error)
+            raise
 
     def fetched(self, ask: Ask, deadline: Deadline) -> Entry:
         """Return what a fetch brings; `look` came to nothing."""
@@ -110,8 +113,11 @@ class Getter:
 
     async def aentry(self, ask: Ask, deadline: Deadline) -> Entry:
         """Do what `entry` does without blocking the event loop."""
-        with self.failing(ask):
+        try:
             return await self._aentry(ask, deadline)
+        except ModelCacheError as error:
+            self.count_error(ask, error)
+            raise
 
     async def _aentry(self, ask: Ask, deadline: Deadline) -> Entry:
         if self._is_quick(ask):
@@ -135,15 +141,10 @@ class Getter:
             return await to_thread(lambda: self._wanted_for(ask, self._admitted(ask, entry)))
         return entry
 
-    @contextmanager
-    def failing(self, ask: Ask) -> Iterator[None]:
-        """Count an error that the block raises."""
-        try:
-            yield
-        except ModelCacheError as error:
-            if self._recorder is not None:
-                self._recorder.error(ask.ref.key, type(error).__name__)
-            raise
+    def count_error(self, ask: Ask, error: ModelCacheError) -> None:
+        """Count that *ask* was answered by *error*."""
+        if self._recorder is not None:
+            self._recorder.error(ask.ref.key, type(error).__name__)
 
     @contextmanager
     def _led(self, ask: Ask) -> Iterator[Callable[[_Work], _Work]]:

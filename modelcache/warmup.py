@@ -159,10 +159,13 @@ def prewarm(
                 revision=item.revision,
                 for_use=False,
             )
-            with getter.failing(ask):
+            try:
                 entry = getter.look(ask)
                 state = "cached" if entry is not None else "fetched"
                 entry = entry or getter.fetched(ask, deadline)
+            except ModelCacheError as error:
+                getter.count_error(ask, error)
+                raise
             if item.pin:
                 pin(entry.key)
             derived = []
